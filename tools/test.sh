@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Lint, type check and tests, from nothing: sets up .venv if needed. With arguments, only pytest runs,
+# with these arguments. The exit status is the worst of the three.
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
+
+bootstrap test
+cd "$ROOT"
+if [ "$#" -gt 0 ]; then exec "$VENV_PYTHON" -m pytest "$@"; fi
+
+worst=0
+check() { # name, command...
+  local status=0
+  note "$1"
+  "${@:2}" || status=$?
+  if [ "$status" -ne 0 ]; then note "$1: failed"; fi
+  if [ "$status" -gt "$worst" ]; then worst=$status; fi
+}
+
+check "ruff" "$VENV_PYTHON" -m ruff check .
+check "mypy" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
+check "pytest" "$VENV_PYTHON" -m pytest
+exit "$worst"

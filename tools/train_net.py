@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Train and evaluate quantized detectors; takes the arguments of Detectron2's train_net.py.
+
+tools/train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config, calibrate
+from tr_det.detection.calibration import is_calibrated
+from tr_det.detection.cli import one_line_errors
+from tr_det.detection.data import check_datasets
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen config of a command line."""
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE={cfg.MODEL.DEVICE!r}: no GPU is visible; add MODEL.DEVICE cpu"
+        )
+    check_datasets(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS``; a model without scales is calibrated first."""
+    model = QuantTrainer.build_model(cfg)
+    checkpointer = QuantCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if not is_calibrated(model):
+        calibrate(model, QuantTrainer.build_train_loader(cfg), cfg.MODEL.QUANT.CALIBRATION_BATCHES)
+    results = QuantTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Run one process."""
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    trainer = QuantTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def invoke_main() -> None:
+    """Parse the command line and start the processes."""
+    args = default_argument_parser(epilog=__doc__).parse_args()
+    with one_line_errors():
+        if not args.config_file:
+            raise ValueError("--config-file: must name a YAML file, e.g. one of configs/digits")
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(invoke_main())

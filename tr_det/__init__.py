@@ -1,0 +1,3 @@
+"""Low-bit quantization-aware training of detectors inside Detectron2."""
+
+__version__ = "0.1.0"

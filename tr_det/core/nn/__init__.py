@@ -1,0 +1,19 @@
+"""Quantized layers, the rules that say which layers get them, and the conversion of a model."""
+
+from tr_det.core.nn.config import QuantConfig, QuantRule
+from tr_det.core.nn.convert import quantize_model, quantized_layers, register_quant_layer
+from tr_det.core.nn.layers import OutputScale, QuantConv2d, QuantLinear
+from tr_det.core.nn.report import LayerReport, QuantReport
+
+__all__ = [
+    "LayerReport",
+    "OutputScale",
+    "QuantConfig",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantReport",
+    "QuantRule",
+    "quantize_model",
+    "quantized_layers",
+    "register_quant_layer",
+]

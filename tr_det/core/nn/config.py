@@ -1,0 +1,140 @@
+"""What to quantize and how: frozen values, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from tr_det.core.quantizers import QUANTIZERS
+
+FULL_PRECISION = 32
+OUTPUT_SCALE_POLICIES = ("auto", "always", "never")
+
+
+def check_bits(where: str, bits: object) -> None:
+    """Raise ValueError unless bits is an integer from 1 to 8, or 32 for full precision."""
+    valid = (
+        isinstance(bits, int)
+        and not isinstance(bits, bool)
+        and (1 <= bits <= 8 or bits == FULL_PRECISION)
+    )
+    if not valid:
+        raise ValueError(
+            f"{where}={bits!r}: must be from 1 to 8, or {FULL_PRECISION} for full precision"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantRule:
+    """An exception for the layers whose name matches a pattern. Fields left None change nothing.
+
+    Attributes:
+        pattern: glob over full dotted layer names, case-sensitive, e.g. ``"backbone.fpn_output*"``.
+        skip: True leaves the layer in full precision.
+        weight_bits: 1 to 8, or 32 for full precision.
+        act_bits: the same, for the layer's input.
+        signed_input: whether the input can be negative.
+        output_scale: whether the layer gets a learnable output scale.
+        optional: whether the pattern may match no layer; otherwise that is an error.
+    """
+
+    pattern: str
+    skip: bool | None = None
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    signed_input: bool | None = None
+    output_scale: bool | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for key in ("weight_bits", "act_bits"):
+            if getattr(self, key) is not None:
+                check_bits(f"rule {self.pattern!r}: {key}", getattr(self, key))
+
+    def matches(self, name: str) -> bool:
+        """Return whether the rule speaks of the layer of that name."""
+        return fnmatchcase(name, self.pattern)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """How to quantize a model.
+
+    Attributes:
+        weight_bits: 1 to 8, or 32 for full precision.
+        act_bits: the same, for the layers' inputs.
+        weight_quantizer: registry name.
+        act_quantizer: registry name.
+        learn_weight_scale: train the scales of weight quantizers. Must stay False under TR
+            scheduling (weights would transit without being updated); the paper's plain baselines
+            train them.
+        signed_input: whether inputs can be negative, for layers that no rule speaks of.
+        output_scale: ``"auto"`` adds a learnable output scale where no trainable norm is seen to
+            follow; ``"always"``; ``"never"`` (an error where no norm follows: Eq. 13's grid is
+            fixed, so something must absorb the scale).
+        rules: exceptions by layer name; all that match apply in order, later ones win field by
+            field.
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    weight_quantizer: str = "fixed_grid"
+    act_quantizer: str = "fixed_grid"
+    learn_weight_scale: bool = False
+    signed_input: bool = False
+    output_scale: str = "auto"
+    rules: tuple[QuantRule, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_bits("weight_bits", self.weight_bits)
+        check_bits("act_bits", self.act_bits)
+        for key in ("weight_quantizer", "act_quantizer"):
+            if getattr(self, key) not in QUANTIZERS:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r}: must be one of {sorted(QUANTIZERS)}"
+                )
+        if self.output_scale not in OUTPUT_SCALE_POLICIES:
+            raise ValueError(
+                f"output_scale={self.output_scale!r}: must be one of {list(OUTPUT_SCALE_POLICIES)}"
+            )
+
+    def for_layer(self, name: str) -> LayerChoice:
+        """Return what the config and its rules say of one layer."""
+        choice: dict[str, object] = {
+            "skip": None,
+            "weight_bits": self.weight_bits,
+            "act_bits": self.act_bits,
+            "signed_input": self.signed_input,
+            "output_scale": None,
+        }
+        for rule in self.rules:
+            if not rule.matches(name):
+                continue
+            for key in ("weight_bits", "act_bits", "signed_input", "output_scale"):
+                if getattr(rule, key) is not None:
+                    choice[key] = getattr(rule, key)
+            if rule.skip is not None:
+                choice["skip"] = rule.pattern if rule.skip else None
+        return LayerChoice(**choice)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """A config's word on one layer.
+
+    Attributes:
+        skip: the pattern that leaves the layer in full precision, or None.
+        weight_bits: 1 to 8 or 32.
+        act_bits: 1 to 8 or 32.
+        signed_input: whether the input can be negative.
+        output_scale: a rule's word on the learnable output scale, or None where the config's
+            policy decides.
+    """
+
+    skip: str | None
+    weight_bits: int
+    act_bits: int
+    signed_input: bool
+    output_scale: bool | None

@@ -1,0 +1,167 @@
+"""Convolution and linear layers with quantized weights and inputs (Lee et al., ICCV 2025).
+
+They are ``nn.Conv2d`` and ``nn.Linear`` with children added: parameter names and paths stay, so
+full-precision checkpoints load by name. The Parameter is always the latent weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tr_det.core.quantizers import Quantizer
+
+
+class OutputScale(nn.Module):
+    """Learnable scalar on a layer's output, for layers that no trainable norm follows.
+
+    From EWGS (Lee et al., CVPR 2021). Initialised at the first training forward to
+    ``mean|f(x, w)| / mean|f(x_q, w_q)|``, f without bias.
+
+    Deviations from EWGS: the bias is added after scaling, so that a pre-trained bias keeps its
+    meaning; the scale is used as it is instead of by its absolute value, whose gradient vanishes
+    at zero.
+    """
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+        self._ready = False
+
+    @torch.no_grad()
+    def initialize(self, full: Tensor, quantized: Tensor) -> None:
+        """Set the scale from a layer's full-precision and quantized outputs, without bias.
+
+        Pooled over processes under ``torch.distributed``, like `Quantizer.initialize`.
+        """
+        sums = torch.stack(
+            (full.abs().sum(dtype=torch.float64), quantized.abs().sum(dtype=torch.float64))
+        )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        ratio = sums[0] / sums[1]
+        self.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
+        self.initialized.fill_(1)
+        self._ready = True
+
+    @property
+    def is_initialized(self) -> bool:
+        """True once the scale has been set from data or loaded."""
+        return self._ready
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Scale y, any shape."""
+        return y * self.scale
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = bool(self.initialized.item())
+
+
+class _QuantLayer(nn.Module):
+    """What the quantized layers share; mixed in before the torch layer."""
+
+    weight: Tensor
+    bias: Any  # Tensor or None; torch's own layers disagree on the declaration
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    output_scale: OutputScale | None
+
+    def attach(
+        self,
+        weight_quantizer: Quantizer | None,
+        input_quantizer: Quantizer | None,
+        output_scale: OutputScale | None,
+    ) -> None:
+        """Add the children; None leaves that part in full precision."""
+        self.weight_quantizer = weight_quantizer
+        self.input_quantizer = input_quantizer
+        self.output_scale = output_scale
+
+    def quantized_weight(self) -> Tensor:
+        """Return the fake-quantized weight, with gradients to the latent weight."""
+        if self.weight_quantizer is None:
+            return self.weight
+        if not self.weight_quantizer.is_initialized:
+            self.weight_quantizer.initialize(
+                self.weight
+            )  # needs no data, so evaluation may do it as well
+        out: Tensor = self.weight_quantizer(self.weight)
+        return out
+
+    def _quantized(
+        self, x: Tensor, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    ) -> Tensor:
+        """Apply ``function(input, weight, bias)`` to the quantized input and weight."""
+        weight = self.quantized_weight()
+        x_q = x if self.input_quantizer is None else self.input_quantizer(x)
+        if self.output_scale is None:
+            return function(x_q, weight, self.bias)
+        y = function(x_q, weight, None)
+        if self.training and not self.output_scale.is_initialized:
+            with torch.no_grad():
+                self.output_scale.initialize(function(x, self.weight, None), y)
+        y = y * self.output_scale.scale
+        if self.bias is not None:
+            y = y + self._broadcast_bias(self.bias)
+        return y
+
+    def _broadcast_bias(self, bias: Tensor) -> Tensor:
+        """Return the bias in a shape that adds to the output."""
+        return bias
+
+
+class QuantConv2d(_QuantLayer, nn.Conv2d):
+    """Drop-in ``nn.Conv2d`` that quantizes its input and its weight.
+
+    Args:
+        *args: as for ``nn.Conv2d``.
+        weight_quantizer: quantizer of the weight, or None for full precision.
+        input_quantizer: quantizer of the input, or None for full precision.
+        output_scale: learnable scale on the output, or None.
+        **kwargs: as for ``nn.Conv2d``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        weight_quantizer: Quantizer | None = None,
+        input_quantizer: Quantizer | None = None,
+        output_scale: OutputScale | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.attach(weight_quantizer, input_quantizer, output_scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve; input (N, C, H, W), floating point."""
+        return self._quantized(input, self._conv_forward)
+
+    def _broadcast_bias(self, bias: Tensor) -> Tensor:
+        return bias.view(-1, 1, 1)
+
+
+class QuantLinear(_QuantLayer, nn.Linear):
+    """Drop-in ``nn.Linear`` that quantizes its input and weight; arguments as `QuantConv2d`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        weight_quantizer: Quantizer | None = None,
+        input_quantizer: Quantizer | None = None,
+        output_scale: OutputScale | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.attach(weight_quantizer, input_quantizer, output_scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply; input (..., in_features), floating point."""
+        return self._quantized(input, nn.functional.linear)

@@ -1,0 +1,20 @@
+"""TR-scheduled optimizers and the parameter groups they need."""
+
+from tr_det.core.optim.groups import quantized_weight_groups, scale_group, tr_param_groups
+from tr_det.core.optim.optimizers import SGDT, AdagradT, AdamaxT, AdamT, AdamWT, NAdamT, RMSpropT
+from tr_det.core.optim.scheduled import TransitionMetrics, TransitionScheduled
+
+__all__ = [
+    "SGDT",
+    "AdagradT",
+    "AdamT",
+    "AdamWT",
+    "AdamaxT",
+    "NAdamT",
+    "RMSpropT",
+    "TransitionMetrics",
+    "TransitionScheduled",
+    "quantized_weight_groups",
+    "scale_group",
+    "tr_param_groups",
+]

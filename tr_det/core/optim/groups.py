@@ -1,0 +1,118 @@
+"""Parameter groups of a quantized model: one per quantized weight, one for scales, the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tr_det.core.nn.convert import quantized_layers
+from tr_det.core.nn.layers import OutputScale
+from tr_det.core.quantizers import Quantizer
+
+Group = dict[str, Any]
+
+
+def quantized_weight_groups(model: nn.Module, **options: Any) -> list[Group]:
+    """Return one group per quantized weight, in the model's order.
+
+    Args:
+        model: a model that `quantize_model` has converted.
+        **options: put into every group, e.g. ``lr`` and ``weight_decay``.
+
+    Returns:
+        Groups with ``params`` (one latent weight), ``name`` (its full parameter name),
+        ``quantizer`` (its quantizer; TR-scheduled optimizers look for this key) and the options. A
+        weight shared by several layers comes once.
+
+    Raises:
+        ValueError: if a weight is shared by layers with different quantizers.
+    """
+    groups: list[Group] = []
+    seen: dict[Tensor, str] = {}
+    for name, layer in quantized_layers(model):
+        if layer.weight_quantizer is None or not layer.weight.requires_grad:
+            continue
+        if layer.weight in seen:
+            raise ValueError(
+                f"layer {name!r}: shares its weight with {seen[layer.weight]!r} but has its "
+                "own quantizer; use the same layer object in both places"
+            )
+        seen[layer.weight] = name
+        groups.append(
+            {
+                "params": [layer.weight],
+                "name": f"{name}.weight",
+                "quantizer": layer.weight_quantizer,
+                **options,
+            }
+        )
+    return groups
+
+
+def scale_group(model: nn.Module, **options: Any) -> list[Group]:
+    """Return the group of all trainable scales, as a list of one, or of none without scales."""
+    scales = [
+        module.scale
+        for module in model.modules()
+        if isinstance(module, Quantizer | OutputScale) and module.scale.requires_grad
+    ]
+    return [{"params": scales, **options}] if scales else []
+
+
+def tr_param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    norm_weight_decay: float | None = None,
+    scale_lr_factor: float = 0.1,
+) -> list[Group]:
+    """Return optimizer groups of a quantized model: the rest, quantized weights, scales.
+
+    The same groups serve plain torch optimizers: take the ``quantizer`` key out (see
+    `without_transition`).
+
+    Args:
+        model: a model that `quantize_model` has converted; plain models give one group.
+        lr: base learning rate, > 0.
+        weight_decay: of weights and biases.
+        norm_weight_decay: of norm layers' parameters; None means the same as weight_decay.
+        scale_lr_factor: learning rate of scales relative to lr (the paper: a tenth, S4.1); they
+            get no decay.
+
+    Raises:
+        ValueError: if lr or weight_decay is out of range.
+    """
+    if not lr > 0:
+        raise ValueError(f"lr={lr!r}: must be positive")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay!r}: must not be negative")
+    weights = quantized_weight_groups(model, lr=lr, weight_decay=weight_decay)
+    scales = scale_group(model, lr=lr * scale_lr_factor, weight_decay=0.0)
+    taken = {p for group in weights + scales for p in group["params"]}
+    own = {
+        module.scale for module in model.modules() if isinstance(module, Quantizer | OutputScale)
+    }
+    norms = {p for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
+    rest = [p for p in model.parameters() if p.requires_grad and p not in taken and p not in own]
+    groups: list[Group] = []
+    if norm_weight_decay is None or norm_weight_decay == weight_decay:
+        groups.append({"params": rest, "lr": lr, "weight_decay": weight_decay})
+    else:
+        groups.append(
+            {"params": [p for p in rest if p not in norms], "lr": lr, "weight_decay": weight_decay}
+        )
+        groups.append(
+            {"params": [p for p in rest if p in norms], "lr": lr, "weight_decay": norm_weight_decay}
+        )
+    return [group for group in groups if group["params"]] + weights + scales
+
+
+def without_transition(groups: list[Group]) -> list[Group]:
+    """Return the groups without their quantizers, for a plain torch optimizer."""
+    return [{key: value for key, value in group.items() if key != "quantizer"} for group in groups]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)

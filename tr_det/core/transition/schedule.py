@@ -1,0 +1,61 @@
+"""Which target is followed: R_t = lambda sqrt(b) * schedule(t / T) (ICCV 2025, S4.1)."""
+
+from __future__ import annotations
+
+import math
+
+from fvcore.common.param_scheduler import (
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+    StepParamScheduler,
+)
+
+SCHEDULES = ("cosine", "linear", "step", "constant")
+"""Schedules known by name; any fvcore ``ParamScheduler`` that starts at 1 can be given instead."""
+
+_LAST = math.nextafter(1.0, 0.0)  # fvcore's schedulers live on [0, 1) and some refuse 1.0
+
+
+class TargetSchedule:
+    """The target's shape over a run: 1 at the start, by default 0 at the end.
+
+    Args:
+        schedule: ``"cosine"`` or ``"linear"`` to 0, ``"step"`` (divided by 5 after each
+            quarter, supplement S2.2),
+            ``"constant"``, or an fvcore ``ParamScheduler`` (``where`` in [0, 1) -> multiplier of
+            the first target).
+        total_steps: length of the run in optimizer updates, T >= 1. Past it the last value is held.
+
+    Raises:
+        ValueError: unknown name, or total_steps < 1.
+
+    >>> shape = TargetSchedule("cosine", total_steps=4)
+    >>> [round(shape(t), 4) for t in range(6)]
+    [1.0, 0.8536, 0.5, 0.1464, 0.0, 0.0]
+    """
+
+    def __init__(self, schedule: str | ParamScheduler, total_steps: int) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(f"total_steps={total_steps!r}: must be an integer of at least 1")
+        self.total_steps = total_steps
+        self.scheduler = schedule if isinstance(schedule, ParamScheduler) else _by_name(schedule)
+
+    def __call__(self, step: int) -> float:
+        """Return the multiplier of the first target for update ``step`` (0-based)."""
+        return float(self.scheduler(min(step / self.total_steps, _LAST)))
+
+
+def _by_name(name: str) -> ParamScheduler:
+    if name == "cosine":
+        return CosineParamScheduler(1.0, 0.0)
+    if name == "linear":
+        return LinearParamScheduler(1.0, 0.0)
+    if name == "step":
+        return StepParamScheduler(num_updates=4, values=[1.0, 0.2, 0.04, 0.008])
+    if name == "constant":
+        return ConstantParamScheduler(1.0)
+    raise ValueError(
+        f"tr_schedule={name!r}: must be one of {list(SCHEDULES)} or an fvcore ParamScheduler"
+    )

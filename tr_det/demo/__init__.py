@@ -1,0 +1,1 @@
+"""The embedded dataset and what the first command needs. Importing it costs nothing."""

@@ -1,0 +1,81 @@
+"""Quantized ResNet backbones for Detectron2's ``BACKBONE_REGISTRY``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
+
+from tr_det.core import quantize_model
+from tr_det.detection import layers as _  # noqa: F401  registers the quantized Conv2d
+from tr_det.detection.config import quant_config_from
+
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_quant_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build a ResNet from ``cfg.MODEL.RESNETS``, quantized by ``cfg.MODEL.QUANT``.
+
+    The same as Detectron2's ``build_resnet_backbone``; besides, ResNet-18 and -34 may be of any
+    width (``RES2_OUT_CHANNELS`` and ``STEM_OUT_CHANNELS``).
+    """
+    return _quantized(_build_resnet(cfg, input_shape), cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_quant_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build ResNet + FPN with levels p3 to p7 for RetinaNet, quantized by ``cfg.MODEL.QUANT``."""
+    bottom_up = _build_resnet(cfg, input_shape)
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    backbone = FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=out_channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+    return _quantized(backbone, cfg)
+
+
+def _quantized(backbone: Backbone, cfg: CfgNode) -> Backbone:
+    if not cfg.MODEL.QUANT.ENABLED:
+        return backbone
+    config = quant_config_from(cfg)
+    # Rules may speak of the head as well; whether each of them matches is checked where the whole
+    # model is known.
+    rules = tuple(replace(rule, optional=True) for rule in config.rules)
+    quantize_model(backbone, replace(config, rules=rules), prefix="backbone")
+    return backbone
+
+
+def _build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    node = cfg.MODEL.RESNETS
+    if node.DEPTH not in BLOCKS_PER_STAGE or node.RES2_OUT_CHANNELS == 64:
+        return build_resnet_backbone(cfg, input_shape)
+    # Detectron2 builds ResNet-18 and -34 at 64 channels only.
+    stem = BasicStem(
+        in_channels=input_shape.channels, out_channels=node.STEM_OUT_CHANNELS, norm=node.NORM
+    )
+    stages = []
+    in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS
+    for index, num_blocks in enumerate(BLOCKS_PER_STAGE[node.DEPTH]):
+        stages.append(
+            ResNet.make_stage(
+                BasicBlock,
+                num_blocks,
+                stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                norm=node.NORM,
+            )
+        )
+        in_channels, out_channels = out_channels, out_channels * 2
+    return ResNet(
+        stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )

@@ -1,0 +1,108 @@
+"""Checkpoints that load completely or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
+"""What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
+
+
+def is_quantizer_state(key: str) -> bool:
+    """Return whether a state-dict key belongs to a quantizer or an output scale."""
+    return any(part in f".{key}" for part in QUANTIZER_STATE)
+
+
+class QuantCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, strict about everything but new quantizer state.
+
+    A full-precision checkpoint of the same model loads by name; quantizer state that it lacks is
+    logged and set at the first training forward. Any other missing, unexpected or mis-shaped key
+    is an error.
+
+    Args:
+        model: the model, possibly wrapped by DDP.
+        save_dir: folder of the checkpoints.
+        allow_partial: log such keys, as Detectron2 does, instead of raising.
+        **kwargs: as for ``DetectionCheckpointer``.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, allow_partial: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.allow_partial = allow_partial
+        self._path = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint.
+
+        Raises:
+            ValueError: if it does not fit the model, with the keys.
+            FileNotFoundError: if there is no such file.
+        """
+        self._path = path
+        try:
+            return super().load(path, *args, **kwargs)
+        except AssertionError as error:
+            raise FileNotFoundError(str(error)) from None
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        try:
+            return super()._load_model(checkpoint)
+        except RuntimeError as error:
+            # load_state_dict lists one problem per line under a heading
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            details = [line for line in lines if not line.startswith("Error(s)")] or lines
+            more = f" (and {len(details) - 1} more of the kind)" if len(details) > 1 else ""
+            raise ValueError(f"{self._path}: {details[0]}{more}") from None
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        missing = [key for key in incompatible.missing_keys if not is_quantizer_state(key)]
+        new = [key for key in incompatible.missing_keys if is_quantizer_state(key)]
+        if new:
+            layers = sorted(
+                {key.split(part)[0] for key in new for part in QUANTIZER_STATE if part in key}
+            )
+            self.logger.info(
+                "%d new keys, all of them quantizer state of %d layers (scales are set at the "
+                "first training forward): %s",
+                len(new),
+                len(layers),
+                _shortened(new, 6),
+            )
+        unexpected = list(incompatible.unexpected_keys)
+        shapes = [
+            f"{key} {tuple(theirs)} for {tuple(ours)}"
+            for key, theirs, ours in incompatible.incorrect_shapes
+        ]
+        if not (missing or unexpected or shapes):
+            return
+        if self.allow_partial:
+            super()._log_incompatible_keys(incompatible)
+            return
+        problems = [
+            f"{len(keys)} {kind} ({_shortened(keys, 4)})"
+            for kind, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+            )
+            if keys
+        ]
+        hint = (
+            "the checkpoint is quantized: set MODEL.QUANT.ENABLED True"
+            if unexpected
+            and all(is_quantizer_state(key) for key in unexpected)
+            and not missing
+            and not shapes
+            else "MODEL.ALLOW_PARTIAL_WEIGHTS True loads the rest"
+        )
+        raise ValueError(f"{self._path} does not fit the model: keys {'; '.join(problems)}; {hint}")
+
+
+def _shortened(keys: list[str], most: int) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")

@@ -1,0 +1,164 @@
+"""The project's config keys, and their translation into the core's checked values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habit
+
+from tr_det.core import QuantConfig, QuantRule
+
+
+def add_tr_det_config(cfg: CN) -> None:
+    """Add the project's keys to a Detectron2 config, in place.
+
+    Values are checked when a model or an optimizer is built from them; unknown keys are refused by
+    yacs.
+    """
+    # ---- which model is quantized, and how ----
+    cfg.MODEL.QUANT = CN()
+    # Quantize the model. False builds the same network in full precision.
+    cfg.MODEL.QUANT.ENABLED = False
+    # Bits of weights: 1 to 8, or 32 for full precision.
+    cfg.MODEL.QUANT.WEIGHT_BITS = 4
+    # Bits of the layers' inputs: 1 to 8, or 32.
+    cfg.MODEL.QUANT.ACT_BITS = 4
+    # Registry names of the quantizers.
+    cfg.MODEL.QUANT.WEIGHT_QUANTIZER = "fixed_grid"
+    cfg.MODEL.QUANT.ACT_QUANTIZER = "fixed_grid"
+    # Train the scales of weight quantizers. Only for plain optimizers: TR scheduling needs them
+    # frozen.
+    cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = False
+    # Learnable output scale: "auto" (where no trainable norm follows), "always" or "never".
+    cfg.MODEL.QUANT.OUTPUT_SCALE = "auto"
+    # ReLU on the inputs of RetinaNet's head, so that all its activations are non-negative (the
+    # paper's protocol). Also applies with ENABLED False, so that a full-precision model can be
+    # trained as the network it will become.
+    cfg.MODEL.QUANT.HEAD_INPUT_RELU = True
+    # Layers kept in full precision: globs over layer names. The paper's choice: the first and the
+    # last ones.
+    cfg.MODEL.QUANT.SKIP = ["*stem.conv1", "head.cls_score", "head.bbox_pred"]
+    # Exceptions, one string per rule: "GLOB key=value ...", keys weight_bits, act_bits,
+    # signed_input, output_scale; e.g. "head.cls_score weight_bits=8 act_bits=8".
+    cfg.MODEL.QUANT.RULES = []
+    # Training batches that set scales and re-estimate BN when a full-precision checkpoint is
+    # evaluated quantized.
+    cfg.MODEL.QUANT.CALIBRATION_BATCHES = 16
+
+    # ---- checkpoints ----
+    # Allow MODEL.WEIGHTS to lack keys, have others or other shapes, e.g. to start from an ImageNet
+    # backbone.
+    cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+
+    # ---- optimizer ----
+    # SGD, Adam, NAdam, Adamax, AdamW, RMSprop, Adagrad, or with TR scheduling SGDT, AdamT, NAdamT,
+    # AdamaxT, AdamWT, RMSpropT, AdagradT. SOLVER.MOMENTUM and SOLVER.NESTEROV serve SGD,
+    # SOLVER.MOMENTUM also RMSprop.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Adam's family: decay rates of the first and second moments.
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    # Learning rate of all scales, relative to BASE_LR; scales get no weight decay.
+    cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+
+    # ---- transition-rate scheduling, for optimizers whose name ends in T ----
+    cfg.SOLVER.TR = CN()
+    # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b).
+    cfg.SOLVER.TR.FACTOR = 1e-3
+    # m: momentum of the running TR.
+    cfg.SOLVER.TR.MOMENTUM = 0.99
+    # Target's course over the run: "cosine", "linear", "step" or "constant".
+    cfg.SOLVER.TR.SCHEDULE = "cosine"
+    # Last target TR.
+    cfg.SOLVER.TR.FINAL = 0.0
+    # TALR rule: "additive" (the paper's), "multiplicative" or "momentum".
+    cfg.SOLVER.TR.UPDATE = "additive"
+    # eta of the additive rule; 0 means BASE_LR, as in the paper. Short runs need more: BASE_LR /
+    # (R_0 * MAX_ITER / 20).
+    cfg.SOLVER.TR.GAIN = 0.0
+    # What multiplies AdamW's decoupled decay of quantized weights: "talr" or "lr".
+    cfg.SOLVER.TR.DECAY = "talr"
+    # Iterations between two records of the TR curves in EventStorage (reading them synchronises
+    # with the device).
+    cfg.SOLVER.TR.LOG_PERIOD = 20
+
+
+def quant_config_from(cfg: CN) -> QuantConfig:
+    """Return the core's config from ``cfg.MODEL.QUANT``.
+
+    Raises:
+        ValueError: naming the key, the value and what is allowed.
+    """
+    node = cfg.MODEL.QUANT
+    rules = [QuantRule(pattern=pattern, skip=True) for pattern in node.SKIP]
+    rules += signed_input_rules(cfg)
+    rules += [parse_rule(text) for text in node.RULES]
+    try:
+        return QuantConfig(
+            weight_bits=node.WEIGHT_BITS,
+            act_bits=node.ACT_BITS,
+            weight_quantizer=node.WEIGHT_QUANTIZER,
+            act_quantizer=node.ACT_QUANTIZER,
+            learn_weight_scale=node.LEARN_WEIGHT_SCALE,
+            output_scale=node.OUTPUT_SCALE,
+            rules=tuple(rules),
+        )
+    except ValueError as error:
+        key, _, rest = str(error).partition("=")
+        raise ValueError(f"MODEL.QUANT.{key.upper()}={rest}") from None
+
+
+def signed_input_rules(cfg: CN) -> list[QuantRule]:
+    """Return rules for the layers of a RetinaNet FPN whose inputs can be negative.
+
+    These are the image, sums of FPN features, and what follows an FPN level without a ReLU between.
+    """
+    patterns = ["*stem.conv1", "*fpn_output*"]
+    if not cfg.MODEL.QUANT.HEAD_INPUT_RELU:
+        patterns += ["head.cls_subnet.0", "head.bbox_subnet.0"]
+    return [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in patterns]
+
+
+def parse_rule(text: str) -> QuantRule:
+    """Return the rule written as ``"GLOB key=value ..."``.
+
+    Raises:
+        ValueError: naming MODEL.QUANT.RULES and the rule.
+
+    >>> parse_rule("head.* weight_bits=8 signed_input=True").weight_bits
+    8
+    """
+    allowed = {
+        "weight_bits": int,
+        "act_bits": int,
+        "signed_input": _boolean,
+        "output_scale": _boolean,
+    }
+    words = text.split()
+    fields: dict[str, Any] = {}
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals or key not in allowed:
+            raise ValueError(
+                f"MODEL.QUANT.RULES: {text!r}: {word!r} must be key=value, key one of "
+                f"{sorted(allowed)}"
+            )
+        try:
+            fields[key] = allowed[key](value)
+        except ValueError:
+            raise ValueError(
+                f"MODEL.QUANT.RULES: {text!r}: {value!r} is no value for {key}"
+            ) from None
+    if not fields:
+        raise ValueError(
+            f"MODEL.QUANT.RULES: {text!r}: must be 'GLOB key=value ...', keys {sorted(allowed)}"
+        )
+    try:
+        return QuantRule(pattern=words[0], **fields)
+    except ValueError as error:
+        raise ValueError(f"MODEL.QUANT.RULES: {error}") from None
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"

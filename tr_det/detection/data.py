@@ -1,0 +1,64 @@
+"""The embedded dataset as ordinary COCO datasets of Detectron2."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from tr_det.demo.digits import CLASS_NAMES, SPLITS, build_digit_scenes
+
+NAMES = {split: f"digit_scenes_{split}" for split in SPLITS}
+
+
+def datasets_root() -> str:
+    """Return Detectron2's folder of datasets: ``DETECTRON2_DATASETS``, or ``datasets``."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_digit_scenes() -> None:
+    """Register ``digit_scenes_train`` and ``digit_scenes_val``, built when first loaded."""
+    for split, name in NAMES.items():
+        if name in DatasetCatalog.list():
+            continue
+        folder = os.path.join(datasets_root(), "digit_scenes")
+        DatasetCatalog.register(name, partial(_load, split))
+        MetadataCatalog.get(name).set(
+            json_file=os.path.join(folder, "annotations", f"instances_{split}.json"),
+            image_root=os.path.join(folder, split),
+            evaluator_type="coco",
+            thing_classes=list(CLASS_NAMES),
+        )
+
+
+def _load(split: str) -> list[dict[str, Any]]:
+    scenes = build_digit_scenes(datasets_root())
+    json_file, image_root = {
+        "train": (scenes.train_json, scenes.train_images),
+        "val": (scenes.val_json, scenes.val_images),
+    }[split]
+    return load_coco_json(str(json_file), str(image_root), NAMES[split])
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Raise ValueError for a dataset that is not registered or whose files are missing."""
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog.list():
+                raise ValueError(
+                    f"DATASETS.{key}={name!r}: no such dataset is registered with Detectron2"
+                )
+            if name in NAMES.values():
+                continue
+            metadata = MetadataCatalog.get(name)
+            for what in ("json_file", "image_root"):
+                path = metadata.get(what, None)
+                if path is not None and not os.path.exists(path):
+                    raise ValueError(
+                        f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
+                        f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
+                    )
