@@ -441,13 +441,15 @@ def build_from_git(work: Path, revision: str, repository: str) -> Path:
             raise InstallError(f"--from-git needs {module} in this environment")
     if shutil.which("git") is None:
         raise InstallError("--from-git needs git")
-    address = f"detectron2 @ git+{repository}@{revision}"
-    say(f"building {address} with its compiled ops; this takes minutes")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    address = f"git+{repository}@{revision}"
+    say(f"building {without_password(address)} with its compiled ops; this takes minutes")
+    # pip's cache of built wheels knows the commit, but not the torch that it was built against
+    command = [sys.executable, "-m", "pip", "wheel", "--no-cache-dir"]
+    command += ["--no-deps", "--no-build-isolation"]
     done = subprocess.run([*command, "--wheel-dir", str(work / "wheel"), address], check=False)
     wheels = list((work / "wheel").glob("detectron2-*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        raise InstallError(f"building {address} failed; pip's messages are above")
+        raise InstallError(f"building {without_password(address)} failed; pip's messages are above")
     return wheels[0]
 
 

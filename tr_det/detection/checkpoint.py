@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -49,6 +50,13 @@ class QuantCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except AssertionError as error:
             raise FileNotFoundError(str(error)) from None
+
+    def _load_file(self, filename: str) -> Any:
+        try:
+            return super()._load_file(filename)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{filename}: not a readable checkpoint ({reason})") from None
 
     def _load_model(self, checkpoint: Any) -> Any:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,3 +64,18 @@ def check_datasets(cfg: CfgNode) -> None:
                         f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
                         f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
                     )
+
+
+@contextmanager
+def named_dataset_errors(names: Iterable[str]) -> Iterator[None]:
+    """Turn what loaders raise on a broken annotation file into a ValueError that names the file.
+
+    pycocotools and Detectron2 read the file without checking it, so a broken one shows as whatever
+    comes of it.
+    """
+    try:
+        yield
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", name)) for name in names)
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"DATASETS: {files}: not a COCO annotation file ({what})") from error

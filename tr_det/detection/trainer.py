@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from typing import Any
 
@@ -13,6 +12,7 @@ from detectron2.evaluation import COCOEvaluator
 from torch import nn
 
 from tr_det.detection.checkpoint import QuantCheckpointer
+from tr_det.detection.data import named_dataset_errors
 from tr_det.detection.solver import build_optimizer
 
 
@@ -41,13 +41,13 @@ class QuantTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Build the training loader; a broken annotation file is named."""
-        with _named_json_errors(cfg.DATASETS.TRAIN):
+        with named_dataset_errors(cfg.DATASETS.TRAIN):
             return super().build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build a test loader; a broken annotation file is named."""
-        with _named_json_errors([dataset_name]):
+        with named_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -76,20 +76,3 @@ class QuantTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "_trainer" not in super().state_dict():  # v0.6; later versions have done it
             self._trainer.load_state_dict(state_dict["_trainer"])
-
-
-class _named_json_errors:  # noqa: N801  used as a function
-    """Context that turns a JSON error into one line with the dataset's name."""
-
-    def __init__(self, datasets: Any) -> None:
-        self.datasets = list(datasets)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, json.JSONDecodeError):
-            from detectron2.data import MetadataCatalog
-
-            files = [MetadataCatalog.get(name).get("json_file", name) for name in self.datasets]
-            raise ValueError(f"DATASETS: {', '.join(files)}: not valid JSON: {error}") from None

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 RATE_FLOOR = 1e-8
-MAX_RATIO = 1e3
+MAX_RATIO = 2.0
 
 
 def running_rate(previous: Tensor, rate: Tensor, momentum: float) -> Tensor:

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from torch import nn
+
+from tr_det.core import OutputScale, Quantizer, quantized_layers
+from tr_det.detection import QuantConv2dNorm, add_tr_det_config
+
+
+def on_meta(cfg):
+    """Build the model without storage: shapes and names only."""
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+def coco_config(depth, quantized=True):
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "QuantRetinaNet"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_quant_resnet_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256 if depth == 50 else 64
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [
+        [x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)
+    ]
+    cfg.MODEL.QUANT.ENABLED = quantized
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("depth", "convs", "quantized", "weights"),
+    [(18, 38, 35, 21_395_648), (34, 54, 51, 31_496_384), (50, 71, 68, 37_910_720)],
+)
+def test_coco_retinanets_are_quantized_but_for_first_and_last(depth, convs, quantized, weights):
+    model = on_meta(coco_config(depth))
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convs
+    report = model.quant_report
+    assert len(report.quantized) == quantized
+    assert sum(layer.num_weights for layer in report.layers) == weights
+    assert {layer.name for layer in report.skipped} == {
+        "backbone.bottom_up.stem.conv1",
+        "head.cls_score",
+        "head.bbox_pred",
+    }
+
+
+def test_parameters_are_detectron2s_plus_scales():
+    cfg = coco_config(50, quantized=False)
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    plain = on_meta(cfg)
+    cfg.MODEL.QUANT.ENABLED = True
+    model = on_meta(cfg)
+    assert sum(p.numel() for p in plain.parameters()) == 37_915_572  # upstream's own test
+    scales = sum(isinstance(m, Quantizer | OutputScale) for m in model.modules())
+    assert sum(p.numel() for p in model.parameters()) == 37_915_572 + scales
+    # FrozenBN absorbs no scale, so every quantized layer needs an output scale.
+    assert all(layer.output_scale is not None for _, layer in quantized_layers(model))
+
+
+def test_signed_grids_are_where_inputs_can_be_negative():
+    model = on_meta(coco_config(18))
+    signed = {layer.name for layer in model.quant_report.quantized if layer.signed_input}
+    assert signed == {f"backbone.fpn_output{level}" for level in (3, 4, 5)}
+
+
+def test_without_head_input_relu_the_first_head_convs_are_signed():
+    cfg = coco_config(18)
+    cfg.MODEL.QUANT.HEAD_INPUT_RELU = False
+    model = on_meta(cfg)
+    signed = {layer.name for layer in model.quant_report.quantized if layer.signed_input}
+    assert {"head.cls_subnet.0", "head.bbox_subnet.0"} < signed
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_in_full_precision_it_is_detectron2s_backbone_bit_for_bit(depth):
+    cfg = coco_config(depth, quantized=False)
+    shape = ShapeSpec(channels=3)
+    ours = BACKBONE_REGISTRY.get("build_retinanet_quant_resnet_fpn_backbone")(cfg, shape)
+    theirs = BACKBONE_REGISTRY.get("build_retinanet_resnet_fpn_backbone")(cfg, shape)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, got = theirs(x), ours(x)
+    for level in expected:
+        torch.testing.assert_close(got[level], expected[level], rtol=0, atol=0)
+
+
+def test_a_narrow_resnet18_has_the_widths_asked_for():
+    cfg = coco_config(18)
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 24
+    backbone = BACKBONE_REGISTRY.get("build_quant_resnet_backbone")(cfg, ShapeSpec(channels=3))
+    channels = {name: spec.channels for name, spec in backbone.output_shape().items()}
+    assert channels == {"res3": 48, "res4": 96, "res5": 192}
+    assert backbone.stem.conv1.out_channels == 16
+
+
+def test_the_backbone_alone_is_quantized_under_detectron2s_own_retinanet():
+    cfg = coco_config(18)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    model = on_meta(cfg)
+    names = [name for name, _ in quantized_layers(model)]
+    assert len(names) == 38 - 10 - 1  # all but the head and the stem
+    assert all(name.startswith("backbone.") for name in names)
+
+
+def test_layers_in_detectron2s_plain_lists_are_the_quantized_ones():
+    fpn = on_meta(coco_config(18)).backbone
+    assert all(isinstance(conv, QuantConv2dNorm) for conv in fpn.lateral_convs + fpn.output_convs)
+    assert not any(type(m) is Conv2d for m in fpn.modules() if m is not fpn.bottom_up.stem.conv1)

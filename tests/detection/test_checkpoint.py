@@ -1,0 +1,98 @@
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from tr_det.core import Quantizer
+from tr_det.detection import QuantCheckpointer, calibrate
+from tr_det.detection.checkpoint import is_quantizer_state
+from tr_det.detection.trainer import QuantTrainer
+
+
+@pytest.fixture
+def full_precision(make_config, tmp_path):
+    """Return the path of a full-precision checkpoint of the tiny model."""
+    model = build_model(make_config("MODEL.QUANT.ENABLED", False))
+    QuantCheckpointer(model, str(tmp_path)).save("fp")
+    return str(tmp_path / "fp.pth")
+
+
+@pytest.fixture
+def quantized(make_config, full_precision, tmp_path):
+    """Return the path of a calibrated W4A4 checkpoint."""
+    cfg = make_config()
+    model = build_model(cfg)
+    QuantCheckpointer(model).load(full_precision)
+    calibrate(model, QuantTrainer.build_train_loader(cfg), 1)
+    QuantCheckpointer(model, str(tmp_path)).save("w4")
+    return str(tmp_path / "w4.pth")
+
+
+def test_a_full_precision_checkpoint_loads_by_name(make_config, full_precision, caplog):
+    model = build_model(make_config())
+    with caplog.at_level(logging.INFO):
+        QuantCheckpointer(model).load(full_precision)
+    saved = torch.load(full_precision, weights_only=True)["model"]
+    own = model.state_dict()
+    for key, value in saved.items():
+        torch.testing.assert_close(own[key], value, rtol=0, atol=0)
+    new = set(own) - set(saved)
+    assert new
+    assert all(is_quantizer_state(key) for key in new)
+    assert f"{len(new)} new keys, all of them quantizer state" in caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_a_quantized_checkpoint_brings_its_scales(make_config, quantized):
+    model = build_model(make_config())
+    QuantCheckpointer(model).load(quantized)
+    saved = torch.load(quantized, weights_only=True)["model"]
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(saved[key], value, rtol=0, atol=0)
+    assert all(m.is_initialized for m in model.modules() if isinstance(m, Quantizer))
+
+
+def test_another_architecture_is_refused_with_the_keys(make_config, full_precision):
+    deeper = build_model(make_config("MODEL.RESNETS.DEPTH", 34))
+    with pytest.raises(ValueError, match=r"does not fit the model: keys \d+ missing") as caught:
+        QuantCheckpointer(deeper).load(full_precision)
+    assert "res2.2.conv1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_shapes_are_refused_with_both_shapes(make_config, full_precision):
+    wider = build_model(make_config("MODEL.FPN.OUT_CHANNELS", 24))
+    with pytest.raises(ValueError, match=r"of another shape .*\(16, .*for \(24, "):
+        QuantCheckpointer(wider).load(full_precision)
+
+
+def test_another_bit_width_is_refused(make_config, quantized):
+    model = build_model(make_config("MODEL.QUANT.WEIGHT_BITS", 2))
+    with pytest.raises(ValueError, match=r"has codes -8\.\.7, this model has -2\.\.1 \(2 bits\)"):
+        QuantCheckpointer(model).load(quantized)
+
+
+def test_a_quantized_checkpoint_is_refused_by_a_full_precision_model(make_config, quantized):
+    model = build_model(make_config("MODEL.QUANT.ENABLED", False))
+    with pytest.raises(ValueError, match="the checkpoint is quantized: set MODEL.QUANT.ENABLED"):
+        QuantCheckpointer(model).load(quantized)
+
+
+def test_partial_weights_load_when_allowed(make_config, full_precision):
+    deeper = build_model(make_config("MODEL.RESNETS.DEPTH", 34))
+    QuantCheckpointer(deeper, allow_partial=True).load(full_precision)
+    saved = torch.load(full_precision, weights_only=True)["model"]
+    key = "backbone.bottom_up.res2.0.conv1.weight"
+    torch.testing.assert_close(deeper.state_dict()[key], saved[key], rtol=0, atol=0)
+
+
+def test_a_missing_file_is_named(make_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "nowhere.pth"))
+
+
+def test_a_broken_file_is_named(make_config, tmp_path):
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"broken\.pth.*not a readable checkpoint"):
+        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "broken.pth"))

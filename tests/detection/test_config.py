@@ -1,0 +1,92 @@
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from tr_det.detection import add_tr_det_config, quant_config_from
+from tr_det.detection.config import parse_rule
+
+PACKAGE = Path(__file__).resolve().parents[2] / "tr_det"
+
+
+def new_config():
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    return cfg
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        yield from leaves(value, f"{name}.") if hasattr(value, "items") else [name]
+
+
+def test_every_key_of_ours_is_read_by_the_code():
+    theirs = set(leaves(get_cfg()))
+    ours = [key for key in leaves(new_config()) if key not in theirs]
+    code = "\n".join(
+        path.read_text()
+        for path in PACKAGE.rglob("*.py")
+        if path.parts[-2:] != ("detection", "config.py")
+    )
+    code += (PACKAGE / "detection/config.py").read_text().split("def quant_config_from")[1]
+    unread = [key for key in ours if not re.search(rf"\.{key.rsplit('.', 1)[-1]}\b", code)]
+    assert len(ours) > 20
+    assert unread == []
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises((KeyError, AssertionError), match=r"MODEL\.QUANT\.BITZ|BITZ"):
+        new_config().merge_from_list(["MODEL.QUANT.BITZ", 4])
+
+
+@pytest.mark.parametrize("key", ["WEIGHT_BITS", "ACT_BITS"])
+@pytest.mark.parametrize("bits", [0, 9, -1, 16])
+def test_bits_out_of_range_are_refused_by_key_value_and_range(key, bits):
+    cfg = new_config()
+    cfg.MODEL.QUANT[key] = bits
+    with pytest.raises(ValueError, match=rf"MODEL\.QUANT\.{key}={bits}: must be from 1 to 8"):
+        quant_config_from(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("WEIGHT_QUANTIZER", "fixed_gird"), ("OUTPUT_SCALE", "sometimes")]
+)
+def test_unknown_names_are_refused_with_what_is_allowed(key, value):
+    cfg = new_config()
+    cfg.MODEL.QUANT[key] = value
+    with pytest.raises(ValueError, match=rf"MODEL\.QUANT\.{key}='{value}': must be one of \["):
+        quant_config_from(cfg)
+
+
+def test_a_rule_is_parsed_into_its_fields():
+    rule = parse_rule("head.* weight_bits=8 act_bits=7 signed_input=true output_scale=False")
+    assert (rule.pattern, rule.weight_bits, rule.act_bits) == ("head.*", 8, 7)
+    assert rule.signed_input is True
+    assert rule.output_scale is False
+    assert rule.skip is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("head.*", "must be 'GLOB key=value"),
+        ("head.* bits=4", "'bits=4' must be key=value, key one of"),
+        ("head.* weight_bits=four", "'four' is no value for weight_bits"),
+        ("head.* weight_bits=9", "weight_bits=9: must be from 1 to 8"),
+        ("head.* signed_input=1", "'1' is no value for signed_input"),
+    ],
+)
+def test_a_bad_rule_is_refused_naming_the_key(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        parse_rule(text)
+    assert "MODEL.QUANT.RULES" in str(caught.value)
+
+
+def test_skip_comes_before_rules_and_rules_win_field_by_field():
+    cfg = new_config()
+    cfg.MODEL.QUANT.RULES = ["head.cls_score weight_bits=8", "head.cls_score act_bits=8"]
+    choice = quant_config_from(cfg).for_layer("head.cls_score")
+    assert choice.skip == "head.cls_score"
+    assert (choice.weight_bits, choice.act_bits) == (8, 8)

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from tr_det.core import Quantizer, quantized_layers
+
+
+def batch(height=64, width=64, count=2, objects=2):
+    """Return inputs in Detectron2's format, with random images."""
+    inputs = []
+    for _ in range(count):
+        target = Instances((height, width))
+        corners = torch.rand(objects, 2) * 20
+        target.gt_boxes = Boxes(torch.cat([corners, corners + 15], dim=1))
+        target.gt_classes = torch.arange(objects)
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        inputs.append({"image": image, "instances": target, "height": height, "width": width})
+    return inputs
+
+
+def loss_of(model, inputs):
+    return sum(model(inputs).values())
+
+
+def test_one_training_step_reaches_every_trainable_parameter(make_config, storage):
+    torch.manual_seed(0)
+    model = build_model(make_config())
+    loss_of(model, batch()).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_every_head_convolution_sees_non_negative_inputs_with_the_relu(make_config, storage):
+    torch.manual_seed(0)
+    model = build_model(make_config())
+    lows = {}
+    for name, layer in quantized_layers(model):
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: lows.__setitem__(
+                name, min(lows.get(name, 0.0), args[0].min().item())
+            )
+        )
+    model(batch())
+    assert min(low for name, low in lows.items() if name.startswith("head.")) == 0.0
+    assert min(low for name, low in lows.items() if "fpn_output" in name) < 0
+
+
+def test_an_unsigned_grid_on_a_signed_input_is_refused_by_name(make_config, storage):
+    cfg = make_config("MODEL.QUANT.RULES", ["*fpn_output4 signed_input=False"])
+    model = build_model(cfg)
+    with pytest.raises(ValueError, match=r"fpn_output4\.input_quantizer: the input has negative"):
+        model(batch())
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (37, 91), (33, 200)])
+def test_odd_sizes_and_images_without_objects_train_and_evaluate(
+    make_config, storage, height, width
+):
+    model = build_model(make_config())
+    losses = model(batch(height, width, objects=0))
+    assert all(torch.isfinite(value) for value in losses.values())
+    model.eval()
+    with torch.no_grad():
+        out = model(batch(height, width, count=1))
+    assert out[0]["instances"].image_size == (height, width)
+
+
+def test_an_uncalibrated_model_refuses_to_evaluate(make_config):
+    model = build_model(make_config()).eval()
+    with pytest.raises(RuntimeError, match="no scale yet; calibrate the model"):
+        model(batch())
+
+
+def test_training_and_evaluation_do_not_move_scales(make_config, storage):
+    model = build_model(make_config())
+    model(batch())
+    scales = {m.label: m.scale.item() for m in model.modules() if isinstance(m, Quantizer)}
+    model(batch())
+    model.eval()
+    with torch.no_grad():
+        model(batch())
+    assert {m.label: m.scale.item() for m in model.modules() if isinstance(m, Quantizer)} == scales
+
+
+def test_weights_and_activations_are_on_their_grids(make_config, storage):
+    torch.manual_seed(0)
+    model = build_model(make_config("MODEL.QUANT.WEIGHT_BITS", 3, "MODEL.QUANT.ACT_BITS", 2))
+    model(batch())
+    for _, layer in quantized_layers(model):
+        assert set(layer.quantized_weight().unique().tolist()) <= {k / 4 for k in range(-4, 4)}
+    layer = model.backbone.bottom_up.res2[0].conv1
+    assert set(layer.input_quantizer(torch.rand(99) * 5).unique().tolist()) <= {
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+    }
+
+
+def test_in_full_precision_it_is_detectron2s_retinanet(make_config, storage):
+    cfg = make_config("MODEL.QUANT.ENABLED", False, "MODEL.QUANT.HEAD_INPUT_RELU", False)
+    ours = build_model(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    theirs = build_model(cfg)
+    theirs.load_state_dict(ours.state_dict())
+    inputs = batch()
+    expected, got = theirs(inputs), ours(inputs)
+    assert set(expected) == set(got) == {"loss_cls", "loss_box_reg"}
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=0)

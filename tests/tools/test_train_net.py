@@ -1,0 +1,96 @@
+"""The command line: what it does with good and, above all, with bad input."""
+
+import pytest
+import train_net
+
+from tr_det.detection import QuantTrainer
+
+CONFIG = "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Return ``run(*arguments) -> (exit status, last line of stderr)``."""
+
+    def call(*arguments):
+        opts = ["OUTPUT_DIR", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["train_net.py", *map(str, arguments), *opts])
+        status = 0
+        try:
+            train_net.invoke_main()
+        except SystemExit as stop:
+            status = stop.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        return status, lines[-1] if lines else ""
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", CONFIG, "MODEL.QUANT.BITS", 4], "Non-existent key: MODEL.QUANT.BITS"),
+        (
+            ["--config-file", CONFIG, "MODEL.QUANT.WEIGHT_BITS", 0],
+            "MODEL.QUANT.WEIGHT_BITS=0: must",
+        ),
+        (["--config-file", CONFIG, "MODEL.QUANT.ACT_BITS", 9], "MODEL.QUANT.ACT_BITS=9: must be"),
+        (["--config-file", CONFIG, "MODEL.QUANT.WEIGHT_BITS", "four"], "MODEL.QUANT.WEIGHT_BITS"),
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+        ([], "--config-file: must name a YAML file"),
+        (
+            ["--config-file", CONFIG, "DATASETS.TEST", "('nothing',)"],
+            "DATASETS.TEST='nothing': no such dataset",
+        ),
+        (
+            ["--config-file", CONFIG, "DATASETS.TRAIN", "('coco_2017_train',)"],
+            "DATASETS.TRAIN='coco_2017_train': json_file",
+        ),
+        (
+            ["--config-file", CONFIG, "SOLVER.OPTIMIZER", "SGDX"],
+            "SOLVER.OPTIMIZER='SGDX': must be one of",
+        ),
+        (
+            ["--config-file", CONFIG, "MODEL.QUANT.LEARN_WEIGHT_SCALE", "True"],
+            "weight quantizer's scale is trained",
+        ),
+    ],
+)
+def test_bad_input_gives_one_line_and_a_nonzero_exit(run, arguments, message):
+    status, line = run(*arguments)
+    assert status == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_missing_checkpoint_is_named(run, tiny, scenes):
+    data = ("DATASETS.TRAIN", f"('{tiny.TRAIN}',)", "DATASETS.TEST", f"('{tiny.VAL}',)")
+    status, line = run("--config-file", CONFIG, *data, "MODEL.WEIGHTS", "nowhere.pth")
+    assert status == 2
+    assert "nowhere.pth" in line
+
+
+def test_a_config_with_an_unknown_key_is_refused(run, tmp_path):
+    (tmp_path / "bad.yaml").write_text("MODEL:\n  QUANT:\n    WEIGHT_BIT: 4\n")
+    status, line = run("--config-file", tmp_path / "bad.yaml")
+    assert status == 2
+    assert "MODEL.QUANT.WEIGHT_BIT" in line
+
+
+def test_a_config_that_is_no_yaml_is_refused(run, tmp_path):
+    (tmp_path / "bad.yaml").write_text("MODEL: {QUANT: [\n")
+    status, line = run("--config-file", tmp_path / "bad.yaml")
+    assert status == 2
+    assert "bad.yaml" in line
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]])
+def test_a_good_command_line_reaches_training_or_evaluation(run, monkeypatch, flags):
+    reached = []
+    monkeypatch.setattr(QuantTrainer, "__init__", lambda self, cfg: reached.append("train"))
+    monkeypatch.setattr(QuantTrainer, "resume_or_load", lambda self, resume: None)
+    monkeypatch.setattr(QuantTrainer, "train", lambda self: None)
+    monkeypatch.setattr(train_net, "evaluate", lambda cfg, resume: reached.append("evaluate"))
+    status, _ = run("--config-file", CONFIG, *flags)
+    assert status == 0
+    assert reached == ["evaluate" if flags else "train"]
