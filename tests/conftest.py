@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and a tiny detection dataset with a config that trains on it."""
+"""What all tests share: one thread, and a tiny detection dataset with a config for it."""
 
 import importlib.util
 from pathlib import Path

@@ -6,6 +6,7 @@ Every phase leaves its result in a file, so that an interrupted run goes on wher
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -84,7 +85,8 @@ class DemoOptions:
     @property
     def run_name(self) -> str:
         """Folder name that tells runs with different options apart."""
-        extra = "".join(f"_{word}" for word in self.overrides).replace("/", "-")
+        words = " ".join(self.overrides).encode()
+        extra = f"_{hashlib.sha256(words).hexdigest()[:8]}" if words else ""
         return f"w{self.bits}a{self.bits}_{self.optimizer}_{self.iterations}{extra}"
 
 
