@@ -102,10 +102,6 @@ def build_config(options: DemoOptions) -> CfgNode:
     cfg.SOLVER.MAX_ITER = options.iterations
     cfg.MODEL.QUANT.WEIGHT_BITS = cfg.MODEL.QUANT.ACT_BITS = options.bits
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = not scheduled
-    # The TALR can then cross its initial value within a twentieth of the run while the rate is off
-    # by its first target.
-    first_target = cfg.SOLVER.TR.FACTOR * options.bits**0.5
-    cfg.SOLVER.TR.GAIN = cfg.SOLVER.BASE_LR / (first_target * options.iterations / 20)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.OUTPUT_DIR = str(options.output / "runs" / options.run_name)
     cfg.merge_from_list(list(options.overrides))
