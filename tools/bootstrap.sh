@@ -38,7 +38,8 @@ hash_of_stdin() {
 
 wanted_stamp() { # runtime|test
   local files=(requirements.txt requirements-detectron2.txt setup.py tools/bootstrap.sh
-    tools/install_detectron2.py tools/detectron2_fixes.py)
+    tools/install_detectron2.py tools/detectron2_fetch.py tools/detectron2_fixes.py
+    tools/detectron2_messages.py tools/detectron2_wheel.py)
   if [ "$1" = test ]; then files+=(requirements-test.txt); fi
   {
     printf '%s\n' "$ROOT"

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "tr_det/demo/weights/retinanet_R18_half_fp.pth"
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
-SHORT, FULL = 600, 3000
+SHORT, FULL = 1000, 5000
 
 
 def main() -> None:

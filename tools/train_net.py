@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config, calibrate
 from tr_det.detection.calibration import is_calibrated
@@ -35,6 +36,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
     return cfg
 
 
