@@ -67,9 +67,11 @@ def test_transition_scheduling_refuses_trained_weight_scales(make_config):
     [
         ("SOLVER.OPTIMIZER", "SGDD", r"SOLVER\.OPTIMIZER='SGDD': must be one of \['Adagrad'"),
         ("SOLVER.TR.FACTOR", 0.0, r"SOLVER\.TR\.FACTOR=0\.0: must be positive"),
-        ("SOLVER.TR.MOMENTUM", 1.0, r"SOLVER\.TR\.MOMENTUM=1\.0: must be in \[0, 1\)"),
+        ("SOLVER.TR.MOMENTUM", 1.0, r"SOLVER\.TR\.MOMENTUM=1\.0: must be None or in \[0, 1\)"),
         ("SOLVER.TR.SCHEDULE", "cosin", r"SOLVER\.TR\.SCHEDULE='cosin': must be one of"),
         ("SOLVER.TR.UPDATE", "pid", r"SOLVER\.TR\.UPDATE='pid': must be one of"),
+        ("SOLVER.TR.SIGNAL", "steps", r"SOLVER\.TR\.SIGNAL='steps': must be one of"),
+        ("SOLVER.TR.GRANULARITY", "net", r"SOLVER\.TR\.GRANULARITY='net': must be one of"),
         ("SOLVER.TR.GAIN", -1.0, r"SOLVER\.TR\.GAIN=-1\.0: must be None or not negative"),
         ("SOLVER.TR.LOG_PERIOD", 0, r"SOLVER\.TR\.LOG_PERIOD=0: must be at least 1"),
     ],

@@ -64,14 +64,18 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.TR = CN()
     # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b).
     cfg.SOLVER.TR.FACTOR = 1e-3
-    # m: momentum of the running TR.
+    # m: momentum of the running TR, in [0, 1); -1 derives it from MAX_ITER (short runs need less).
     cfg.SOLVER.TR.MOMENTUM = 0.99
     # Target's course over the run: "cosine", "linear", "step" or "constant".
     cfg.SOLVER.TR.SCHEDULE = "cosine"
     # Last target TR.
     cfg.SOLVER.TR.FINAL = 0.0
-    # TALR rule: "additive" (the paper's), "multiplicative" or "momentum".
+    # TALR rule: "additive" (the paper's), "multiplicative" (S1), "momentum" (S2) or "pi" (ours).
     cfg.SOLVER.TR.UPDATE = "additive"
+    # What is measured and followed: "transition_rate" (Eq. 5) or "effective_step_size" (S3).
+    cfg.SOLVER.TR.SIGNAL = "transition_rate"
+    # One controller per "layer", or one for the whole "model".
+    cfg.SOLVER.TR.GRANULARITY = "layer"
     # eta of the additive rule; 0 means BASE_LR, as in the paper. Short runs need more: BASE_LR /
     # (R_0 * MAX_ITER / 20).
     cfg.SOLVER.TR.GAIN = 0.0

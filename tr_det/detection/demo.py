@@ -64,7 +64,7 @@ class DemoOptions:
     output: Path
     bits: int = 4
     optimizer: str = "SGDT"
-    iterations: int = 600
+    iterations: int = 1000
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -85,10 +85,12 @@ def _tr_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {
         "total_steps": cfg.SOLVER.MAX_ITER,
         "tr_factor": tr.FACTOR,
-        "tr_momentum": tr.MOMENTUM,
+        "tr_momentum": None if tr.MOMENTUM == -1 else tr.MOMENTUM,
         "tr_schedule": tr.SCHEDULE,
         "tr_final": tr.FINAL,
         "tr_update": tr.UPDATE,
+        "tr_signal": tr.SIGNAL,
+        "tr_granularity": tr.GRANULARITY,
         "tr_gain": tr.GAIN or None,
         "tr_decay": tr.DECAY,
     }

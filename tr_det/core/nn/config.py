@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from tr_det.core.quantizers import QUANTIZERS
+from tr_det.core.quantizers.base import check_quantizer_name
 
 FULL_PRECISION = 32
 OUTPUT_SCALE_POLICIES = ("auto", "always", "never")
@@ -91,10 +91,7 @@ class QuantConfig:
         check_bits("weight_bits", self.weight_bits)
         check_bits("act_bits", self.act_bits)
         for key in ("weight_quantizer", "act_quantizer"):
-            if getattr(self, key) not in QUANTIZERS:
-                raise ValueError(
-                    f"{key}={getattr(self, key)!r}: must be one of {sorted(QUANTIZERS)}"
-                )
+            check_quantizer_name(key, getattr(self, key))
         if self.output_scale not in OUTPUT_SCALE_POLICIES:
             raise ValueError(
                 f"output_scale={self.output_scale!r}: must be one of {list(OUTPUT_SCALE_POLICIES)}"

@@ -159,9 +159,12 @@ def _convert(layer: nn.Module, name: str, config: QuantConfig, entry: LayerRepor
             config.act_quantizer, entry.act_bits, signed=entry.signed_input
         )
         input_quantizer.label = f"{name}.input_quantizer"
+    output_scale = OutputScale() if entry.output_scale else None
+    if output_scale is not None:
+        output_scale.label = f"{name}.output_scale"
     layer.__class__ = _QUANT_LAYERS[type(layer)]
     assert isinstance(layer, _QuantLayer)
-    layer.attach(weight_quantizer, input_quantizer, OutputScale() if entry.output_scale else None)
+    layer.attach(weight_quantizer, input_quantizer, output_scale)
     layer.train(layer.training)  # the new children follow the layer's mode
     layer.to(layer.weight.device)
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tr_det.core.quantizers import Quantizer
+from tr_det.core.quantizers.base import no_scale
 
 
 class OutputScale(nn.Module):
@@ -33,6 +34,7 @@ class OutputScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+        self.label = type(self).__name__
         self._ready = False
 
     @torch.no_grad()
@@ -105,12 +107,14 @@ class _QuantLayer(nn.Module):
         if self.output_scale is None:
             return function(x_q, weight, self.bias)
         y = function(x_q, weight, None)
-        if self.training and not self.output_scale.is_initialized:
+        if not self.output_scale.is_initialized:
+            if not self.training:
+                raise RuntimeError(no_scale(self.output_scale.label))
             with torch.no_grad():
                 self.output_scale.initialize(function(x, self.weight, None), y)
         y = y * self.output_scale.scale
         if self.bias is not None:
-            y = y + self._broadcast_bias(self.bias)
+            y = y + self._broadcast_bias(self.bias).to(y.dtype)  # under autocast y is narrower
         return y
 
     def _broadcast_bias(self, bias: Tensor) -> Tensor:

@@ -82,12 +82,17 @@ def tr_param_groups(
             get no decay.
 
     Raises:
-        ValueError: if lr or weight_decay is out of range.
+        ValueError: if a number is out of range.
     """
     if not lr > 0:
         raise ValueError(f"lr={lr!r}: must be positive")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay!r}: must not be negative")
+    for name, value in (
+        ("weight_decay", weight_decay),
+        ("norm_weight_decay", norm_weight_decay or 0.0),
+        ("scale_lr_factor", scale_lr_factor),
+    ):
+        if not value >= 0:
+            raise ValueError(f"{name}={value!r}: must not be negative")
     weights = quantized_weight_groups(model, lr=lr, weight_decay=weight_decay)
     scales = scale_group(model, lr=lr * scale_lr_factor, weight_decay=0.0)
     taken = {p for group in weights + scales for p in group["params"]}

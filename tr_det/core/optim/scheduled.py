@@ -32,17 +32,26 @@ import torch
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor
 
+from tr_det.core.optim.checks import check_same_layers, checked_group
 from tr_det.core.optim.groups import Group
-from tr_det.core.transition import UPDATE_RULES, TargetSchedule, running_rate, transition_rate
-
-# Keys of a TR group. Not saved: the module. Saved: identity, to refuse a checkpoint of another
-# model ...
-QUANTIZER = "quantizer"
-NAME, BITS = "name", "bits"
-# ... 0-d float32 tensors on the parameter's device, which loading a state dict does not cast ...
-TALR, RUNNING_TR, RATE = "talr", "running_tr", "transition_rate"
-# ... and Python numbers.
-TARGET_TR, STEP = "target_tr", "tr_step"
+from tr_det.core.optim.keys import (
+    BITS,
+    NAME,
+    QUANTIZER,
+    RATE,
+    RUNNING_TR,
+    STEP,
+    TALR,
+    TARGET_TR,
+)
+from tr_det.core.transition import (
+    SIGNALS,
+    UPDATE_RULES,
+    Feedback,
+    TransitionSettings,
+    running_rate,
+)
+from tr_det.core.transition.settings import check
 
 
 @dataclass(frozen=True)
@@ -74,14 +83,17 @@ class TransitionScheduled(torch.optim.Optimizer):
         *args: the torch optimizer's own.
         total_steps: T, length of the run in optimizer steps.
         tr_factor: lambda > 0; the first target of a layer with b-bit weights is lambda sqrt(b).
-        tr_momentum: m in [0, 1).
+        tr_momentum: m in [0, 1), 0.99 in the paper; None derives it from total_steps, so that a
+            short run has a quick controller (`default_momentum`).
         tr_schedule: ``"cosine"``, ``"linear"``, ``"step"``, ``"constant"`` or an fvcore
             ``ParamScheduler``.
         tr_final: last target TR, in [0, 1], approached instead of 0 (Table S6).
-        tr_update: TALR rule: ``"additive"`` (Eq. 11, the paper's), ``"multiplicative"`` (S1) or
-            ``"momentum"`` (S2).
-        tr_signal: ``"transition_rate"`` (Eq. 5).
-        tr_granularity: ``"layer"``.
+        tr_update: TALR rule: ``"additive"`` (Eq. 11, the paper's), ``"multiplicative"`` (S1),
+            ``"momentum"`` (S2), or ``"pi"``, ours, which tracks best (`tr_det.core.transition.pi`).
+        tr_signal: what is measured and followed: ``"transition_rate"`` (Eq. 5) or
+            ``"effective_step_size"`` (S3; lambda is then in units of levels).
+        tr_granularity: one controller per ``"layer"``, or one for the ``"model"``: its signal and
+            target are the means over all quantized weights.
         tr_gain: eta of Eq. 11, >= 0; None means the group's base learning rate, as in the paper.
             Runs much shorter than the paper's need a larger one, about ``lr / (R_0 * T / 20)``.
         tr_decay: ``"talr"`` or ``"lr"``: what multiplies decoupled weight decay.
@@ -98,7 +110,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         *args: Any,
         total_steps: int,
         tr_factor: float = 1e-3,
-        tr_momentum: float = 0.99,
+        tr_momentum: float | None = 0.99,
         tr_schedule: str | ParamScheduler = "cosine",
         tr_final: float = 0.0,
         tr_update: str = "additive",
@@ -108,33 +120,28 @@ class TransitionScheduled(torch.optim.Optimizer):
         tr_decay: str = "talr",
         **kwargs: Any,
     ) -> None:
-        _check("tr_factor", tr_factor, tr_factor > 0, "positive")
-        _check("tr_momentum", tr_momentum, 0 <= tr_momentum < 1, "in [0, 1)")
-        _check("tr_final", tr_final, 0 <= tr_final <= 1, "in [0, 1]")
-        _check("tr_update", tr_update, tr_update in UPDATE_RULES, f"one of {sorted(UPDATE_RULES)}")
-        _check("tr_signal", tr_signal, tr_signal == "transition_rate", "'transition_rate'")
-        _check("tr_granularity", tr_granularity, tr_granularity == "layer", "'layer'")
-        _check("tr_gain", tr_gain, tr_gain is None or tr_gain >= 0, "None or not negative")
-        _check("tr_decay", tr_decay, tr_decay in ("talr", "lr"), "'talr' or 'lr'")
-        _check(
+        check(
             "differentiable",
             True,
             not kwargs.get("differentiable"),
             "False: a transition has no gradient",
         )
-        self._tr = _Settings(
+        self._tr = TransitionSettings(
+            total_steps=total_steps,
             factor=tr_factor,
             momentum=tr_momentum,
-            schedule=TargetSchedule(tr_schedule, total_steps),
+            schedule=tr_schedule,
             final=tr_final,
             update=tr_update,
+            signal=tr_signal,
+            granularity=tr_granularity,
             gain=tr_gain,
-            decay_by_talr=tr_decay == "talr",
+            decay=tr_decay,
         )
         self._base_lr: dict[Tensor, float] = {}
         self._codes: dict[Tensor, Tensor] = {}
         self._constants_key: tuple[Any, ...] = ()
-        self._constants_value = (torch.zeros(0), torch.zeros(0))
+        self._constants_value: tuple[Tensor, ...] = ()
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
         self._disable_amp_inside_step()
@@ -142,7 +149,7 @@ class TransitionScheduled(torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; one with a ``quantizer`` becomes TR-scheduled (see the class)."""
         if QUANTIZER in param_group:
-            param_group = _checked_group(param_group)
+            param_group = checked_group(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if QUANTIZER in group:
@@ -202,21 +209,43 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._codes[weight] = quantizer.codes(weight)
 
     def _control(self, active: list[Group]) -> None:
-        """Eqs. 10 and 11 for all layers at once."""
+        """Eqs. 10 and 11 (or another rule) for all layers at once."""
         if not active:
             return
-        first_target, gain = self._constants(active)
-        shape = self._tr.schedule(active[0][STEP])
-        # The same numbers as _Settings.target, on the device and without sending anything there.
-        target = first_target * shape + self._tr.final * (1.0 - shape)
-        running = running_rate(_stack(active, RUNNING_TR), _stack(active, RATE), self._tr.momentum)
-        rule = UPDATE_RULES[self._tr.update]
-        talr = rule(_stack(active, TALR), running, target, gain, self._tr.momentum)
-        for group, new_running, new_talr in zip(
-            active, running.unbind(), talr.unbind(), strict=True
-        ):
+        step, settings = active[0][STEP], self._tr
+        first_target, base, gain, share = self._constants(active)
+
+        def target_at(step: int) -> Tensor:
+            # The same numbers as TransitionSettings.target, without sending anything to the device.
+            shape = settings.shape(step)
+            return first_target * shape + settings.final * (1.0 - shape)
+
+        target, previous_target = target_at(step), target_at(max(step - 1, 0))
+        previous = _stack(active, RUNNING_TR)
+        running = running_rate(previous, _stack(active, RATE), settings.running_momentum())
+        shown = running
+        if settings.granularity == "model":
+            target, previous_target, first_target, previous, running = (
+                (share * vector).sum().expand_as(vector)
+                for vector in (target, previous_target, first_target, previous, running)
+            )
+        talr = UPDATE_RULES[settings.update](
+            Feedback(
+                talr=_stack(active, TALR),
+                running=running,
+                target=target,
+                previous_running=previous,
+                previous_target=previous_target,
+                first_target=first_target,
+                base=base,
+                gain=gain,
+                momentum=settings.running_momentum(),
+                step=step,
+            )
+        )
+        for group, new_running, new_talr in zip(active, shown.unbind(), talr.unbind(), strict=True):
             group[RUNNING_TR], group[TALR] = new_running, new_talr
-            group[TARGET_TR] = self._tr.target(group[BITS], group[STEP])
+            group[TARGET_TR] = settings.target(group[BITS], step)
 
     def _update(self, active: list[Group]) -> None:
         """Eq. 12: run the torch step on zeros in the weights' place, then move the weights."""
@@ -244,16 +273,17 @@ class TransitionScheduled(torch.optim.Optimizer):
                 group["lr"], group["weight_decay"] = values
         for group, weight, direction in zip(active, weights, directions, strict=True):
             if group["weight_decay"] != 0 and self._decay_is_decoupled(group):
-                rate = group[TALR] if self._tr.decay_by_talr else group["lr"]
+                rate = group[TALR] if self._tr.decay == "talr" else group["lr"]
                 weight.mul_(1.0 - group["weight_decay"] * rate)
             weight.addcmul_(direction, group[TALR])
 
     def _count_transitions(self, active: list[Group]) -> None:
-        """Eq. 5 for the update just made; the next step's controller uses it."""
+        """Eq. 5 or S3 for the update just made; the next step's controller uses it."""
+        signal = SIGNALS[self._tr.signal]
         for group in active:
-            weight = group["params"][0]
-            codes = group[QUANTIZER].codes(weight)
-            group[RATE] = transition_rate(codes, self._codes[weight])
+            weight, quantizer = group["params"][0], group[QUANTIZER]
+            codes = quantizer.codes(weight)
+            group[RATE] = signal(codes, self._codes[weight], quantizer.grid.gamma)
             self._codes[weight] = codes
 
     def _torch_step(self) -> None:
@@ -265,19 +295,24 @@ class TransitionScheduled(torch.optim.Optimizer):
     def _decay_is_decoupled(self, group: Group) -> bool:
         return bool(group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)))
 
-    def _constants(self, active: list[Group]) -> tuple[Tensor, Tensor]:
-        """Return R_0 and eta of the layers, on their device; sent there once per set of layers."""
+    def _constants(self, active: list[Group]) -> tuple[Tensor, ...]:
+        """Return R_0, base learning rate, eta and share of all weights, as vectors over layers.
+
+        They are sent to the device once per set of active layers.
+        """
         weights = [group["params"][0] for group in active]
         key = (weights[0].device, *map(id, weights))
         if key != self._constants_key:
-            targets = [self._tr.factor * math.sqrt(group[BITS]) for group in active]
-            gains = [
-                self._base_lr[weight] if self._tr.gain is None else self._tr.gain
-                for weight in weights
-            ]
-            self._constants_value = (
-                torch.tensor(targets, dtype=torch.float32, device=weights[0].device),
-                torch.tensor(gains, dtype=torch.float32, device=weights[0].device),
+            base = [self._base_lr[weight] for weight in weights]
+            total = sum(weight.numel() for weight in weights)
+            rows = (
+                [self._tr.factor * math.sqrt(group[BITS]) for group in active],
+                base,
+                base if self._tr.gain is None else [self._tr.gain] * len(weights),
+                [weight.numel() / total for weight in weights],
+            )
+            self._constants_value = tuple(
+                torch.tensor(row, dtype=torch.float32, device=weights[0].device) for row in rows
             )
             self._constants_key = key
         return self._constants_value
@@ -307,7 +342,7 @@ class TransitionScheduled(torch.optim.Optimizer):
             ValueError: if it was written for other quantized weights or other bit-widths (named in
                 the message).
         """
-        _check_same_layers(state_dict["param_groups"], self.param_groups)
+        check_same_layers(state_dict["param_groups"], self.param_groups)
         quantizers = [group.get(QUANTIZER) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, quantizer in zip(self.param_groups, quantizers, strict=True):
@@ -330,64 +365,5 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._reset_derived()
 
 
-@dataclass(frozen=True)
-class _Settings:
-    factor: float
-    momentum: float
-    schedule: TargetSchedule
-    final: float
-    update: str
-    gain: float | None
-    decay_by_talr: bool
-
-    def target(self, bits: int, step: int) -> float:
-        """Return R_t of a layer."""
-        shape = self.schedule(step)
-        return self.factor * math.sqrt(bits) * shape + self.final * (1.0 - shape)
-
-
 def _stack(groups: list[Group], key: str) -> Tensor:
     return torch.stack([group[key] for group in groups])
-
-
-def _checked_group(group: Group) -> Group:
-    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-    name = group.get(NAME, "a TR group")
-    if len(params) != 1:
-        raise ValueError(
-            f"{name}: a group with a quantizer holds {len(params)} parameters; must be one"
-        )
-    if any(p.requires_grad for p in group[QUANTIZER].parameters()):
-        raise ValueError(
-            f"{name}: the weight quantizer's scale is trained, so weights would transit without "
-            "being updated; under TR scheduling it must be frozen (learn_scale=False, "
-            "learn_weight_scale=False)"
-        )
-    return {**group, "params": params, NAME: name}
-
-
-def _check_same_layers(saved: list[Group], own: list[Group]) -> None:
-    theirs = [(group.get(NAME, "?"), group[BITS]) for group in saved if TALR in group]
-    ours = [(group[NAME], group[BITS]) for group in own if QUANTIZER in group]
-    if theirs == ours:
-        return
-    if len(theirs) != len(ours):
-        raise ValueError(
-            f"optimizer state has {len(theirs)} TR-scheduled weights, this optimizer has "
-            f"{len(ours)}: it was written with another optimizer, or for another model"
-        )
-    for (their_name, their_bits), (our_name, our_bits) in zip(theirs, ours, strict=True):
-        if their_name != our_name:
-            raise ValueError(
-                f"optimizer state is for weight {their_name!r} where this model has {our_name!r}"
-            )
-        if their_bits != our_bits:
-            raise ValueError(
-                f"optimizer state of {our_name!r} is for {their_bits} bits, this model has "
-                f"{our_bits}; resume with the bit-width the run was started with"
-            )
-
-
-def _check(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value!r}: must be {allowed}")

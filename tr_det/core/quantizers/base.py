@@ -109,10 +109,7 @@ class Quantizer(nn.Module):
         if self._ready:
             return
         if not self.training:
-            raise RuntimeError(
-                f"{self.label}: no scale yet; calibrate the model (one forward in training mode) "
-                "or load a quantized checkpoint before evaluating"
-            )
+            raise RuntimeError(no_scale(self.label))
         self.initialize(x)
 
     def _load_from_state_dict(
@@ -172,8 +169,21 @@ def build_quantizer(name: str, bits: int, signed: bool, **options: Any) -> Quant
     Raises:
         ValueError: unknown name (the message lists near ones) or bits out of range.
     """
+    check_quantizer_name("quantizer", name)
+    return QUANTIZERS[name](bits, signed, **options)
+
+
+def check_quantizer_name(where: str, name: str) -> None:
+    """Raise ValueError unless a quantizer of that name is registered; ``where`` names the key."""
     if name not in QUANTIZERS:
         near = difflib.get_close_matches(name, QUANTIZERS)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"quantizer={name!r}: must be one of {sorted(QUANTIZERS)}{hint}")
-    return QUANTIZERS[name](bits, signed, **options)
+        raise ValueError(f"{where}={name!r}: must be one of {sorted(QUANTIZERS)}{hint}")
+
+
+def no_scale(label: str) -> str:
+    """Return the message for evaluating before a scale was set."""
+    return (
+        f"{label}: no scale yet; calibrate the model (one forward in training mode) or load a "
+        "quantized checkpoint before evaluating"
+    )

@@ -1,7 +1,20 @@
 """The TR scheme as pure functions: what is measured, which target it has, how it follows."""
 
-from tr_det.core.transition.controller import UPDATE_RULES, running_rate
-from tr_det.core.transition.rate import transition_rate
+from tr_det.core.transition.controller import UPDATE_RULES, Feedback, running_rate
+from tr_det.core.transition.pi import default_momentum
+from tr_det.core.transition.rate import SIGNALS, effective_step_size, transition_rate
 from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
+from tr_det.core.transition.settings import TransitionSettings
 
-__all__ = ["SCHEDULES", "UPDATE_RULES", "TargetSchedule", "running_rate", "transition_rate"]
+__all__ = [
+    "SCHEDULES",
+    "SIGNALS",
+    "UPDATE_RULES",
+    "Feedback",
+    "TargetSchedule",
+    "TransitionSettings",
+    "default_momentum",
+    "effective_step_size",
+    "running_rate",
+    "transition_rate",
+]

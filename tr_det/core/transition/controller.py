@@ -1,22 +1,55 @@
 """How the TALR follows the target (Lee et al., ICCV 2025): Eqs. 10, 11, S1 and S2.
 
-All arguments are float32 tensors of one shape, one element per controller (layer), except the
-momentum, a Python number; the rules are pure and read like the paper's lines. The paper's rule is
-"additive".
+Tensors are float32 and of one shape, one element per controller (layer). The rules are pure and
+read like the paper's lines; `UPDATE_RULES` gives each what it needs. The paper's rule is
+"additive"; ours, "pi", is in `pi.py`.
 
-Deviations from the paper: in S1 and S2 a running TR of zero (the start, or a layer that stands
-still) is replaced by ``RATE_FLOOR``, and the ratio is held within ``MAX_RATIO``; the paper's own
-S1 divides by zero there.
+Deviations from the paper, all in S1 and S2, whose ratio R/K is undefined at K = 0 (the start, or a
+layer that stands still):
+  * K is taken as at least ``RATE_FLOOR`` and the ratio as at most ``MAX_RATIO``;
+  * the TALR is held below ``MAX_TALR`` times the base learning rate, or a layer without gradient
+    would drive it to infinity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 RATE_FLOOR = 1e-8
 MAX_RATIO = 2.0
+MAX_TALR = 1e3
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a rule may look at before update t.
+
+    Attributes:
+        talr: U_{t-1}, learning-rate units.
+        running: K_t.
+        target: R_t.
+        previous_running: K_{t-1}.
+        previous_target: R_{t-1}; R_0 at t = 0.
+        first_target: R_0.
+        base: base learning rate, U_{-1}.
+        gain: eta of Eq. 11.
+        momentum: m of Eq. 10.
+        step: t.
+    """
+
+    talr: Tensor
+    running: Tensor
+    target: Tensor
+    previous_running: Tensor
+    previous_target: Tensor
+    first_target: Tensor
+    base: Tensor
+    gain: Tensor
+    momentum: float
+    step: int
 
 
 def running_rate(previous: Tensor, rate: Tensor, momentum: float) -> Tensor:
@@ -24,39 +57,30 @@ def running_rate(previous: Tensor, rate: Tensor, momentum: float) -> Tensor:
     return momentum * previous + (1.0 - momentum) * rate
 
 
-def additive(
-    talr: Tensor, running: Tensor, target: Tensor, gain: Tensor, momentum: float
-) -> Tensor:
+def additive(talr: Tensor, running: Tensor, target: Tensor, gain: Tensor) -> Tensor:
     """Return the next TALR, Eq. 11: ``U = max(0, U' + eta (R - K))``; ``gain`` is eta."""
-    del momentum
     return (talr + gain * (target - running)).clamp_min(0.0)
 
 
-def multiplicative(
-    talr: Tensor, running: Tensor, target: Tensor, gain: Tensor, momentum: float
-) -> Tensor:
+def multiplicative(talr: Tensor, running: Tensor, target: Tensor) -> Tensor:
     """Return the next TALR, Eq. S1: ``U = U' R / K``."""
-    del gain, momentum
-    return talr * _ratio(running, target)
+    return talr * (target / running.clamp_min(RATE_FLOOR)).clamp_max(MAX_RATIO)
 
 
-def momentum(
-    talr: Tensor, running: Tensor, target: Tensor, gain: Tensor, momentum: float
-) -> Tensor:
+def momentum(talr: Tensor, running: Tensor, target: Tensor, momentum: float) -> Tensor:
     """Return the next TALR, Eq. S2: ``U = m U' + (1 - m) U' R / K``."""
-    del gain
-    return talr * (momentum + (1.0 - momentum) * _ratio(running, target))
+    return momentum * talr + (1.0 - momentum) * multiplicative(talr, running, target)
 
 
-def _ratio(running: Tensor, target: Tensor) -> Tensor:
-    return (target / running.clamp_min(RATE_FLOOR)).clamp_max(MAX_RATIO)
-
-
-UpdateRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+UpdateRule = Callable[[Feedback], Tensor]
 
 UPDATE_RULES: dict[str, UpdateRule] = {
-    "additive": additive,
-    "multiplicative": multiplicative,
-    "momentum": momentum,
+    "additive": lambda f: additive(f.talr, f.running, f.target, f.gain),
+    "multiplicative": lambda f: multiplicative(f.talr, f.running, f.target).minimum(
+        MAX_TALR * f.base
+    ),
+    "momentum": lambda f: momentum(f.talr, f.running, f.target, f.momentum).minimum(
+        MAX_TALR * f.base
+    ),
 }
-"""Name -> rule ``(talr, running, target, gain, momentum) -> talr``."""
+"""Name -> rule."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from fvcore.common.param_scheduler import (
     ConstantParamScheduler,
     CosineParamScheduler,
@@ -15,7 +13,7 @@ from fvcore.common.param_scheduler import (
 SCHEDULES = ("cosine", "linear", "step", "constant")
 """Schedules known by name; any fvcore ``ParamScheduler`` that starts at 1 can be given instead."""
 
-_LAST = math.nextafter(1.0, 0.0)  # fvcore's schedulers live on [0, 1) and some refuse 1.0
+_LAST = 1.0 - 2 * ParamScheduler.WHERE_EPSILON
 
 
 class TargetSchedule:
@@ -44,7 +42,14 @@ class TargetSchedule:
 
     def __call__(self, step: int) -> float:
         """Return the multiplier of the first target for update ``step`` (0-based)."""
-        return float(self.scheduler(min(step / self.total_steps, _LAST)))
+        where = min(step / self.total_steps, 1.0)
+        try:
+            return float(self.scheduler(where))
+        except (IndexError, RuntimeError):
+            # fvcore's schedulers live on [0, 1): some are exact at 1, some refuse it and a margin.
+            if where < _LAST:
+                raise
+            return float(self.scheduler(_LAST))
 
 
 def _by_name(name: str) -> ParamScheduler:

@@ -1,0 +1,142 @@
+"""`tr_param_groups`: every trainable parameter once, in a fixed order, with its own options."""
+
+import pytest
+import torch
+from torch import nn
+
+from tr_det.core import (
+    SGDT,
+    QuantConfig,
+    QuantRule,
+    quantize_model,
+    quantized_weight_groups,
+    scale_group,
+    tr_param_groups,
+    without_transition,
+)
+
+
+def _model(**options) -> nn.Sequential:
+    """Return a model whose first layer stays in full precision; the last one has no norm."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 2, 3),
+    )
+    quantize_model(model, QuantConfig(rules=(QuantRule(pattern="0", skip=True),), **options))
+    return model
+
+
+def _names(model: nn.Module, group: dict) -> list[str]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for parameter in group["params"]]
+
+
+def test_groups_are_the_rest_each_weight_and_the_scales() -> None:
+    model = _model()
+    rest, first, second, scales = tr_param_groups(model, lr=0.5, weight_decay=0.25)
+    norms = ["1.weight", "1.bias", "3.weight", "3.bias"]
+    assert sorted(_names(model, rest)) == sorted(["0.weight", "0.bias", *norms, "4.bias"])
+    assert (rest["lr"], rest["weight_decay"]) == (0.5, 0.25)
+    assert "quantizer" not in rest
+    for group, name, layer in ((first, "2.weight", model[2]), (second, "4.weight", model[4])):
+        assert _names(model, group) == [group["name"]] == [name]
+        assert group["quantizer"] is layer.weight_quantizer
+        assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+    assert _names(model, scales) == [
+        "2.input_quantizer.scale",
+        "4.input_quantizer.scale",
+        "4.output_scale.scale",
+    ]
+    assert (scales["lr"], scales["weight_decay"]) == (0.05, 0.0)
+    assert "quantizer" not in scales
+
+
+@pytest.mark.parametrize("norm_weight_decay", [None, 0.0, 0.25, 0.5])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("frozen", ["", "0.weight", "2.weight", "3.bias", "4.output_scale.scale"])
+def test_every_trainable_parameter_comes_exactly_once(norm_weight_decay, learned, frozen) -> None:
+    model = _model(learn_weight_scale=learned)
+    if frozen:
+        model.get_parameter(frozen).requires_grad_(False)
+    groups = tr_param_groups(model, 0.5, 0.25, norm_weight_decay=norm_weight_decay)
+    grouped = [name for group in groups for name in _names(model, group)]
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(trainable)
+    assert all(group["params"] for group in groups)
+
+
+def test_norms_get_their_own_decay() -> None:
+    model = _model()
+    rest, norms, *_ = tr_param_groups(model, 0.5, 0.25, norm_weight_decay=0.0)
+    assert sorted(_names(model, norms)) == ["1.bias", "1.weight", "3.bias", "3.weight"]
+    assert (norms["lr"], norms["weight_decay"]) == (0.5, 0.0)
+    assert sorted(_names(model, rest)) == ["0.bias", "0.weight", "4.bias"]
+    assert rest["weight_decay"] == 0.25
+
+
+def test_learned_weight_scales_are_among_the_scales() -> None:
+    model = _model(learn_weight_scale=True)
+    *_, scales = tr_param_groups(model, 0.5, scale_lr_factor=0.5)
+    assert "2.weight_quantizer.scale" in _names(model, scales)
+    assert scales["lr"] == 0.25
+
+
+def test_plain_model_gives_one_group() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    (group,) = tr_param_groups(model, 0.5, 0.25)
+    assert group["params"] == list(model.parameters())
+    assert quantized_weight_groups(model) == scale_group(model) == []
+
+
+def test_frozen_quantized_weight_has_no_group() -> None:
+    model = _model()
+    model[2].weight.requires_grad_(False)
+    assert [group["name"] for group in quantized_weight_groups(model)] == ["4.weight"]
+
+
+def test_shared_layer_has_one_group() -> None:
+    head = nn.Linear(4, 4)
+    model = nn.ModuleDict({"level3": nn.Sequential(head), "level4": nn.Sequential(head)})
+    quantize_model(model, QuantConfig())
+    groups = tr_param_groups(model, 0.5)
+    assert [group["name"] for group in groups if "quantizer" in group] == ["level3.0.weight"]
+
+
+def test_weight_with_two_quantizers_raises() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    quantize_model(model, QuantConfig())
+    with pytest.raises(ValueError, match="'1': shares its weight with '0'"):
+        tr_param_groups(model, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", -0.1),
+        ("lr", float("nan")),
+        ("weight_decay", -0.1),
+        ("weight_decay", float("nan")),
+        ("norm_weight_decay", -0.1),
+        ("scale_lr_factor", -0.1),
+    ],
+)
+def test_number_out_of_range_raises(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{key}={value}: must "):
+        tr_param_groups(_model(), **{"lr": 0.1, key: value})
+
+
+def test_without_transition_serves_the_torch_optimizer() -> None:
+    groups = tr_param_groups(_model(), 0.5, 0.25)
+    keys = [set(group) for group in groups]
+    plain = without_transition(groups)
+    assert [set(group) for group in plain] == [key - {"quantizer"} for key in keys]
+    assert [set(group) for group in groups] == keys
+    optimizer = torch.optim.SGD(plain)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5, 0.5, 0.05]
+    for without, scheduled in zip(plain, SGDT(groups, total_steps=1).param_groups, strict=True):
+        assert without["params"] == scheduled["params"]

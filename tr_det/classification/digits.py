@@ -1,0 +1,56 @@
+"""The embedded classification data: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class DigitImages:
+    """Images and labels of a fixed, stratified split.
+
+    Attributes:
+        train_images: (N, 1, 8, 8) float32, normalised by the training images' mean and deviation.
+        train_labels: (N,) int64.
+        test_images: likewise.
+        test_labels: likewise.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def load_digit_images(test_share: float = 0.25) -> DigitImages:
+    """Load the digits.
+
+    Args:
+        test_share: share of each class that is held out, in (0, 1). The split does not depend on
+            any seed.
+
+    Raises:
+        ValueError: if test_share is out of range.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}: must be in (0, 1)")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy((digits.images / 16.0).astype(np.float32)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    held_out = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng(1797)
+    for label in range(NUM_CLASSES):
+        members = generator.permutation(np.flatnonzero(digits.target == label))
+        held_out[members[: round(test_share * len(members))]] = True
+    test = torch.from_numpy(held_out)
+    mean, std = images[~test].mean(), images[~test].std()
+    images = (images - mean) / std
+    return DigitImages(images[~test], labels[~test], images[test], labels[test])

@@ -1,0 +1,60 @@
+"""What a TR-scheduled optimizer refuses: groups it can't schedule, checkpoints of another model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tr_det.core.optim.groups import Group
+from tr_det.core.optim.keys import BITS, NAME, QUANTIZER, TALR
+
+
+def checked_group(group: Group) -> Group:
+    """Return a TR group with its parameter in a list and a name.
+
+    Raises:
+        ValueError: if it holds not exactly one parameter, or its quantizer's scale is trained.
+    """
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    name = group.get(NAME, "a TR group")
+    if len(params) != 1:
+        raise ValueError(
+            f"{name}: a group with a quantizer holds {len(params)} parameters; must be one"
+        )
+    if any(p.requires_grad for p in group[QUANTIZER].parameters()):
+        raise ValueError(
+            f"{name}: the weight quantizer's scale is trained, so weights would transit without "
+            "being updated; under TR scheduling it must be frozen (learn_scale=False, "
+            "learn_weight_scale=False)"
+        )
+    return {**group, "params": params, NAME: name}
+
+
+def check_same_layers(saved: list[Group], own: list[Group]) -> None:
+    """Check that saved groups are for the same weights at the same bit-widths, in the same order.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    theirs = [(group.get(NAME, "?"), group[BITS]) if TALR in group else None for group in saved]
+    ours = [(group[NAME], group[BITS]) if QUANTIZER in group else None for group in own]
+    their_count, our_count = (sum(map(bool, entries)) for entries in (theirs, ours))
+    if their_count != our_count:
+        raise ValueError(
+            f"optimizer state has {their_count} TR-scheduled weights, this optimizer has "
+            f"{our_count}: it was written with another optimizer, or for another model"
+        )
+    for their, our in zip(theirs, ours, strict=False):
+        if their is not None and our is not None and their[0] == our[0]:
+            if their[1] != our[1]:
+                raise ValueError(
+                    f"optimizer state of {our[0]!r} is for {their[1]} bits, this model has "
+                    f"{our[1]}; resume with the bit-width the run was started with"
+                )
+        elif their is not our:  # not ordinary groups both
+            raise ValueError(
+                f"optimizer state has {_described(their)} where this model has {_described(our)}"
+            )
+
+
+def _described(entry: tuple[str, int] | None) -> str:
+    return "an ordinary group" if entry is None else repr(entry[0])

@@ -1,0 +1,77 @@
+"""A TALR rule that tracks: proportional-integral control of log(TALR) with feed-forward.
+
+Ours, not the paper's. The rate that a TALR causes is about proportional to it, over several orders
+of magnitude that differ by layer. The additive rule moves the TALR by ``eta (R - K)``, whose size
+has nothing to do with the TALR's: too slow for some layers, too coarse for others, and after a long
+error it must first unwind what it has piled up. Here
+
+    e_t = log((R_t + f) / (K_t + f)),  f = FLOOR * R_0
+    log U_t = log U_{t-1} + log((R_t + f) / (R_{t-1} + f)) + kp (e_t - e_{t-1}) + ki e_t
+
+- The first increment is feed-forward: the target's course is known, so the TALR moves with it
+  instead of waiting for an error.
+- In logarithms one pair of gains suits every layer, and the TALR cannot become negative.
+- K_t is the running TR corrected for its start from zero, ``K_t / (1 - m^t)``. It lags by
+  tau = 1 / (1 - m) updates. With ``kp = 1/2`` and ``ki = kp / tau`` the controller's zero cancels
+  that lag, and the closed loop settles like a first-order one, in about 2 tau updates.
+- The velocity form has no integral to wind up: at the TALR's bounds (``MAX_TALR`` and ``MIN_TALR``
+  times the base learning rate) increments are lost instead of stored.
+- The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
+  at most a factor of ``e^MAX_STEP``.
+
+``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
+sixtieth of the run, at least 5 and at most the paper's 100 updates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tr_det.core.transition.controller import MAX_TALR, UPDATE_RULES, Feedback
+
+KP = 0.5
+FLOOR = 0.01
+TINY = 1e-12
+MAX_STEP = 0.5
+MIN_TALR = 1e-6
+
+
+def default_momentum(total_steps: int) -> float:
+    """Return m for a run of that many updates.
+
+    >>> [round(default_momentum(steps), 3) for steps in (300, 3_000, 90_000)]
+    [0.8, 0.98, 0.99]
+    """
+    return 1.0 - 1.0 / min(max(total_steps / 60.0, 5.0), 100.0)
+
+
+def pi(f: Feedback) -> Tensor:
+    """Return the next TALR; see the file's head."""
+    if f.step == 0:  # nothing has been measured yet
+        return f.talr
+    floor = (FLOOR * f.first_target).clamp_min(TINY)
+    error = _error(f.target, f.running, floor, _correction(f.momentum, f.step))
+    change = torch.log((f.target + floor) / (f.previous_target + floor))
+    change = change + KP * (1.0 - f.momentum) * error
+    if f.step > 1:
+        before = _error(
+            f.previous_target, f.previous_running, floor, _correction(f.momentum, f.step - 1)
+        )
+        change = change + KP * (error - before)
+    talr = f.talr * change.clamp(-MAX_STEP, MAX_STEP).exp()
+    return talr.maximum(MIN_TALR * f.base).minimum(MAX_TALR * f.base)
+
+
+def _error(target: Tensor, running: Tensor, floor: Tensor, correction: float) -> Tensor:
+    return torch.log((target + floor) / (running * correction + floor))
+
+
+def _correction(momentum: float, measured: int) -> float:
+    """Return what corrects a running mean of that many measurements for its start from zero."""
+    return 1.0 / -math.expm1(measured * math.log(momentum)) if momentum > 0 else 1.0
+
+
+UPDATE_RULES["pi"] = pi
