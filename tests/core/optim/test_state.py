@@ -24,7 +24,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 def _model(seed: int = 0, bits: int = 2, **options) -> nn.Sequential:
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)
+        nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)
     )
     rules = (QuantRule(pattern="0", skip=True), QuantRule(pattern="5", weight_bits=4))
     quantize_model(model, QuantConfig(weight_bits=bits, rules=rules, **options))
@@ -46,7 +46,7 @@ def _pair(name: str = "SGDT", seed: int = 0, **kwargs):
 
 def _loss(model: nn.Module, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
-    x, y = torch.randn(16, 6, generator=generator), torch.randn(16, 8, generator=generator)
+    x, y = torch.randn(16, 6, generator=generator), torch.randn(16, 4, generator=generator)
     return F.mse_loss(model(x), y)
 
 
@@ -108,6 +108,24 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, stop: i
         part.load_state_dict(saved)
     _assert_equal(_snapshot(*resumed), _snapshot(*stopped))
     _train(*resumed, range(stop, STEPS))
+    _assert_equal(_snapshot(*resumed), _snapshot(*whole))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tr_update": "pi", "tr_momentum": None},
+        {"tr_update": "momentum", "tr_signal": "effective_step_size"},
+        {"tr_update": "pi", "tr_granularity": "model", "tr_schedule": "linear"},
+    ],
+)
+def test_every_kind_of_controller_resumes_bit_for_bit(settings: dict) -> None:
+    whole, stopped, resumed = _pair(**settings), _pair(**settings), _pair(seed=1, **settings)
+    _train(*whole)
+    _train(*stopped, range(7))
+    for part, saved in zip(resumed, [part.state_dict() for part in stopped], strict=True):
+        part.load_state_dict(_through_file(saved))
+    _train(*resumed, range(7, STEPS))
     _assert_equal(_snapshot(*resumed), _snapshot(*whole))
 
 
@@ -308,6 +326,27 @@ def test_tr_group_holds_exactly_one_weight(count: int) -> None:
         tr_det.core.SGDT([group], lr=0.1, total_steps=1)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("total_steps", 0, "at least 1"),
+        ("tr_factor", 0.0, "positive"),
+        ("tr_momentum", 1.0, r"in \[0, 1\)"),
+        ("tr_momentum", -0.1, r"in \[0, 1\)"),
+        ("tr_schedule", "cosin", "'cosine'"),
+        ("tr_final", 1.5, r"in \[0, 1\]"),
+        ("tr_update", "additiv", "'additive'"),
+        ("tr_signal", "rate", "'transition_rate'"),
+        ("tr_granularity", "channel", "'layer', 'model'"),
+        ("tr_gain", -1.0, "not negative"),
+        ("tr_decay", "none", "'talr', 'lr'"),
+    ],
+)
+def test_argument_out_of_range_is_refused(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}={value!r}: must be .*{allowed}"):
+        _pair(**{key: value})
+
+
 # --- one step -------------------------------------------------------------------------------------
 
 
@@ -351,6 +390,24 @@ def test_hooks_and_callback_fire_once_per_step(name: str) -> None:
     torch_class([nn.Parameter(torch.zeros(1))], lr=0.1).step()
     _train(model, optimizer, [2, 3])
     assert fired == 4 * once
+
+
+def test_one_controller_per_model_follows_the_means_over_all_weights() -> None:
+    model, optimizer = _pair(tr_granularity="model")
+    _train(model, optimizer, range(5))
+    groups = _tr_groups(optimizer)
+    sizes = [group["params"][0].numel() for group in groups]
+    talr = groups[0]["talr"].item()
+    running = [(0.5 * (g["running_tr"] + g["transition_rate"])).item() for g in groups]
+    _train(model, optimizer, [5])
+    assert groups[0]["talr"].item() == groups[1]["talr"].item()
+    assert [group["running_tr"].item() for group in groups] == pytest.approx(running)
+    assert running[0] != running[1]
+    error = sum(
+        size / sum(sizes) * (group["target_tr"] - k)
+        for size, group, k in zip(sizes, groups, running, strict=True)
+    )
+    assert groups[0]["talr"].item() == pytest.approx(max(0.0, talr + 0.1 * error), rel=1e-5)
 
 
 def test_callback_sees_the_finished_step() -> None:
@@ -431,3 +488,27 @@ def test_accumulated_gradients_make_one_update_and_one_count() -> None:
         assert group["tr_step"] == 1
     for a, b in zip(model.parameters(), summed[0].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_fails_moves_no_controller(monkeypatch) -> None:
+    model, optimizer = _pair("SGDT")
+    _train(model, optimizer, range(3))
+    groups = [group for group in optimizer.param_groups if "talr" in group]
+    keys = ("talr", "running_tr", "target_tr", "tr_step")
+    before = [[float(group[key]) for key in keys] for group in groups]
+    monkeypatch.setattr(optimizer, "_torch_step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _train(model, optimizer, range(3, 4))
+    assert [[float(group[key]) for key in keys] for group in groups] == before
+    monkeypatch.undo()
+    _train(model, optimizer, range(3, 4))
+    assert [[float(group[key]) for key in keys] for group in groups] != before
+
+
+def test_a_group_that_comes_late_joins_the_clock() -> None:
+    model, optimizer = _pair("SGDT")
+    _train(model, optimizer, range(3))
+    weight = nn.Parameter(torch.randn(4))
+    quantizer = build_quantizer("fixed_grid", 2, signed=True, learn_scale=False)
+    optimizer.add_param_group({"params": [weight], "name": "late", "quantizer": quantizer})
+    assert optimizer.param_groups[-1]["tr_step"] == 3

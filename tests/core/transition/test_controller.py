@@ -1,4 +1,6 @@
-"""Eqs. 10, 11, S1 and S2 by hand, and what must hold for all numbers."""
+"""Eqs. 10, 11, S1 and S2 and the rule "pi" by hand, and what must hold for all numbers."""
+
+import math
 
 import pytest
 import torch
@@ -107,3 +109,53 @@ def test_talr_stays_finite_for_a_layer_that_stands_still(rule: str) -> None:
     for _ in range(12_000):
         talr = UPDATE_RULES[rule](_feedback(talr, running, target, gain, 0.99, base=0.01))
     assert torch.isfinite(talr).all()
+
+
+def _run_pi(targets: list[float], rates: list[float], momentum: float) -> list[float]:
+    """Return the TALR at each update, from 0.01; ``rates[t]`` is what update t causes."""
+    talr, base, running, rate = _tensors(0.01, 0.01, 0.0, 0.0)
+    targets, course = _tensors(*targets), []
+    for t, target in enumerate(targets):
+        previous, running = running, running_rate(running, rate, momentum)
+        talr = UPDATE_RULES["pi"](
+            Feedback(
+                talr=talr,
+                running=running,
+                target=target,
+                previous_running=previous,
+                previous_target=targets[max(t - 1, 0)],
+                first_target=targets[0],
+                base=base,
+                gain=base,
+                momentum=momentum,
+                step=t,
+            )
+        )
+        rate = torch.tensor(rates[t])
+        course.append(talr.item())
+    return course
+
+
+def test_pi_is_its_formula_in_the_first_updates() -> None:
+    targets, m = [0.02, 0.018, 0.015], 0.75
+    course = _run_pi(targets, [0.03, 0.01, 0.0], m)
+    f = 0.01 * targets[0]
+    mean = {1: 0.03, 2: (m * 0.03 + 0.01) / (m + 1.0)}  # of the rates so far, newest weighs most
+    error = {t: math.log((targets[t] + f) / (mean[t] + f)) for t in (1, 2)}
+    feed = {t: math.log((targets[t] + f) / (targets[t - 1] + f)) for t in (1, 2)}
+    first = 0.01 * math.exp(feed[1] + 0.5 * 0.25 * error[1])
+    second = first * math.exp(feed[2] + 0.5 * 0.25 * error[2] + 0.5 * (error[2] - error[1]))
+    assert course == pytest.approx([0.01, first, second], rel=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(0.0, 1e3), (1.0, 1e-6)])
+def test_pi_holds_the_talr_within_its_bounds(rate: float, bound: float) -> None:
+    talrs = _run_pi(800 * [0.01], 800 * [rate], 0.8)
+    assert talrs[-1] == pytest.approx(0.01 * bound, rel=1e-5)
+
+
+def test_pi_changes_the_talr_by_half_its_logarithm_at_most() -> None:
+    talrs = _run_pi(20 * [0.01], 10 * [0.0, 1.0], momentum=0.0)
+    changes = [math.log(after / before) for before, after in zip(talrs, talrs[1:], strict=False)]
+    assert max(changes) == pytest.approx(0.5, rel=1e-5)
+    assert min(changes) == pytest.approx(-0.5, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Eq. 5: the share of codes that changed."""
+"""Eq. 5: the share of codes that changed; Eq. S3: by how much on average."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tr_det.core.transition import transition_rate
+from tr_det.core.transition import SIGNALS, transition_rate
+from tr_det.core.transition.rate import effective_step_size
 
 CODES = st.lists(st.tuples(*[st.integers(-128, 127)] * 3), min_size=1, max_size=40).map(
     lambda rows: torch.tensor(rows, dtype=torch.int8).T.contiguous()
@@ -54,3 +55,34 @@ def test_rate_is_the_same_in_any_order_and_shape(codes: Tensor, random) -> None:
     a, b = codes[0], codes[1]
     shuffled = transition_rate(a[order].unsqueeze(0), b[order].unsqueeze(0))
     assert shuffled.item() == transition_rate(a, b).item()
+
+
+@pytest.mark.parametrize(
+    ("codes", "previous", "gamma", "size"),
+    [
+        ([3], [3], 4, 0.0),
+        ([1, 0, -2, 1], [1, 0, 0, 0], 2, 0.375),
+        ([-1, 1], [1, 1], 1, 1.0),
+        ([127], [-128], 128, 255 / 128),
+    ],
+)
+def test_effective_step_size_is_the_mean_change_of_levels(codes, previous, gamma, size) -> None:
+    codes, previous = (torch.tensor(x, dtype=torch.int8) for x in (codes, previous))
+    assert effective_step_size(codes, previous, gamma).item() == size
+    assert SIGNALS["effective_step_size"](codes, previous, gamma).item() == size
+
+
+@given(CODES, st.sampled_from([1, 2, 8, 128]))
+def test_effective_step_size_is_at_least_the_rate_over_gamma(codes: Tensor, gamma: int) -> None:
+    a, b, _ = codes
+    size, rate = effective_step_size(a, b, gamma).item(), transition_rate(a, b).item()
+    assert SIGNALS["transition_rate"](a, b, gamma).item() == rate
+    assert size == effective_step_size(b, a, gamma).item()
+    assert size >= rate / gamma - 1e-6
+
+
+@given(CODES, st.sampled_from([1, 2, 8, 128]))
+def test_effective_step_size_equals_the_rate_over_gamma_for_single_steps(codes, gamma) -> None:
+    a, b = codes[0] // 2, codes[0] // 2 + codes[1].sign()
+    size, rate = effective_step_size(a, b, gamma).item(), transition_rate(a, b).item()
+    assert size == pytest.approx(rate / gamma, abs=1e-6)

@@ -51,6 +51,12 @@ class QuantRule:
         for key in ("weight_bits", "act_bits"):
             if getattr(self, key) is not None:
                 check_bits(f"rule {self.pattern!r}: {key}", getattr(self, key))
+        for key in ("skip", "signed_input", "output_scale"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(
+                    f"rule {self.pattern!r}: {key}={value!r}: must be True, False or None"
+                )
 
     def matches(self, name: str) -> bool:
         """Return whether the rule speaks of the layer of that name."""
@@ -90,6 +96,9 @@ class QuantConfig:
         """Check every field."""
         check_bits("weight_bits", self.weight_bits)
         check_bits("act_bits", self.act_bits)
+        for key in ("learn_weight_scale", "signed_input"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key}={getattr(self, key)!r}: must be True or False")
         for key in ("weight_quantizer", "act_quantizer"):
             check_quantizer_name(key, getattr(self, key))
         if self.output_scale not in OUTPUT_SCALE_POLICIES:

@@ -77,7 +77,8 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
     for name, layer, entry in plan:
         if not entry.reason and not isinstance(layer, _QuantLayer):
             _convert(layer, name, config, entry)
-    counted = sum(entry.num_weights for _, _, entry in plan)
+    sizes = {id(getattr(layer, "weight", layer)): entry.num_weights for _, layer, entry in plan}
+    counted = sum(sizes.values())  # a weight that layers share counts once
     own_state = sum(
         p.numel()
         for m in model.modules()

@@ -11,7 +11,7 @@ class LayerReport:
 
     Attributes:
         name: full dotted name.
-        kind: class name before conversion.
+        kind: class name before this call.
         num_weights: elements of its weight.
         weight_bits: 1 to 8, or 32.
         act_bits: of its input, 1 to 8, or 32.

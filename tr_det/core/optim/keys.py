@@ -7,3 +7,6 @@ NAME, BITS = "name", "bits"
 TALR, RUNNING_TR, RATE = "talr", "running_tr", "transition_rate"
 # ... and Python numbers.
 TARGET_TR, STEP = "target_tr", "tr_step"
+
+CONTROLLER = (TALR, RUNNING_TR, TARGET_TR)
+"""What a controller changes before the weights are updated."""

@@ -36,6 +36,7 @@ from tr_det.core.optim.checks import check_same_layers, checked_group
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
     BITS,
+    CONTROLLER,
     NAME,
     QUANTIZER,
     RATE,
@@ -162,7 +163,8 @@ class TransitionScheduled(torch.optim.Optimizer):
             group[RUNNING_TR] = torch.zeros((), device=weight.device)
             group[RATE] = torch.zeros((), device=weight.device)
             group[TARGET_TR] = self._tr.target(group[BITS], 0)
-            group[STEP] = 0
+            # A group that comes late joins the others' clock.
+            group[STEP] = max((other.get(STEP, 0) for other in self.param_groups), default=0)
             self._reset_derived()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -175,8 +177,15 @@ class TransitionScheduled(torch.optim.Optimizer):
             groups = self._tr_groups()
             active = [group for group in groups if group["params"][0].grad is not None]
             self._remember_codes(active)
-            self._control(active)
-            self._update(active)
+            before = [{key: group[key] for key in CONTROLLER} for group in groups]
+            try:
+                self._control(active, groups)
+                self._update(active)
+            except BaseException:
+                # The weights are as they were; so a repeated step must not count twice.
+                for group, values in zip(groups, before, strict=True):
+                    group.update(values)
+                raise
             self._count_transitions(active)
             for group in groups:
                 group[STEP] += 1
@@ -208,7 +217,7 @@ class TransitionScheduled(torch.optim.Optimizer):
                     quantizer.initialize(weight)
                 self._codes[weight] = quantizer.codes(weight)
 
-    def _control(self, active: list[Group]) -> None:
+    def _control(self, active: list[Group], groups: list[Group]) -> None:
         """Eqs. 10 and 11 (or another rule) for all layers at once."""
         if not active:
             return
@@ -246,6 +255,10 @@ class TransitionScheduled(torch.optim.Optimizer):
         for group, new_running, new_talr in zip(active, shown.unbind(), talr.unbind(), strict=True):
             group[RUNNING_TR], group[TALR] = new_running, new_talr
             group[TARGET_TR] = settings.target(group[BITS], step)
+        if settings.granularity == "model":
+            for group in groups:  # those without gradient share the controller
+                if group["params"][0].grad is None:
+                    group[TALR] = active[0][TALR]
 
     def _update(self, active: list[Group]) -> None:
         """Eq. 12: run the torch step on zeros in the weights' place, then move the weights."""

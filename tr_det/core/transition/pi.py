@@ -19,6 +19,9 @@ error it must first unwind what it has piled up. Here
 - The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
   at most a factor of ``e^MAX_STEP``.
 
+Limit: the correction counts the optimizer's updates, so a layer whose first gradient comes late
+starts with a K that reads too low.
+
 ``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
 sixtieth of the run, at least 5 and at most the paper's 100 updates.
 """

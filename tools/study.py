@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Repeat an analysis of the paper on the embedded digits and print its table.
+
+    tools/study.py tracking           mean |K - R| / R_0 of every TALR rule, by run length
+    tools/study.py tr-factor          Table S4: the TR factor lambda
+    tools/study.py optimizers         Table S5: seven optimizers, plain and TR-scheduled
+    tools/study.py final-target       Table S6: the last target TR
+    tools/study.py update-rules       Fig. S5: TALR rules on a step-decayed target
+
+Each runs a small ResNet on 8 x 8 digits over several seeds; budgets are minutes, not GPU days, so
+orderings are what can be compared with the paper, not accuracies. Writes NAME.json and NAME.md to
+output/studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tr_det.classification.experiment import Laboratory, Outcome, Run
+from tr_det.demo.report import write_json
+
+PAPER = {"tr_update": "additive", "tr_momentum": 0.99}
+QUICK = {"tr_update": "pi", "tr_momentum": None}
+RULES: dict[str, dict[str, Any]] = {
+    "additive, m = 0.99 (the paper's)": PAPER,
+    "additive, m = 0.9, gain lr / (R_0 T / 20)": {"tr_update": "additive", "tr_momentum": 0.9},
+    "multiplicative (S1), m = 0.9": {"tr_update": "multiplicative", "tr_momentum": 0.9},
+    "momentum (S2), m = 0.99": {"tr_update": "momentum", "tr_momentum": 0.99},
+    "momentum (S2), m = 0.9": {"tr_update": "momentum", "tr_momentum": 0.9},
+    "pi (ours), m from the length": QUICK,
+}
+Row = dict[str, Any]
+
+
+class Study:
+    """Runs a list of settings over seeds and collects rows."""
+
+    def __init__(self, steps: int, seeds: int) -> None:
+        self.laboratory = Laboratory()
+        self.steps, self.seeds = steps, seeds
+
+    def rows(self, settings: dict[str, dict[str, Any]], title: str) -> Iterator[Row]:
+        """Yield one row per setting, with every seed's accuracy and tracking error."""
+        total = tqdm(total=len(settings) * self.seeds, desc=title, unit="run")
+        for name, arguments in settings.items():
+            outcomes: list[Outcome] = []
+            for seed in range(self.seeds):
+                arguments = {"steps": self.steps, **arguments}
+                outcomes.append(self.laboratory.run(Run(seed=seed, **arguments)))
+                total.update()
+            row: Row = {"setting": name, "accuracy": [o.accuracy for o in outcomes]}
+            if len(outcomes[0].running):
+                row["tracking error"] = [100 * o.tracking_error() for o in outcomes]
+                row["last TR over first target"] = [
+                    100 * (o.running[-1] / o.target[0]).mean().item() for o in outcomes
+                ]
+            yield row
+        total.close()
+
+
+def tracking(study: Study, lengths: list[int]) -> list[Row]:
+    """Return tracking errors by rule and length."""
+    rows = []
+    for steps in lengths:
+        study.steps = steps
+        settings = {}
+        for name, tr in RULES.items():
+            tr = {"tr_factor": 5e-3, **tr}
+            if "gain" in name:  # the documentation's advice for short runs
+                tr["tr_gain"] = 0.1 / (5e-3 * 2**0.5 * steps / 20)
+            settings[f"{steps:,} steps: {name}"] = {"tr": tr}
+        rows += study.rows(settings, f"{steps:,} steps")
+    return rows
+
+
+def tr_factor(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies by TR factor, with plain SGD beside them."""
+    del lengths
+    settings: dict[str, dict[str, Any]] = {"SGD": {"optimizer": "SGD"}}
+    for factor in (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2):
+        settings[f"SGDT, lambda {factor:g}"] = {"tr": {"tr_factor": factor, **QUICK}}
+    return list(study.rows(settings, "TR factor"))
+
+
+def optimizers(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies of the seven optimizers, plain and TR-scheduled."""
+    del lengths
+    settings: dict[str, dict[str, Any]] = {}
+    for name in ("SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad"):
+        settings[name] = {"optimizer": name}
+        settings[f"{name}T"] = {"optimizer": f"{name}T", "tr": {"tr_factor": 5e-3, **QUICK}}
+    return list(study.rows(settings, "optimizers"))
+
+
+def final_target(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies by the last target TR."""
+    del lengths
+    settings = {
+        f"final target {final:g}": {"tr": {"tr_factor": 5e-3, "tr_final": final, **QUICK}}
+        for final in (0.0, 1e-5, 1e-4, 1e-3)
+    }
+    return list(study.rows(settings, "final target"))
+
+
+def update_rules(study: Study, lengths: list[int]) -> list[Row]:
+    """Return tracking and accuracy by rule on a target that is divided by 5 after each quarter."""
+    del lengths
+    settings = {
+        name: {"tr": {"tr_factor": 5e-3, "tr_schedule": "step", **tr}}
+        for name, tr in RULES.items()
+        if "gain" not in name
+    }
+    return list(study.rows(settings, "update rules"))
+
+
+STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
+    "tracking": tracking,
+    "tr-factor": tr_factor,
+    "optimizers": optimizers,
+    "final-target": final_target,
+    "update-rules": update_rules,
+}
+
+
+def table(rows: list[Row]) -> str:
+    """Return rows as a Markdown table of means and standard deviations over seeds."""
+    columns = {
+        "accuracy": "accuracy, %",
+        "tracking error": "mean abs(K - R) / R_0, %",
+        "last TR over first target": "K at the end / R_0, %",
+    }
+    lines = [
+        "| setting | " + " | ".join(columns.values()) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    for row in rows:
+        cells = [spread(row[key]) if key in row else "-" for key in columns]
+        lines.append(f"| {row['setting']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main() -> None:
+    """Parse the command line and run a study."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--steps", type=int, default=600, help="updates of a run (default 600)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per setting (default 5)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[300, 3000], help="of tracking's runs"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/studies"))
+    args = parser.parse_args()
+    if args.seeds < 1 or args.steps < 20 or min(args.lengths) < 20:
+        parser.error("--seeds must be at least 1, --steps and --lengths at least 20")
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    start = time.perf_counter()
+    rows = STUDIES[args.study](Study(args.steps, args.seeds), args.lengths)
+    details = {
+        "study": args.study,
+        "steps": args.lengths if args.study == "tracking" else args.steps,
+        "seeds": args.seeds,
+        "seconds": round(time.perf_counter() - start),
+        "machine": f"{platform.machine()}, one thread",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    write_json(args.output / f"{args.study}.json", {**details, "rows": rows})
+    text = table(rows) + "\n\n" + ", ".join(f"{key} {value}" for key, value in details.items())
+    (args.output / f"{args.study}.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
