@@ -64,7 +64,7 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.TR = CN()
     # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b).
     cfg.SOLVER.TR.FACTOR = 1e-3
-    # m: momentum of the running TR, in [0, 1); -1.0 derives it from MAX_ITER (short runs need less).
+    # m: momentum of the running TR, in [0, 1); -1.0 derives it from MAX_ITER.
     cfg.SOLVER.TR.MOMENTUM = 0.99
     # Target's course over the run: "cosine", "linear", "step" or "constant".
     cfg.SOLVER.TR.SCHEDULE = "cosine"

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from tr_det.classification import ResNetCIFAR
+from tr_det.core import QuantConfig, quantize_model
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(10, 269_850), (100, 275_700)])
+def test_resnet20_has_the_published_number_of_parameters(classes, parameters):
+    model = ResNetCIFAR(20, num_classes=classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_resnet20_has_18_block_convolutions_to_quantize():
+    model = ResNetCIFAR(20)
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(names) == 1 + 18
+    report = quantize_model(model, QuantConfig())
+    weights = sum(layer.num_weights for layer in report.layers if layer.name.startswith("blocks"))
+    assert weights == 267_264
+
+
+def test_strides_quarter_the_image_and_padding_keeps_the_old_channels():
+    block = ResNetCIFAR(8, in_channels=1, width=4).blocks[1].eval()
+    torch.nn.init.zeros_(block.bn2.weight)  # the branch gives zero: what is left is the shortcut
+    x = torch.rand(2, 4, 8, 8)
+    out = block(x)
+    assert out.shape == (2, 8, 4, 4)
+    torch.testing.assert_close(out[:, 2:6], x[:, :, ::2, ::2])
+    assert out[:, [0, 1, 6, 7]].abs().max() == 0
+
+
+@pytest.mark.parametrize("depth", [2, 10, 21])
+def test_a_depth_that_is_not_6n_plus_2_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth={depth}: must be 6n"):
+        ResNetCIFAR(depth)
