@@ -143,8 +143,8 @@ def test_pi_is_its_formula_in_the_first_updates() -> None:
     mean = {1: 0.03, 2: (m * 0.03 + 0.01) / (m + 1.0)}  # of the rates so far, newest weighs most
     error = {t: math.log((targets[t] + f) / (mean[t] + f)) for t in (1, 2)}
     feed = {t: math.log((targets[t] + f) / (targets[t - 1] + f)) for t in (1, 2)}
-    first = 0.01 * math.exp(feed[1] + 0.5 * 0.25 * error[1])
-    second = first * math.exp(feed[2] + 0.5 * 0.25 * error[2] + 0.5 * (error[2] - error[1]))
+    first = 0.01 * math.exp(feed[1] + 0.25 * error[1])
+    second = first * math.exp(feed[2] + 0.25 * error[2] + (error[2] - error[1]))
     assert course == pytest.approx([0.01, first, second], rel=1e-5)
 
 

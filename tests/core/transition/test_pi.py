@@ -69,14 +69,14 @@ def test_pi_forgets_nothing_it_must_unwind_later():
     assert dead_then_alive < 0.1
 
 
-@pytest.mark.parametrize("steps", [1, 10, 300])
+@pytest.mark.parametrize("steps", [1, 10, 200])
 def test_short_runs_get_a_quick_running_rate(steps):
     assert default_momentum(steps) == pytest.approx(0.8)
 
 
 def test_long_runs_get_the_papers_momentum():
     assert default_momentum(90_000) == pytest.approx(0.99)
-    assert default_momentum(3_000) == pytest.approx(0.98)
+    assert default_momentum(3_000) == pytest.approx(0.985)
 
 
 def test_pi_waits_for_the_first_measurement():

@@ -12,8 +12,8 @@ error it must first unwind what it has piled up. Here
   instead of waiting for an error.
 - In logarithms one pair of gains suits every layer, and the TALR cannot become negative.
 - K_t is the running TR corrected for its start from zero, ``K_t / (1 - m^t)``. It lags by
-  tau = 1 / (1 - m) updates. With ``kp = 1/2`` and ``ki = kp / tau`` the controller's zero cancels
-  that lag, and the closed loop settles like a first-order one, in about 2 tau updates.
+  tau = 1 / (1 - m) updates. With ``kp = 1`` and ``ki = kp / tau`` the controller's zero cancels
+  that lag, and the closed loop settles like a first-order one, in about tau updates.
 - The velocity form has no integral to wind up: at the TALR's bounds (``MAX_TALR`` and ``MIN_TALR``
   times the base learning rate) increments are lost instead of stored.
 - The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
@@ -23,7 +23,7 @@ Limit: the correction counts the optimizer's updates, so a layer whose first gra
 starts with a K that reads too low.
 
 ``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
-sixtieth of the run, at least 5 and at most the paper's 100 updates.
+forty-fifth of the run, at least 5 and at most the paper's 100 updates.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from tr_det.core.transition.controller import MAX_TALR, UPDATE_RULES, Feedback
 
-KP = 0.5
+KP = 1.0
 FLOOR = 0.01
 TINY = 1e-12
 MAX_STEP = 0.5
@@ -46,9 +46,9 @@ def default_momentum(total_steps: int) -> float:
     """Return m for a run of that many updates.
 
     >>> [round(default_momentum(steps), 3) for steps in (300, 3_000, 90_000)]
-    [0.8, 0.98, 0.99]
+    [0.85, 0.985, 0.99]
     """
-    return 1.0 - 1.0 / min(max(total_steps / 60.0, 5.0), 100.0)
+    return 1.0 - 1.0 / min(max(total_steps / 45.0, 5.0), 100.0)
 
 
 def pi(f: Feedback) -> Tensor:
