@@ -100,6 +100,7 @@ def build_config(options: DemoOptions) -> CfgNode:
     cfg.SOLVER.OPTIMIZER = options.optimizer
     cfg.SOLVER.BASE_LR = LEARNING_RATES.get(plain_name, 1e-3)
     cfg.SOLVER.MAX_ITER = options.iterations
+    cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)  # what an interruption can cost
     cfg.MODEL.QUANT.WEIGHT_BITS = cfg.MODEL.QUANT.ACT_BITS = options.bits
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = not scheduled
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
