@@ -29,7 +29,7 @@ def read_readme() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-DEMO = ["matplotlib>=3.6", "scikit-learn>=1.2", "tensorboard>=2.12"]
+DEMO = ["scikit-learn>=1.2"]
 TEST = ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", "mypy>=1.11"]
 
 setup(
@@ -55,6 +55,18 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.6",
         "pillow>=9.1",
+        # What Detectron2 itself imports; it is installed without its dependencies.
+        "cloudpickle",
+        "hydra-core>=1.1",
+        "iopath>=0.1.7",
+        "matplotlib>=3.6",
+        "omegaconf>=2.1",
+        "packaging",
+        "tabulate",
+        "tensorboard>=2.12",
+        "termcolor",
+        "tqdm",
+        "yacs>=0.1.8",
     ],
     extras_require={"demo": DEMO, "test": TEST + DEMO},
 )

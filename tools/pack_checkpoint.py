@@ -3,7 +3,7 @@
 
     tools/pack_checkpoint.py IN.pth OUT.pth
 
-Convolution weights and biases are stored as float16; norm parameters and statistics stay float32
+Convolution weights are stored as float16; biases, norm parameters and statistics stay float32
 (small, and sensitive). Loading converts back to the model's own dtype.
 """
 

@@ -17,14 +17,20 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config, calibrate
+from tr_det.detection import (
+    QuantCheckpointer,
+    QuantTrainer,
+    add_tr_det_config,
+    calibrate,
+    quant_config_from,
+)
 from tr_det.detection.calibration import is_calibrated
 from tr_det.detection.cli import one_line_errors
 from tr_det.detection.data import check_datasets
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen config of a command line."""
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen, checked config of a command line."""
     cfg = get_cfg()
     add_tr_det_config(cfg)
     cfg.merge_from_file(args.config_file)
@@ -33,8 +39,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             f"MODEL.DEVICE={cfg.MODEL.DEVICE!r}: no GPU is visible; add MODEL.DEVICE cpu"
         )
-    check_datasets(cfg)
+    if cfg.MODEL.QUANT.ENABLED:
+        quant_config_from(cfg)
+    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     cfg.freeze()
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Return the config, with logging and seeds set up."""
+    cfg = load_config(args)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
     return cfg
@@ -71,6 +85,7 @@ def invoke_main() -> None:
     with one_line_errors():
         if not args.config_file:
             raise ValueError("--config-file: must name a YAML file, e.g. one of configs/digits")
+        load_config(args)  # here as well, so that a mistake is reported before processes start
         launch(
             main,
             args.num_gpus,

@@ -65,7 +65,7 @@ def test_a_rule_is_parsed_into_its_fields():
     assert (rule.pattern, rule.weight_bits, rule.act_bits) == ("head.*", 8, 7)
     assert rule.signed_input is True
     assert rule.output_scale is False
-    assert rule.skip is None
+    assert rule.skip is False
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_a_bad_rule_is_refused_naming_the_key(text, message):
     assert "MODEL.QUANT.RULES" in str(caught.value)
 
 
-def test_skip_comes_before_rules_and_rules_win_field_by_field():
+def test_a_rule_with_bits_overrules_skip_and_later_rules_win_field_by_field():
     cfg = new_config()
     cfg.MODEL.QUANT.RULES = ["head.cls_score weight_bits=8", "head.cls_score act_bits=8"]
     choice = quant_config_from(cfg).for_layer("head.cls_score")
-    assert choice.skip == "head.cls_score"
+    assert choice.skip is None
     assert (choice.weight_bits, choice.act_bits) == (8, 8)

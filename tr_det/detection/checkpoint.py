@@ -1,4 +1,4 @@
-"""Checkpoints that load completely or not at all."""
+"""A checkpointer that refuses what does not fit the model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
 def is_quantizer_state(key: str) -> bool:
     """Return whether a state-dict key belongs to a quantizer or an output scale."""
     return any(part in f".{key}" for part in QUANTIZER_STATE)
+
+
+def is_harmless(key: str) -> bool:
+    """Return whether a key may come and go: a counter that frozen batch norms lack."""
+    return key.endswith(".num_batches_tracked")
 
 
 class QuantCheckpointer(DetectionCheckpointer):
@@ -37,6 +42,7 @@ class QuantCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.allow_partial = allow_partial
         self._path = ""
+        self._is_quantized = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint.
@@ -59,6 +65,7 @@ class QuantCheckpointer(DetectionCheckpointer):
             raise ValueError(f"{filename}: not a readable checkpoint ({reason})") from None
 
     def _load_model(self, checkpoint: Any) -> Any:
+        self._is_quantized = any(map(is_quantizer_state, checkpoint["model"]))
         try:
             return super()._load_model(checkpoint)
         except RuntimeError as error:
@@ -69,8 +76,10 @@ class QuantCheckpointer(DetectionCheckpointer):
             raise ValueError(f"{self._path}: {details[0]}{more}") from None
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        missing = [key for key in incompatible.missing_keys if not is_quantizer_state(key)]
-        new = [key for key in incompatible.missing_keys if is_quantizer_state(key)]
+        absent = [key for key in incompatible.missing_keys if not is_harmless(key)]
+        # Quantizer state is new only to a checkpoint that has none at all.
+        new = [key for key in absent if is_quantizer_state(key) and not self._is_quantized]
+        missing = [key for key in absent if key not in new]
         if new:
             layers = sorted(
                 {key.split(part)[0] for key in new for part in QUANTIZER_STATE if part in key}
@@ -82,7 +91,7 @@ class QuantCheckpointer(DetectionCheckpointer):
                 len(layers),
                 _shortened(new, 6),
             )
-        unexpected = list(incompatible.unexpected_keys)
+        unexpected = [key for key in incompatible.unexpected_keys if not is_harmless(key)]
         shapes = [
             f"{key} {tuple(theirs)} for {tuple(ours)}"
             for key, theirs, ours in incompatible.incorrect_shapes

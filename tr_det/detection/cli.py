@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import yaml
 
+_LOGGER = "detectron2"
+
 USER_ERRORS = (ValueError, KeyError, OSError, json.JSONDecodeError, yaml.YAMLError, AssertionError)
 
 
@@ -26,7 +28,17 @@ def one_line_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get("TR_DET_TRACEBACK"):
             raise
-        logging.getLogger("detectron2").debug("Stopped by an error", exc_info=True)
+        _log_to_files(error)
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
         print(f"error: {' '.join(str(text).split())}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _log_to_files(error: BaseException) -> None:
+    """Write the traceback to the log files; Detectron2's console handler would show it as well."""
+    record = logging.LogRecord(_LOGGER, logging.ERROR, __file__, 0, "Stopped by an error", (), None)
+    record.exc_info = (type(error), error, error.__traceback__)
+    for handler in logging.getLogger(_LOGGER).handlers:
+        # The files' handlers write to a plain stream as well, so types do not tell them apart.
+        if getattr(handler, "stream", None) not in (sys.stdout, sys.stderr):
+            handler.handle(record)

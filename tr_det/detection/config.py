@@ -157,6 +157,8 @@ def parse_rule(text: str) -> QuantRule:
             f"MODEL.QUANT.RULES: {text!r}: must be 'GLOB key=value ...', keys {sorted(allowed)}"
         )
     try:
+        if "weight_bits" in fields or "act_bits" in fields:
+            fields.setdefault("skip", False)  # who gives bits wants the layer quantized
         return QuantRule(pattern=words[0], **fields)
     except ValueError as error:
         raise ValueError(f"MODEL.QUANT.RULES: {error}") from None

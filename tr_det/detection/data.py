@@ -46,9 +46,9 @@ def _load(split: str) -> list[dict[str, Any]]:
     return load_coco_json(str(json_file), str(image_root), NAMES[split])
 
 
-def check_datasets(cfg: CfgNode) -> None:
+def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> None:
     """Raise ValueError for a dataset that is not registered or whose files are missing."""
-    for key in ("TRAIN", "TEST"):
+    for key in splits:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
                 raise ValueError(
@@ -68,14 +68,26 @@ def check_datasets(cfg: CfgNode) -> None:
 
 @contextmanager
 def named_dataset_errors(names: Iterable[str]) -> Iterator[None]:
-    """Turn what loaders raise on a broken annotation file into a ValueError that names the file.
+    """Turn what loading a broken annotation file raises into a ValueError that names the file.
 
     pycocotools and Detectron2 read the file without checking it, so a broken one shows as whatever
-    comes of it.
+    comes of it. An error that has another cause passes unchanged.
     """
     try:
         yield
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
-        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", name)) for name in names)
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"DATASETS: {files}: not a COCO annotation file ({what})") from error
+        for name in names:
+            reason = _why_unreadable(name)
+            if reason:
+                file = MetadataCatalog.get(name).get("json_file", name)
+                message = f"DATASETS: {file}: not a COCO annotation file ({reason})"
+                raise ValueError(message) from error
+        raise
+
+
+def _why_unreadable(name: str) -> str:
+    """Return why a dataset does not load or is empty, or an empty string if it is fine."""
+    try:
+        return "" if DatasetCatalog.get(name) else "no images"
+    except Exception as error:  # whatever comes of a broken file
+        return f"{type(error).__name__}: {error}"

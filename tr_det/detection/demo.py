@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +42,16 @@ LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
 """Base learning rates of the demo; 1e-3 for the optimizers of Adam's family."""
 
 PICTURE_IMAGES = 4
+
+OWN_KEYS = {
+    "OUTPUT_DIR": "use --output",
+    "MODEL.QUANT.ENABLED": "for full precision use tools/train_net.py",
+    "MODEL.QUANT.WEIGHT_BITS": "use --bits",
+    "MODEL.QUANT.ACT_BITS": "use --bits",
+    "SOLVER.MAX_ITER": "use --iters",
+    "SOLVER.OPTIMIZER": "use --optimizer",
+}
+"""Config keys that would contradict the demo's own options."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,9 @@ class DemoOptions:
             raise ValueError(f"--optimizer={self.optimizer!r}: must be one of {names}")
         if self.iterations < 20:
             raise ValueError(f"--iters={self.iterations}: must be at least 20")
+        for key in self.overrides[::2]:
+            if key in OWN_KEYS:
+                raise ValueError(f"{key}: the demo sets it itself; {OWN_KEYS[key]}")
         if not self.weights.exists():
             raise FileNotFoundError(
                 f"{self.weights}: the demo's full-precision checkpoint is missing"
@@ -113,7 +125,6 @@ def build_config(options: DemoOptions) -> CfgNode:
 def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run what is left to do; return the results, which are also in ``results.json``."""
     cfg = build_config(options)
-    started = time.perf_counter()
     run = _Run(options, cfg, say)
     run.phase("dataset", "Building the embedded dataset", run.build_dataset)
     run.phase("fp", "Evaluating the full-precision model", run.evaluate_full_precision)
@@ -126,7 +137,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
         "qat", f"Training with {options.optimizer} for {options.iterations} iterations", run.train
     )
     run.phase("after_qat", "Evaluating after QAT", run.evaluate_after)
-    results = run.finish(time.perf_counter() - started)
+    results = run.finish()
     say("\n" + report.results_table(results))
     say(f"\nResults are in {options.output}: results.json, tr_curves.png, detections.png")
     say(f"Checkpoints, metrics.json, TensorBoard events and log.txt are in {cfg.OUTPUT_DIR}")
@@ -141,10 +152,8 @@ class _Run:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.state_file = self.folder / "state.json"
         self.done = 0
-        if (self.folder / "complete").exists():
-            shutil.rmtree(
-                self.folder
-            )  # its results are in results.json; the same command again is a new run
+        if (self.folder / "complete").exists():  # the same command again is a new run
+            self.folder.rename(_unused_name(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state: dict[str, Any] = (
             json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
@@ -161,9 +170,13 @@ class _Run:
         self.say(f"[{self.done}/5] {title}")
         seed_all_rng(self.cfg.SEED)
         start = time.perf_counter()
-        result = work()
         seconds = self.state["seconds"]
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        before = seconds.get(name, 0.0)  # of an attempt that was interrupted
+        try:
+            result = work()
+        finally:
+            seconds[name] = before + time.perf_counter() - start
+            report.write_json(self.state_file, self.state)
         self.state[name] = result
         report.write_json(self.state_file, self.state)
         if isinstance(result, dict) and "AP" in result:
@@ -226,7 +239,7 @@ class _Run:
             self._load(self.cfg, str(self.folder / "model_final.pth")), "after_qat"
         )
 
-    def finish(self, total_seconds: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write results.json and the pictures, and mark the run complete."""
         options, state = self.options, self.state
         rows = report.read_metrics(self.folder / "metrics.json")
@@ -237,7 +250,7 @@ class _Run:
         results = {
             **{key: state[key] for key in ("fp", "before_qat", "after_qat", "storage_mb")},
             "tr": series,
-            "seconds": {**state["seconds"], "total": total_seconds},
+            "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
             "weight_bits": options.bits,
             "act_bits": options.bits,
             "optimizer": options.optimizer,
@@ -341,6 +354,14 @@ class _ProgressLine(EventWriter):
             left = storage.history("time").global_avg() * (self.max_iter - iteration)
             parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
         self.say("  ".join(parts))
+
+
+def _unused_name(folder: Path) -> Path:
+    """Return ``folder.1``, or the first of that kind that is not taken."""
+    number = 1
+    while (taken := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return taken
 
 
 def _xyxy(box: list[float]) -> tuple[float, float, float, float]:

@@ -11,6 +11,7 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator
 from torch import nn
 
+from tr_det.core import quantized_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.data import named_dataset_errors
 from tr_det.detection.solver import build_optimizer
@@ -21,6 +22,18 @@ class QuantTrainer(DefaultTrainer):
 
     On Detectron2 v0.6, whose DefaultTrainer does not checkpoint the optimizer, this one does.
     """
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model; quantization that is asked for must happen."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.QUANT.ENABLED and not any(quantized_layers(model)):
+            raise ValueError(
+                f"MODEL.QUANT.ENABLED=True, but {cfg.MODEL.META_ARCHITECTURE} with "
+                f"{cfg.MODEL.BACKBONE.NAME} has no quantized layer; use QuantRetinaNet or one of "
+                "the quantized backbones"
+            )
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -34,7 +47,7 @@ class QuantTrainer(DefaultTrainer):
         """Return COCO evaluation with pycocotools' official implementation."""
         return COCOEvaluator(
             dataset_name,
-            output_dir=output_folder or f"{cfg.OUTPUT_DIR}/inference",
+            output_dir=output_folder or _inference_folder(cfg, dataset_name),
             use_fast_impl=False,
         )
 
@@ -62,7 +75,7 @@ class QuantTrainer(DefaultTrainer):
         built = super().build_hooks()
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = min(hook._period, self.cfg.SOLVER.TR.LOG_PERIOD)
+                hook._period = max(1, min(hook._period, self.cfg.SOLVER.TR.LOG_PERIOD))
         return built
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,3 +89,9 @@ class QuantTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "_trainer" not in super().state_dict():  # v0.6; later versions have done it
             self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def _inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Return where detections are written: a folder for each test dataset, if there are several."""
+    folder = f"{cfg.OUTPUT_DIR}/inference"
+    return f"{folder}/{dataset_name}" if len(cfg.DATASETS.TEST) > 1 else folder

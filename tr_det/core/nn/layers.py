@@ -55,7 +55,9 @@ class OutputScale(nn.Module):
 
     @property
     def is_initialized(self) -> bool:
-        """True once the scale has been set from data or loaded."""
+        """True once the scale has been set from data, loaded or copied."""
+        if not self._ready:
+            self._ready = bool(self.initialized.item())
         return self._ready
 
     def forward(self, y: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class _QuantLayer(nn.Module):
             return self.weight
         if not self.weight_quantizer.is_initialized:
             self.weight_quantizer.initialize(
-                self.weight
+                self.weight, pooled=False
             )  # needs no data, so evaluation may do it as well
         out: Tensor = self.weight_quantizer(self.weight)
         return out
@@ -112,10 +114,10 @@ class _QuantLayer(nn.Module):
                 raise RuntimeError(no_scale(self.output_scale.label))
             with torch.no_grad():
                 self.output_scale.initialize(function(x, self.weight, None), y)
-        y = y * self.output_scale.scale
+        out: Tensor = self.output_scale(y)
         if self.bias is not None:
-            y = y + self._broadcast_bias(self.bias).to(y.dtype)  # under autocast y is narrower
-        return y
+            out = out + self._broadcast_bias(self.bias).to(out.dtype)  # narrower under autocast
+        return out
 
     def _broadcast_bias(self, bias: Tensor) -> Tensor:
         """Return the bias in a shape that adds to the output."""

@@ -182,7 +182,7 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._control(active, groups)
                 self._update(active)
             except BaseException:
-                # The weights are as they were; so a repeated step must not count twice.
+                # The quantized weights are as they were; a repeated step must not count twice.
                 for group, values in zip(groups, before, strict=True):
                     group.update(values)
                 raise
@@ -214,7 +214,7 @@ class TransitionScheduled(torch.optim.Optimizer):
             if weight not in self._codes:
                 quantizer = group[QUANTIZER]
                 if not quantizer.is_initialized:
-                    quantizer.initialize(weight)
+                    quantizer.initialize(weight, pooled=False)
                 self._codes[weight] = quantizer.codes(weight)
 
     def _control(self, active: list[Group], groups: list[Group]) -> None:

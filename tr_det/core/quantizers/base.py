@@ -67,19 +67,23 @@ class Quantizer(nn.Module):
 
     @property
     def is_initialized(self) -> bool:
-        """True once the scale has been set from data or loaded."""
+        """True once the scale has been set from data, loaded or copied."""
+        if (
+            not self._ready
+        ):  # the buffer may have been set from outside, e.g. by an average of weights
+            self._ready = bool(self.initialized.item())
         return self._ready
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, pooled: bool = True) -> None:
         """Set the scale from data.
-
-        Under ``torch.distributed`` the statistics are pooled over all processes, so that every one
-        of them ends with the same scale; all of them must call this at the same point, as they do
-        in a training step.
 
         Args:
             x: any shape, floating point.
+            pooled: under ``torch.distributed``, pool the statistics over all processes, so that
+                every one of them ends with the same scale; all of them must call this at the same
+                point, as they do in a training step. False for weights, which are the same
+                everywhere.
 
         Raises:
             ValueError: if x has NaN or inf, or negative values on an unsigned grid.
@@ -94,7 +98,7 @@ class Quantizer(nn.Module):
             )
         wide = x.detach().double()
         moments = torch.stack((wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if pooled and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(moments)
         self.scale.copy_(self.initial_scale(*moments.unbind()))
         self.initialized.fill_(1)
@@ -106,7 +110,7 @@ class Quantizer(nn.Module):
         Raises:
             RuntimeError: in evaluation mode with a scale that was never set.
         """
-        if self._ready:
+        if self.is_initialized:
             return
         if not self.training:
             raise RuntimeError(no_scale(self.label))
