@@ -96,3 +96,21 @@ def test_a_broken_file_is_named(make_config, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"broken\.pth.*not a readable checkpoint"):
         QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "broken.pth"))
+
+
+def test_partly_missing_quantizer_state_is_refused(make_config, quantized, tmp_path):
+    saved = torch.load(quantized, weights_only=True)
+    gone = [key for key in saved["model"] if "res2.0.conv1.input_quantizer" in key]
+    for key in gone:
+        del saved["model"][key]
+    torch.save(saved, tmp_path / "holes.pth")
+    with pytest.raises(ValueError, match=f"keys {len(gone)} missing .*res2.0.conv1.input_quant"):
+        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "holes.pth"))
+
+
+@pytest.mark.parametrize(("saved", "model"), [("BN", "FrozenBN"), ("FrozenBN", "BN")])
+def test_frozen_and_trained_batch_norms_load_from_each_other(make_config, tmp_path, saved, model):
+    norm = "MODEL.RESNETS.NORM"
+    source = build_model(make_config("MODEL.QUANT.ENABLED", False, norm, saved))
+    QuantCheckpointer(source, str(tmp_path)).save("source")
+    QuantCheckpointer(build_model(make_config(norm, model))).load(str(tmp_path / "source.pth"))

@@ -90,6 +90,9 @@ def test_the_same_command_after_a_complete_run_starts_anew(make_options, tmp_pat
     said = []
     run_demo(options, say=said.append)
     assert "done before" not in "\n".join(said)
+    runs = sorted(path.name for path in (tmp_path / "demo/runs").iterdir())
+    assert runs == [options.run_name, f"{options.run_name}.1"]  # nothing is thrown away
+    assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
 
 
 def test_a_plain_optimizer_has_no_target(make_options):
@@ -108,6 +111,8 @@ def test_a_plain_optimizer_has_no_target(make_options):
         ({"bits": 9}, "--bits=9: must be"),
         ({"bits": 32}, "--bits=32: must be"),
         ({"optimizer": "SGDX"}, r"--optimizer='SGDX': must be one of"),
+        ({"overrides": ("OUTPUT_DIR", "x")}, "OUTPUT_DIR: the demo sets it itself; use --output"),
+        ({"overrides": ("SOLVER.MAX_ITER", "9")}, "SOLVER.MAX_ITER: .* use --iters"),
         ({"iterations": 5}, "--iters=5: must be at least 20"),
     ],
 )

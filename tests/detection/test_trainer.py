@@ -114,3 +114,11 @@ def test_other_optimizers_and_bit_widths_train(quiet_config, optimizer, bits):
     cfg.SOLVER.MAX_ITER = 2
     trainer = trained(cfg)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_quantization_that_does_not_happen_is_refused(make_config):
+    cfg = make_config("MODEL.META_ARCHITECTURE", "RetinaNet")
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    with pytest.raises(ValueError, match=r"MODEL\.QUANT\.ENABLED=True, but RetinaNet with build_"):
+        QuantTrainer.build_model(cfg)

@@ -1,9 +1,10 @@
 """The command line: what it does with good and, above all, with bad input."""
 
 import pytest
+import torch
 import train_net
 
-from tr_det.detection import QuantTrainer
+from tr_det.detection import QuantCheckpointer, QuantTrainer, calibrate
 
 CONFIG = "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 
@@ -11,6 +12,9 @@ CONFIG = "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Return ``run(*arguments) -> (exit status, last line of stderr)``."""
+
+    # Detectron2's console handlers of earlier tests write to streams that pytest has closed.
+    monkeypatch.setattr("logging.raiseExceptions", False)
 
     def call(*arguments):
         opts = ["OUTPUT_DIR", str(tmp_path / "out")]
@@ -20,7 +24,9 @@ def run(monkeypatch, tmp_path, capsys):
             train_net.invoke_main()
         except SystemExit as stop:
             status = stop.code
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        lines = [line for line in captured.err.splitlines() if line.strip()]
         return status, lines[-1] if lines else ""
 
     return call
@@ -94,3 +100,36 @@ def test_a_good_command_line_reaches_training_or_evaluation(run, monkeypatch, fl
     status, _ = run("--config-file", CONFIG, *flags)
     assert status == 0
     assert reached == ["evaluate" if flags else "train"]
+
+
+def test_eval_only_needs_no_training_set_for_a_quantized_checkpoint(
+    run, make_config, tiny, tmp_path, capsys
+):
+    cfg = make_config("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    model = QuantTrainer.build_model(cfg)
+    calibrate(model, QuantTrainer.build_train_loader(cfg), 1)
+    QuantCheckpointer(model, str(tmp_path)).save("w4")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cfg.DATASETS.TRAIN = ("no_such_dataset",)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    weights = tmp_path / "w4.pth"
+    status, _ = run(
+        "--config-file", tmp_path / "config.yaml", "--eval-only", "MODEL.WEIGHTS", weights
+    )
+    assert status == 0
+    assert (tmp_path / "out/inference/coco_instances_results.json").exists()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_eval_only_calibrates_a_full_precision_checkpoint(run, make_config, tmp_path, caplog):
+    cfg = make_config("MODEL.QUANT.ENABLED", False, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    QuantCheckpointer(QuantTrainer.build_model(cfg), str(tmp_path)).save("fp")
+    cfg.MODEL.QUANT.ENABLED = True
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    weights = tmp_path / "fp.pth"
+    status, _ = run(
+        "--config-file", tmp_path / "config.yaml", "--eval-only", "MODEL.WEIGHTS", weights
+    )
+    assert status == 0
+    assert "Calibrated scales" in (tmp_path / "out/log.txt").read_text()

@@ -39,6 +39,8 @@ def _log_to_files(error: BaseException) -> None:
     record = logging.LogRecord(_LOGGER, logging.ERROR, __file__, 0, "Stopped by an error", (), None)
     record.exc_info = (type(error), error, error.__traceback__)
     for handler in logging.getLogger(_LOGGER).handlers:
-        # The files' handlers write to a plain stream as well, so types do not tell them apart.
-        if getattr(handler, "stream", None) not in (sys.stdout, sys.stderr):
+        # Both kinds are StreamHandlers; a file's stream is named by its path.
+        stream = getattr(handler, "stream", None)
+        name = getattr(stream, "name", "")
+        if isinstance(name, str) and os.path.isfile(name) and not stream.closed:
             handler.handle(record)

@@ -304,3 +304,13 @@ def test_full_precision_part_is_passed_through(part: str) -> None:
         assert layer.input_quantizer is None
         w = _by_hand(w, layer.weight_quantizer.scale, 4, True)
     torch.testing.assert_close(y, F.linear(x_q, w, layer.bias), rtol=1e-6, atol=1e-6)
+
+
+def test_an_average_of_weights_made_before_the_first_forward_can_be_evaluated() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    quantize_model(model, QuantConfig())
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    model(torch.rand(5, 4))
+    average.update_parameters(model)
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(average.eval()(x), model.eval()(x))
