@@ -5,15 +5,11 @@ Every phase leaves its result in a file, so that an interrupted run goes on wher
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from PIL import Image
 from torch import nn
 
@@ -35,6 +30,12 @@ from tr_det.detection.calibration import calibrate
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.config import add_tr_det_config
 from tr_det.detection.data import datasets_root
+from tr_det.detection.demo_output import (
+    ProgressLine,
+    inference_progress,
+    log_to_file,
+    prints_to_log,
+)
 from tr_det.detection.solver import OPTIMIZER_REGISTRY
 from tr_det.detection.trainer import QuantTrainer
 
@@ -159,7 +160,7 @@ class _Run:
             json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
         )
         self.state.setdefault("seconds", {})
-        _log_to_file(self.folder)
+        log_to_file(self.folder)
 
     def phase(self, name: str, title: str, work: Callable[[], Any]) -> None:
         """Do a phase, or say that it has been done, and remember its result and seconds."""
@@ -281,7 +282,7 @@ class _Run:
         evaluator = QuantTrainer.build_evaluator(
             self.cfg, self.cfg.DATASETS.TEST[0], str(self.folder / name)
         )
-        with _prints_to_log(), _inference_progress(self.say):
+        with prints_to_log(), inference_progress(self.say):
             return dict(QuantTrainer.test(self.cfg, model, [evaluator])["bbox"])
 
     def _draw_detections(self) -> None:
@@ -319,41 +320,10 @@ class _DemoTrainer(QuantTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         return [
-            _ProgressLine(self.cfg.SOLVER.MAX_ITER, self._say),
+            ProgressLine(self.cfg.SOLVER.MAX_ITER, self._say),
             JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
-
-
-class _ProgressLine(EventWriter):
-    """Prints iteration, loss, TR and the time left."""
-
-    def __init__(self, max_iter: int, say: Callable[[str], None]) -> None:
-        self.max_iter, self.say = max_iter, say
-        self.every = max(1, max_iter // 20)
-        self.next = 0
-
-    def write(self) -> None:
-        storage = get_event_storage()
-        iteration = storage.iter + 1
-        if (
-            iteration < min(self.next, self.max_iter) or iteration > self.max_iter
-        ):  # writers also run at the very end
-            return
-        self.next = iteration + self.every
-        parts = [
-            f"      {iteration}/{self.max_iter}",
-            f"loss {storage.history('total_loss').median(20):.3f}",
-        ]
-        latest = storage.latest()
-        if "tr/running" in latest:
-            parts.append(
-                f"TR target {latest['tr/target'][0]:.1e} running {latest['tr/running'][0]:.1e}"
-            )
-        with contextlib.suppress(KeyError):  # the first iterations are not timed
-            left = storage.history("time").global_avg() * (self.max_iter - iteration)
-            parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-        self.say("  ".join(parts))
 
 
 def _unused_name(folder: Path) -> Path:
@@ -367,45 +337,3 @@ def _unused_name(folder: Path) -> Path:
 def _xyxy(box: list[float]) -> tuple[float, float, float, float]:
     x, y, w, h = box
     return x, y, x + w, y + h
-
-
-def _log_to_file(folder: Path) -> None:
-    """Send Detectron2's log to ``log.txt`` only."""
-    for name in ("detectron2", "fvcore", "tr_det"):
-        logger = setup_logger(str(folder), name=name)
-        for handler in list(logger.handlers):
-            if type(handler) is logging.StreamHandler:
-                logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _prints_to_log() -> Iterator[None]:
-    """Send what pycocotools prints to the log."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        logging.getLogger("tr_det").info("%s", printed.getvalue())
-
-
-@contextlib.contextmanager
-def _inference_progress(say: Callable[[str], None]) -> Iterator[None]:
-    """Show Detectron2's own progress lines (images done, time left)."""
-    out = sys.stdout  # before anything redirects it
-
-    class Show(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if text.startswith("Inference done"):
-                with contextlib.redirect_stdout(out):
-                    done, left = text.split(".")[0].split()[-1], text.rsplit("=", 1)[-1]
-                    say(f"      {done} images  {left} left")
-
-    handler = Show()
-    logger = logging.getLogger("detectron2.evaluation.evaluator")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
