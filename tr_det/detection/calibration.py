@@ -14,6 +14,7 @@ from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from tr_det.core import OutputScale, Quantizer
+from tr_det.detection.resume import kept_normalizer
 
 
 def is_calibrated(model: nn.Module) -> bool:
@@ -45,9 +46,8 @@ def calibrate(model: nn.Module, data_loader: Iterable[Any], num_batches: int) ->
     if num_batches < 1:
         raise ValueError(f"MODEL.QUANT.CALIBRATION_BATCHES={num_batches}: must be at least 1")
     was_training = model.training
-    normalizer = getattr(model, "loss_normalizer", None)
     model.train()
-    with EventStorage():
+    with EventStorage(), kept_normalizer(model):
         batches = iter(data_loader)
         first = next(batches)
         model(first)
@@ -55,12 +55,6 @@ def calibrate(model: nn.Module, data_loader: Iterable[Any], num_batches: int) ->
             update_bn_stats(model, itertools.chain([first], batches), num_batches)
             _average_over_processes(get_bn_modules(model))
     model.train(was_training)
-    if normalizer is None:
-        model.__dict__.pop(
-            "loss_normalizer", None
-        )  # RetinaNet keeps it as a plain attribute, once it has one
-    else:
-        model.loss_normalizer = normalizer
     logging.getLogger(__name__).info(
         "Calibrated scales and batch norm on %d training batches", num_batches
     )

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
 from torch import nn
 
-from tr_det.core import quantized_layers
+from tr_det.core import TransitionScheduled, quantized_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.data import named_dataset_errors
+from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
+from tr_det.detection.sampling import build_train_loader
 from tr_det.detection.solver import build_optimizer
 
 
 class QuantTrainer(DefaultTrainer):
     """Trains quantized and full-precision detectors; everything not named here is DefaultTrainer's.
 
-    On Detectron2 v0.6, whose DefaultTrainer does not checkpoint the optimizer, this one does.
+    A run that is stopped and resumed, in another process and with any number of loader workers,
+    goes on as if it had not been stopped: on the CPU bit for bit.
+
+    Args:
+        cfg: the config; ``SEED`` < 0 draws a seed, which the checkpoints keep.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(_with_seed(cfg))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -55,7 +66,7 @@ class QuantTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Build the training loader; a broken annotation file is named."""
         with named_dataset_errors(cfg.DATASETS.TRAIN):
-            return super().build_train_loader(cfg)
+            return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -73,22 +84,76 @@ class QuantTrainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         built = super().build_hooks()
-        for hook in built:
+        loaders = [self.data_loader]
+        for index, hook in enumerate(built):
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = max(1, min(hook._period, self.cfg.SOLVER.TR.LOG_PERIOD))
-        return built
+            if isinstance(hook, hooks.PreciseBN) and not hook._disabled:
+                loaders.append(hook._data_loader)
+                built[index] = RepeatablePreciseBN(
+                    hook._period, hook._model, hook._data_loader, hook._num_iter
+                )
+        solver = self.cfg.SOLVER
+        self.run_state = RunState(
+            self.cfg.SEED, solver.IMS_PER_BATCH, solver.CHECKPOINT_PERIOD, loaders
+        )
+        # First, which is the same place in every process.
+        return [self.run_state, *built]
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        self.run_state.begin_step()
+        with repeatable_scripts(torch.device(self.cfg.MODEL.DEVICE)):
+            super().run_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trainer's state, with the optimizer's also on v0.6."""
-        state = super().state_dict()
-        state.setdefault("_trainer", self._trainer.state_dict())
-        return state
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the trainer's state."""
-        super().load_state_dict(state_dict)
-        if "_trainer" not in super().state_dict():  # v0.6; later versions have done it
+        """Load the trainer's state.
+
+        Raises:
+            ValueError: TR scheduling is to go on from a checkpoint without the optimizer.
+        """
+        TrainerBase.load_state_dict(self, state_dict)
+        if RunState.__qualname__ not in state_dict.get("hooks", {}):
+            logging.getLogger(__name__).warning(
+                "The checkpoint holds no seed and no loss normalizer: the run goes on, but not "
+                "exactly as if it had not been stopped"
+            )
+        if "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            self._go_on_without_optimizer()
+
+    def _go_on_without_optimizer(self) -> None:
+        """Resume what Detectron2 v0.6's own trainer wrote, which is without the optimizer."""
+        if isinstance(self.optimizer, TransitionScheduled):
+            raise ValueError(
+                "the checkpoint to resume holds no optimizer, so its TR controllers cannot go on; "
+                "start a new run from its weights: MODEL.WEIGHTS, without --resume"
+            )
+        logging.getLogger(__name__).warning(
+            "The checkpoint holds no optimizer (Detectron2 v0.6's own trainer does not save it): "
+            "going on from iteration %d with the momentum at zero",
+            self.iter + 1,
+        )
+        self.scheduler.last_epoch = self.iter + 1
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _with_seed(cfg: CfgNode) -> CfgNode:
+    """Return the config with a seed that all processes share, drawn if ``SEED`` < 0."""
+    if cfg.SEED >= 0:
+        return cfg
+    seeded = cfg.clone()
+    seeded.defrost()
+    seeded.SEED = comm.shared_random_seed()
+    if cfg.is_frozen():
+        seeded.freeze()
+    return seeded
 
 
 def _inference_folder(cfg: CfgNode, dataset_name: str) -> str:
