@@ -2,6 +2,8 @@
 """Train and evaluate quantized detectors; takes the arguments of Detectron2's train_net.py.
 
 tools/train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
+
+--num-gpus N starts N processes, on a machine without GPU too; torchrun may start them instead.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,15 +28,17 @@ from tr_det.detection import (
 )
 from tr_det.detection.calibration import is_calibrated
 from tr_det.detection.cli import one_line_errors
+from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import check_datasets
+from tr_det.detection.processes import run_processes
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
     """Return the frozen, checked config of a command line."""
     cfg = get_cfg()
     add_tr_det_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    merge_file(cfg, args.config_file)
+    merge_pairs(cfg, args.opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE={cfg.MODEL.DEVICE!r}: no GPU is visible; add MODEL.DEVICE cpu"
@@ -86,14 +90,7 @@ def invoke_main() -> None:
         if not args.config_file:
             raise ValueError("--config-file: must name a YAML file, e.g. one of configs/digits")
         load_config(args)  # here as well, so that a mistake is reported before processes start
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        run_processes(main, args)
 
 
 if __name__ == "__main__":

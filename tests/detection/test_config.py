@@ -6,6 +6,7 @@ from detectron2.config import get_cfg
 
 from tr_det.detection import add_tr_det_config, quant_config_from
 from tr_det.detection.config import parse_rule
+from tr_det.detection.config_input import merge_pairs
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tr_det"
 
@@ -37,8 +38,30 @@ def test_every_key_of_ours_is_read_by_the_code():
 
 
 def test_an_unknown_key_is_refused():
-    with pytest.raises((KeyError, AssertionError), match=r"MODEL\.QUANT\.BITZ|BITZ"):
-        new_config().merge_from_list(["MODEL.QUANT.BITZ", 4])
+    with pytest.raises(ValueError, match=r"Non-existent key: MODEL\.QUANT\.BITZ"):
+        merge_pairs(new_config(), ["MODEL.QUANT.BITZ", 4])
+
+
+def test_a_key_without_value_is_refused():
+    with pytest.raises(ValueError, match="odd length"):
+        merge_pairs(new_config(), ["SEED", "3", "MODEL.QUANT.WEIGHT_BITS"])
+
+
+@pytest.mark.parametrize("text", ["-1", "-1.0", -1])
+def test_an_integer_will_do_for_a_number(text):
+    cfg = new_config()
+    merge_pairs(cfg, ["SOLVER.TR.MOMENTUM", text])
+    assert type(cfg.SOLVER.TR.MOMENTUM) is float
+    assert cfg.SOLVER.TR.MOMENTUM == -1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("SOLVER.TR.MOMENTUM", "True"), ("MODEL.QUANT.WEIGHT_BITS", "4.0"), ("SEED", "three")],
+)
+def test_values_of_another_type_are_refused(key, text):
+    with pytest.raises(ValueError, match=f"Type mismatch .* for config key: {key}"):
+        merge_pairs(new_config(), [key, text])
 
 
 @pytest.mark.parametrize("key", ["WEIGHT_BITS", "ACT_BITS"])

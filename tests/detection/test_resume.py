@@ -1,6 +1,5 @@
 """A run that is stopped and resumed in a new process is the run that was not stopped."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from tests.detection.resumed_process import train
 from tr_det.detection import QuantTrainer
 from tr_det.detection.resume import NORMALIZER, kept_normalizer, repeatable_scripts
 
@@ -72,16 +72,6 @@ def stopped_at(cfg, done):
     return stopped
 
 
-def load_by_path(name):
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-train = load_by_path("resumed_process").train
-
-
 def leaves(value, path=""):
     if isinstance(value, dict):
         for key, item in value.items():
@@ -104,6 +94,7 @@ def assert_same_checkpoint(first, second):
             assert value == theirs[key], key
 
 
+@pytest.mark.slow
 def test_runs_resumed_in_a_new_process_end_bit_for_bit_like_the_one_not_stopped(
     make_config, mixed_scenes, tiny, scenes, tmp_path
 ):

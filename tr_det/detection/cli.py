@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import yaml
+from torch.multiprocessing import ProcessRaisedException
 
 _LOGGER = "detectron2"
 
-USER_ERRORS = (ValueError, KeyError, OSError, json.JSONDecodeError, yaml.YAMLError, AssertionError)
+USER_ERRORS = (ValueError, OSError, yaml.YAMLError)
+"""What bad input raises. Other exceptions are our bugs and keep their tracebacks."""
+
+
+class UserMistakeError(Exception):
+    """A user's mistake on its way from a spawned process to the one that reports it."""
 
 
 @contextmanager
@@ -26,12 +32,41 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        if os.environ.get("TR_DET_TRACEBACK"):
+        if _wants_traceback():
             raise
         _log_to_files(error)
-        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        print(f"error: {' '.join(str(text).split())}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        _stop(_one_line(error))
+    except ProcessRaisedException as error:
+        # Its text is the other process' traceback, which ends with the error.
+        found = re.search(rf"{UserMistakeError.__name__}: (.*)\s*\Z", str(error))
+        if not found:
+            raise
+        _stop(found.group(1))
+
+
+@contextmanager
+def mistakes_for_parent() -> Iterator[None]:
+    """Pass an error from input, in a spawned process, to `one_line_errors` of its parent."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if _wants_traceback():
+            raise
+        _log_to_files(error)
+        raise UserMistakeError(_one_line(error)) from None
+
+
+def _stop(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2) from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _wants_traceback() -> bool:
+    return bool(os.environ.get("TR_DET_TRACEBACK"))
 
 
 def _log_to_files(error: BaseException) -> None:

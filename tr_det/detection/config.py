@@ -50,6 +50,11 @@ def add_tr_det_config(cfg: CN) -> None:
     # backbone.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 
+    # ---- training ----
+    # Precision of the forward under SOLVER.AMP.ENABLED: "float16" (GPU only, losses are scaled),
+    # "bfloat16", or "auto": float16 on a GPU, as in Detectron2, bfloat16 on a CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
+
     # ---- optimizer ----
     # SGD, Adam, NAdam, Adamax, AdamW, RMSprop, Adagrad, or with TR scheduling SGDT, AdamT, NAdamT,
     # AdamaxT, AdamWT, RMSpropT, AdagradT. SOLVER.MOMENTUM and SOLVER.NESTEROV serve SGD,

@@ -29,6 +29,7 @@ from tr_det.demo.digits import CLASS_NAMES, build_digit_scenes
 from tr_det.detection.calibration import calibrate
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.config import add_tr_det_config
+from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import datasets_root
 from tr_det.detection.demo_output import (
     ProgressLine,
@@ -107,7 +108,7 @@ def build_config(options: DemoOptions) -> CfgNode:
     """Return the frozen config of the quantized run."""
     cfg = get_cfg()
     add_tr_det_config(cfg)
-    cfg.merge_from_file(str(options.config_file))
+    merge_file(cfg, options.config_file)
     scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
     plain_name = options.optimizer.removesuffix("T") if scheduled else options.optimizer
     cfg.SOLVER.OPTIMIZER = options.optimizer
@@ -118,7 +119,7 @@ def build_config(options: DemoOptions) -> CfgNode:
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = not scheduled
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.OUTPUT_DIR = str(options.output / "runs" / options.run_name)
-    cfg.merge_from_list(list(options.overrides))
+    merge_pairs(cfg, options.overrides)
     cfg.freeze()
     return cfg
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.registry import Registry
 from torch import nn
 
 from tr_det import core
+from tr_det.detection.clipping import with_gradient_clipping
 from tr_det.detection.events import TransitionLogger
 
 OPTIMIZER_REGISTRY = Registry("OPTIMIZER")
@@ -103,7 +104,7 @@ def _register(
         def build(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
             extra = _tr_arguments(cfg) if transition else {}
             try:
-                return maybe_add_gradient_clipping(cfg, optimizer)(
+                return with_gradient_clipping(cfg, optimizer)(
                     groups, lr=cfg.SOLVER.BASE_LR, **arguments(cfg), **extra
                 )
             except ValueError as error:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from tr_det.core import TransitionScheduled, quantized_layers
+from tr_det.detection.amp import build_loop
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.data import named_dataset_errors
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
@@ -32,7 +34,28 @@ class QuantTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(_with_seed(cfg))
+        # Not DefaultTrainer's own, but the same in the same order: that one chooses the training
+        # loop and wraps the model for processes with GPUs only.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
+        self._trainer = build_loop(cfg, model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = QuantCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -75,14 +98,7 @@ class QuantTrainer(DefaultTrainer):
             return super().build_test_loader(cfg, dataset_name)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Build DefaultTrainer's hooks, around our checkpointer, writing when TR is recorded."""
-        # DefaultTrainer makes its checkpointer itself, just before it calls this.
-        self.checkpointer = QuantCheckpointer(
-            self.checkpointer.model,
-            self.cfg.OUTPUT_DIR,
-            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self),
-        )
+        """Build DefaultTrainer's hooks and our run state, writing when TR is recorded."""
         built = super().build_hooks()
         loaders = [self.data_loader]
         for index, hook in enumerate(built):
@@ -142,6 +158,11 @@ class QuantTrainer(DefaultTrainer):
         self.scheduler.last_epoch = self.iter + 1
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
+
+
+def _ddp_devices(cfg: CfgNode) -> dict[str, Any]:
+    """Return what keeps DistributedDataParallel from looking for a GPU."""
+    return {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

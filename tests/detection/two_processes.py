@@ -1,0 +1,65 @@
+"""What each process of test_two_processes.py does; a module, as spawned processes import it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import train_net
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from tr_det.core import quantized_layers
+from tr_det.detection import QuantTrainer, calibrate, calibration
+
+
+def train(cfg):
+    trainer = QuantTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    model = trainer.model.module
+    metrics = trainer.optimizer.transition_metrics()
+    return {
+        "start": trainer.start_iter,
+        "parameters": {key: p.detach() for key, p in model.named_parameters()},
+        "codes": {
+            key: layer.weight_quantizer.codes(layer.weight)
+            for key, layer in quantized_layers(model)
+        },
+        "controllers": [metrics.running, metrics.talr, metrics.rate],
+        "normalizer": model.loss_normalizer,
+    }
+
+
+def norm_statistics(cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    calibrate(model, QuantTrainer.build_train_loader(cfg), 2)
+    norm = model.backbone.bottom_up.res2[0].conv1.norm
+    return [norm.running_mean, norm.running_var]
+
+
+def main(args):
+    """Train, stop and resume, calibrate, leave what came of it in a file, and make a mistake."""
+    torch.set_num_threads(1)
+    folder = Path(args.config_file).parent
+    for name, json_file, images in json.loads((folder / "datasets.json").read_text()):
+        register_coco_instances(name, {}, json_file, images)
+    cfg = train_net.load_config(args)
+    found = {"whole": train(cfg)}
+    stopped = cfg.clone()
+    stopped.defrost()
+    stopped.OUTPUT_DIR += "_stopped"
+    if comm.is_main_process():
+        Path(stopped.OUTPUT_DIR).mkdir()
+        shutil.copy(f"{cfg.OUTPUT_DIR}/model_0000001.pth", stopped.OUTPUT_DIR)
+        (Path(stopped.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000001.pth")
+    comm.synchronize()
+    found["resumed"] = train(stopped)
+    found["averaged"] = norm_statistics(cfg)
+    calibration._average_over_processes = lambda norms: None
+    found["own"] = norm_statistics(cfg)
+    torch.save(found, folder / f"rank{comm.get_rank()}.pth")
+    comm.synchronize()
+    raise ValueError("a mistake of\nthe user's")

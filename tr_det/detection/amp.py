@@ -1,0 +1,92 @@
+"""Training loops by precision: Detectron2's own, and one for bfloat16 on any device."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from torch import nn
+
+DTYPES = ("auto", "float16", "bfloat16")
+
+
+class AutocastTrainer(SimpleTrainer):
+    """Detectron2's SimpleTrainer with the forward under autocast, without loss scaling.
+
+    For bfloat16, which has float32's range, on a CPU or a GPU. Detectron2's AMPTrainer runs on a
+    GPU only and scales losses.
+
+    On a CPU, images should have more than 64 px: oneDNN (seen with torch 2.14) leaves parts of the
+    weight gradient unset in a bfloat16 convolution of stride 2 on a single pixel, which is what p7
+    makes of smaller ones.
+
+    Args:
+        model: takes data, returns a dict of losses.
+        data_loader: iterable of data.
+        optimizer: a torch optimizer.
+        device_type: ``"cpu"`` or ``"cuda"``.
+        dtype: of the forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        device_type: str,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.device_type, self.dtype = device_type, dtype
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            losses = self.model(data)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        total.backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
+
+
+def build_loop(
+    cfg: CfgNode, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Return the training loop for ``cfg.SOLVER.AMP``.
+
+    Raises:
+        ValueError: float16 on a CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer)
+    if amp_dtype(cfg) is torch.float16:
+        return AMPTrainer(model, data_loader, optimizer)
+    device_type = torch.device(cfg.MODEL.DEVICE).type
+    return AutocastTrainer(model, data_loader, optimizer, device_type, amp_dtype(cfg))
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype:
+    """Return the dtype that ``SOLVER.AMP.DTYPE`` means on ``MODEL.DEVICE``.
+
+    Raises:
+        ValueError: naming the key, the value and what is allowed.
+    """
+    name = cfg.SOLVER.AMP.DTYPE
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    if name not in DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE={name!r}: must be one of {list(DTYPES)}")
+    if name == "float16" and on_cpu:
+        raise ValueError(
+            "SOLVER.AMP.DTYPE='float16': must be 'bfloat16' or 'auto' on a CPU, as losses are "
+            "scaled on a GPU only"
+        )
+    if name == "auto":
+        return torch.bfloat16 if on_cpu else torch.float16
+    return getattr(torch, name)

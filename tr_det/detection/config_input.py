@@ -1,0 +1,54 @@
+"""Reading a config from a file and a command line; what is wrong with them is a ValueError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+
+def merge_file(cfg: CfgNode, path: str | Path) -> None:
+    """Merge a YAML file into the config.
+
+    Raises:
+        ValueError: no such file, an unknown key, or a value of another type.
+    """
+    with _assertions_as_value_errors():
+        cfg.merge_from_file(str(path))
+
+
+def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
+    """Merge ``KEY VALUE`` pairs of a command line; an integer will do where a number is wanted.
+
+    Raises:
+        ValueError: an unknown key, a key without value, or a value of another type.
+    """
+    pairs = list(pairs)
+    with _assertions_as_value_errors():
+        for position, (key, text) in enumerate(zip(pairs[::2], pairs[1::2], strict=False)):
+            value = CfgNode._decode_cfg_value(text)
+            if type(value) is int and isinstance(_value(cfg, key), float):
+                pairs[2 * position + 1] = float(value)
+        cfg.merge_from_list(pairs)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    """Return the value of a dotted key, or None if there is none."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+@contextmanager
+def _assertions_as_value_errors() -> Iterator[None]:
+    """Give what yacs and Detectron2 raise about input one type."""
+    try:
+        yield
+    except (KeyError, AssertionError) as error:
+        raise ValueError(error.args[0] if error.args else type(error).__name__) from None
