@@ -12,7 +12,6 @@ import argparse
 import sys
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -24,9 +23,9 @@ from tr_det.detection import (
     QuantTrainer,
     add_tr_det_config,
     calibrate,
-    quant_config_from,
 )
 from tr_det.detection.calibration import is_calibrated
+from tr_det.detection.checks import check_config
 from tr_det.detection.cli import one_line_errors
 from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import check_datasets
@@ -39,12 +38,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     add_tr_det_config(cfg)
     merge_file(cfg, args.config_file)
     merge_pairs(cfg, args.opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE={cfg.MODEL.DEVICE!r}: no GPU is visible; add MODEL.DEVICE cpu"
-        )
-    if cfg.MODEL.QUANT.ENABLED:
-        quant_config_from(cfg)
+    check_config(cfg)
     check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     cfg.freeze()
     return cfg

@@ -6,7 +6,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from torch import nn
 
 from tr_det.core import OutputScale, Quantizer, quantized_layers
-from tr_det.detection import QuantConv2dNorm, add_tr_det_config
+from tr_det.detection import (
+    QuantConv2dNorm,
+    QuantTrainer,
+    add_tr_det_config,
+    build_optimizer,
+)
 
 
 def on_meta(cfg):
@@ -116,3 +121,42 @@ def test_layers_in_detectron2s_plain_lists_are_the_quantized_ones():
     fpn = on_meta(coco_config(18)).backbone
     assert all(isinstance(conv, QuantConv2dNorm) for conv in fpn.lateral_convs + fpn.output_convs)
     assert not any(type(m) is Conv2d for m in fpn.modules() if m is not fpn.bottom_up.stem.conv1)
+
+
+@pytest.mark.parametrize("own_builder", [True, False])
+def test_scales_of_frozen_stages_are_frozen_and_only_those(own_builder):
+    cfg = coco_config(18)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 3
+    if not own_builder:
+        cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    model = QuantTrainer.build_model(cfg)
+    frozen = set()
+    for name, layer in quantized_layers(model):
+        trained = {p.requires_grad for p in (layer.weight, layer.input_quantizer.scale)}
+        if layer.output_scale is not None:
+            trained.add(layer.output_scale.scale.requires_grad)
+        assert len(trained) == 1, name
+        if trained == {False}:
+            frozen.add(name.split(".")[2])
+    assert frozen == {"res2", "res3"}
+    held = {p for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    assert held == {p for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("width", [64, 32])
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("RES5_DILATION", 2, "1 for ResNet-18"),
+        ("NUM_GROUPS", 32, "1 for ResNet-18"),
+        ("DEFORM_ON_PER_STAGE", [False, True, True, True], r"\[False, .* for ResNet-18"),
+        ("DEPTH", 19, r"one of \[18, 34, 50, 101, 152\]"),
+    ],
+)
+def test_what_a_resnet18_cannot_do_is_refused_by_key(width, key, value, allowed):
+    cfg = coco_config(18)
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = width
+    cfg.MODEL.RESNETS[key] = value
+    with pytest.raises(ValueError, match=rf"MODEL\.RESNETS\.{key}=.*: must be {allowed}"):
+        BACKBONE_REGISTRY.get("build_quant_resnet_backbone")(cfg, ShapeSpec(channels=3))

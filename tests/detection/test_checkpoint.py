@@ -114,3 +114,31 @@ def test_frozen_and_trained_batch_norms_load_from_each_other(make_config, tmp_pa
     source = build_model(make_config("MODEL.QUANT.ENABLED", False, norm, saved))
     QuantCheckpointer(source, str(tmp_path)).save("source")
     QuantCheckpointer(build_model(make_config(norm, model))).load(str(tmp_path / "source.pth"))
+
+
+def test_partial_weights_must_hold_most_of_the_backbone(make_config, tmp_path):
+    partial = {"allow_partial": True}
+    source = build_model(make_config("MODEL.QUANT.ENABLED", False))
+    torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "foreign.pth")
+    bottom_up = {k: v for k, v in source.state_dict().items() if "bottom_up" in k}
+    torch.save({"model": bottom_up}, tmp_path / "backbone.pth")
+    few = {key: value for key, value in bottom_up.items() if "stem" in key or "res2" in key}
+    torch.save({"model": few}, tmp_path / "few.pth")
+    model = build_model(make_config())
+    for name in ("foreign", "few"):
+        with pytest.raises(
+            ValueError, match=rf"{name}\.pth does not fit .* of the backbone's \d+ w"
+        ):
+            QuantCheckpointer(model, **partial).load(str(tmp_path / f"{name}.pth"))
+    QuantCheckpointer(model, **partial).load(str(tmp_path / "backbone.pth"))
+    weight = "backbone.bottom_up.res5.0.conv1.weight"
+    torch.testing.assert_close(model.state_dict()[weight], bottom_up[weight], rtol=0, atol=0)
+
+
+def test_partial_weights_of_another_width_are_refused(make_config, tmp_path):
+    wide = make_config("MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16)
+    QuantCheckpointer(build_model(wide), str(tmp_path)).save("wide")
+    with pytest.raises(ValueError, match=r"wide\.pth does not fit .* too many for MODEL\.ALLOW_PA"):
+        QuantCheckpointer(build_model(make_config()), allow_partial=True).load(
+            str(tmp_path / "wide.pth")
+        )

@@ -57,6 +57,10 @@ def run(monkeypatch, tmp_path, capsys):
             "SOLVER.OPTIMIZER='SGDX': must be one of",
         ),
         (
+            ["--config-file", CONFIG, "SOLVER.OPTIMIZER", "SGD", "SOLVER.TR.LOG_PERIOD", 0],
+            "SOLVER.TR.LOG_PERIOD=0: must be at least 1",
+        ),
+        (
             ["--config-file", CONFIG, "MODEL.QUANT.LEARN_WEIGHT_SCALE", "True"],
             "weight quantizer's scale is trained",
         ),

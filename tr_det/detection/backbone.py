@@ -9,12 +9,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
+from torch import nn
 
-from tr_det.core import quantize_model
+from tr_det.core import quantize_model, quantized_layers
 from tr_det.detection import layers as _  # noqa: F401  registers the quantized Conv2d
 from tr_det.detection.config import quant_config_from
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+DEPTHS = (18, 34, 50, 101, 152)
+"""What Detectron2 builds."""
 
 
 @BACKBONE_REGISTRY.register()
@@ -51,10 +54,46 @@ def _quantized(backbone: Backbone, cfg: CfgNode) -> Backbone:
     # model is known.
     rules = tuple(replace(rule, optional=True) for rule in config.rules)
     quantize_model(backbone, replace(config, rules=rules), prefix="backbone")
+    freeze_scales_of_frozen_layers(backbone)
     return backbone
 
 
+def freeze_scales_of_frozen_layers(model: nn.Module) -> None:
+    """Keep the scales of layers with frozen weights (``MODEL.BACKBONE.FREEZE_AT``) as they are set.
+
+    Detectron2 freezes stages when it builds them, before they get their scales.
+    """
+    for _name, layer in quantized_layers(model):
+        if not layer.weight.requires_grad:
+            for parameter in layer.parameters():
+                parameter.requires_grad = False
+
+
+def check_resnet(cfg: CfgNode) -> None:
+    """Check the keys of ``MODEL.RESNETS`` that only some depths can follow.
+
+    Raises:
+        ValueError: naming the key, the value and what is allowed.
+    """
+    node = cfg.MODEL.RESNETS
+    if node.DEPTH not in DEPTHS:
+        raise ValueError(f"MODEL.RESNETS.DEPTH={node.DEPTH!r}: must be one of {list(DEPTHS)}")
+    if node.DEPTH not in BLOCKS_PER_STAGE:
+        return
+    for key, allowed in (
+        ("RES5_DILATION", 1),
+        ("NUM_GROUPS", 1),
+        ("DEFORM_ON_PER_STAGE", [False] * 4),
+    ):
+        value = node[key]
+        if (list(value) if isinstance(value, list | tuple) else value) != allowed:
+            raise ValueError(
+                f"MODEL.RESNETS.{key}={value!r}: must be {allowed} for ResNet-{node.DEPTH}"
+            )
+
+
 def _build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    check_resnet(cfg)
     node = cfg.MODEL.RESNETS
     if node.DEPTH not in BLOCKS_PER_STAGE or node.RES2_OUT_CHANNELS == 64:
         return build_resnet_backbone(cfg, input_shape)

@@ -32,7 +32,8 @@ class QuantCheckpointer(DetectionCheckpointer):
     Args:
         model: the model, possibly wrapped by DDP.
         save_dir: folder of the checkpoints.
-        allow_partial: log such keys, as Detectron2 does, instead of raising.
+        allow_partial: log such keys, as Detectron2 does, instead of raising, as long as the
+            checkpoint has at least half of the backbone's weights.
         **kwargs: as for ``DetectionCheckpointer``.
     """
 
@@ -99,6 +100,7 @@ class QuantCheckpointer(DetectionCheckpointer):
         if not (missing or unexpected or shapes):
             return
         if self.allow_partial:
+            self._check_backbone({*absent, *(key for key, _, _ in incompatible.incorrect_shapes)})
             super()._log_incompatible_keys(incompatible)
             return
         problems = [
@@ -119,6 +121,20 @@ class QuantCheckpointer(DetectionCheckpointer):
             else "MODEL.ALLOW_PARTIAL_WEIGHTS True loads the rest"
         )
         raise ValueError(f"{self._path} does not fit the model: keys {'; '.join(problems)}; {hint}")
+
+    def _check_backbone(self, not_loaded: set[str]) -> None:
+        """Refuse a checkpoint of another model: most of its backbone's weights do not fit."""
+        names = dict(self.model.named_parameters())
+        # Without FPN, which a checkpoint for classification lacks.
+        wanted = [key for key in names if "bottom_up." in key and not is_quantizer_state(key)]
+        wanted = wanted or [key for key in names if key.startswith("backbone.")]
+        lacking = [key for key in wanted if key in not_loaded]
+        if len(lacking) * 2 > len(wanted):
+            raise ValueError(
+                f"{self._path} does not fit the model: it lacks {len(lacking)} of the backbone's "
+                f"{len(wanted)} weights ({_shortened(lacking, 3)}), too many for "
+                "MODEL.ALLOW_PARTIAL_WEIGHTS"
+            )
 
 
 def _shortened(keys: list[str], most: int) -> str:

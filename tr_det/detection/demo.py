@@ -28,6 +28,7 @@ from tr_det.demo import figures, report
 from tr_det.demo.digits import CLASS_NAMES, build_digit_scenes
 from tr_det.detection.calibration import calibrate
 from tr_det.detection.checkpoint import QuantCheckpointer
+from tr_det.detection.checks import check_config
 from tr_det.detection.config import add_tr_det_config
 from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import datasets_root
@@ -120,6 +121,7 @@ def build_config(options: DemoOptions) -> CfgNode:
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.OUTPUT_DIR = str(options.output / "runs" / options.run_name)
     merge_pairs(cfg, options.overrides)
+    check_config(cfg)
     cfg.freeze()
     return cfg
 

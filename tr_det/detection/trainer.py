@@ -16,7 +16,9 @@ from torch import nn
 
 from tr_det.core import TransitionScheduled, quantized_layers
 from tr_det.detection.amp import build_loop
+from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
+from tr_det.detection.checks import check_rules, with_rule_key
 from tr_det.detection.data import named_dataset_errors
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
 from tr_det.detection.sampling import build_train_loader
@@ -60,13 +62,22 @@ class QuantTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model; quantization that is asked for must happen."""
-        model = super().build_model(cfg)
-        if cfg.MODEL.QUANT.ENABLED and not any(quantized_layers(model)):
-            raise ValueError(
-                f"MODEL.QUANT.ENABLED=True, but {cfg.MODEL.META_ARCHITECTURE} with "
-                f"{cfg.MODEL.BACKBONE.NAME} has no quantized layer; use QuantRetinaNet or one of "
-                "the quantized backbones"
-            )
+        try:
+            model = super().build_model(cfg)
+        except (KeyError, AssertionError) as error:
+            # Detectron2's way to refuse a value of the config.
+            raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
+        except ValueError as error:
+            raise ValueError(with_rule_key(cfg, str(error))) from None
+        freeze_scales_of_frozen_layers(model)
+        if cfg.MODEL.QUANT.ENABLED:
+            if not any(quantized_layers(model)):
+                raise ValueError(
+                    f"MODEL.QUANT.ENABLED=True, but {cfg.MODEL.META_ARCHITECTURE} with "
+                    f"{cfg.MODEL.BACKBONE.NAME} has no quantized layer; use QuantRetinaNet or one "
+                    "of the quantized backbones"
+                )
+            check_rules(cfg, model)
         return model
 
     @classmethod

@@ -1,0 +1,139 @@
+"""One check of a whole config, at the edge: key, value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from fvcore.common.registry import Registry
+from torch import nn
+
+from tr_det.core import QuantRule, quantized_layers
+from tr_det.detection.amp import amp_dtype
+from tr_det.detection.backbone import check_resnet
+from tr_det.detection.clipping import CLIP_TYPES
+from tr_det.detection.config import parse_rule, quant_config_from
+from tr_det.detection.solver import OPTIMIZER_REGISTRY
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+_NUMBERS: tuple[Rule, ...] = (
+    ("SOLVER.MAX_ITER", lambda v: v >= 1, "at least 1"),
+    ("SOLVER.IMS_PER_BATCH", lambda v: v >= 1, "at least 1"),
+    ("SOLVER.CHECKPOINT_PERIOD", lambda v: v >= 1, "at least 1"),
+    ("SOLVER.BASE_LR", lambda v: v > 0, "positive"),
+    ("SOLVER.MOMENTUM", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("SOLVER.WEIGHT_DECAY", lambda v: v >= 0, "not negative"),
+    (
+        "SOLVER.BETAS",
+        lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
+        "two numbers in [0, 1)",
+    ),
+    ("SOLVER.SCALE_LR_FACTOR", lambda v: v >= 0, "not negative"),
+    ("SOLVER.TR.FACTOR", lambda v: 0 < v <= 1, "in (0, 1]"),
+    ("SOLVER.TR.LOG_PERIOD", lambda v: v >= 1, "at least 1"),
+    ("MODEL.QUANT.CALIBRATION_BATCHES", lambda v: v >= 1, "at least 1"),
+    ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "not negative"),
+)
+
+_NAMES: tuple[tuple[str, Registry], ...] = (
+    ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
+    ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
+    ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
+    ("SOLVER.OPTIMIZER", OPTIMIZER_REGISTRY),
+)
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check what would be reported late, poorly or never.
+
+    Raises:
+        ValueError: naming the key, the value and what is allowed.
+    """
+    for key, holds, allowed in _NUMBERS:
+        if not holds(value_of(cfg, key)):
+            raise ValueError(f"{key}={value_of(cfg, key)!r}: must be {allowed}")
+    for key, registry in _NAMES:
+        names = sorted(name for name, _ in registry)
+        if value_of(cfg, key) not in names:
+            raise ValueError(f"{key}={value_of(cfg, key)!r}: must be one of {names}")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE={clip.CLIP_TYPE!r}: must be one of {list(CLIP_TYPES)}"
+        )
+    _check_device(cfg)
+    if cfg.SOLVER.AMP.ENABLED:
+        amp_dtype(cfg)
+    if "resnet" in cfg.MODEL.BACKBONE.NAME:
+        check_resnet(cfg)
+    if cfg.MODEL.QUANT.ENABLED:
+        quant_config_from(cfg)
+
+
+def check_rules(cfg: CfgNode, model: nn.Module) -> None:
+    """Check that every glob of ``MODEL.QUANT.SKIP`` and ``RULES`` speaks of a layer of the model.
+
+    Under a detector of Detectron2's own only the backbone is quantized, so rules with bits must
+    match there; that a layer of its head is skipped is true all the same.
+
+    Raises:
+        ValueError: naming the key and the glob.
+    """
+    everywhere = [name for name, module in model.named_modules() if _has_weight(module)]
+    quantized = {name for name, _ in quantized_layers(model)}
+    if any(not name.startswith("backbone.") for name in quantized):
+        reachable = everywhere
+    else:
+        reachable = [name for name in everywhere if name.startswith("backbone.")]
+    for key, rule, names in _rules(cfg, everywhere, reachable):
+        if not any(rule.matches(name) for name in names):
+            some = ", ".join(names[:3])
+            raise ValueError(
+                f"MODEL.QUANT.{key}: {rule.pattern!r} matches no layer; layers are {some}, ... "
+                f"({len(names)} in all)"
+            )
+
+
+def with_rule_key(cfg: CfgNode, message: str) -> str:
+    """Return the core's message about a rule, with the config key that the rule came from."""
+    found = re.match(r"rule pattern=(['\"])(.*?)\1: (.*)", message, re.DOTALL)
+    if not found:
+        return message
+    _, pattern, problem = found.groups()
+    key = "SKIP" if pattern in cfg.MODEL.QUANT.SKIP else "RULES"
+    return f"MODEL.QUANT.{key}: {pattern!r} {problem}"
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """Return the value of a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _rules(
+    cfg: CfgNode, everywhere: list[str], reachable: list[str]
+) -> Iterator[tuple[str, Any, list[str]]]:
+    for pattern in cfg.MODEL.QUANT.SKIP:
+        yield "SKIP", QuantRule(pattern=pattern), everywhere
+    for text in cfg.MODEL.QUANT.RULES:
+        yield "RULES", parse_rule(text), reachable
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+
+
+def _check_device(cfg: CfgNode) -> None:
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"MODEL.DEVICE={name!r}: must be 'cpu', 'cuda' or 'cuda:N'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE={name!r}: no GPU is visible; add MODEL.DEVICE cpu")
