@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor
 
-from tr_det.core import TransitionScheduled
+from tr_det.core import TransitionMetrics, TransitionScheduled
 
 
 class TransitionLogger:
-    """Callback of a TR-scheduled optimizer that records what its last step used.
+    """Callback of a TR-scheduled optimizer that records what its steps used.
 
     It is called inside ``step``, which every Detectron2 loop runs within an EventStorage, so that
     stock tools record the curves too. Scalars, in shares of the codes per update (TR) and
     learning-rate units (TALR):
-    ``tr/target``, ``tr/running``, ``tr/rate``, ``tr/talr`` (means over layers) and, per layer,
-    ``tr_layers/<layer>/target``, ``.../running``, ``.../talr``.
+    ``tr/target``, ``tr/running``, ``tr/rate``, ``tr/talr`` (means over layers), for every step;
+    ``tr_layers/<layer>/target``, ``.../running``, ``.../talr``, for every ``period``-th.
+
+    The means wait on the device until values are read, once per period and in one transfer.
+    Detectron2's writers write a scalar's latest value only; all of them are in the storage's
+    history.
 
     Args:
-        period: iterations between two records, >= 1; reading the values synchronises with the
-            device.
+        period: iterations between two readings, >= 1; a reading synchronises with the device.
 
     Raises:
         ValueError: if period is less than 1.
@@ -31,38 +36,60 @@ class TransitionLogger:
         if period < 1:
             raise ValueError(f"SOLVER.TR.LOG_PERIOD={period}: must be at least 1")
         self.period = period
+        self._waiting: list[tuple[int, float, Tensor]] = []
 
     def __call__(self, optimizer: TransitionScheduled) -> None:
-        """Record, if this iteration is one of the period's."""
+        """Keep this step's means; record what waits, if this iteration is one of the period's."""
         try:
             storage = get_event_storage()
         except AssertionError:  # outside a training loop
             return
-        if (storage.iter + 1) % self.period:
-            return
         metrics = optimizer.transition_metrics()
         if not metrics.names:
             return
-        columns = {
-            "target": metrics.target.tolist(),
-            "running": metrics.running.tolist(),
-            "talr": metrics.talr.tolist(),
-            "rate": metrics.rate.tolist(),
-        }
-        means = {key: sum(values) / len(values) for key, values in columns.items()}
-        for key, value in means.items():
-            storage.put_scalar(f"tr/{key}", value, smoothing_hint=False)
+        means = torch.stack([metrics.running.mean(), metrics.rate.mean(), metrics.talr.mean()])
+        # The target is known on the host.
+        self._waiting.append((storage.iter, metrics.target.mean().item(), means))
+        if (storage.iter + 1) % self.period == 0:
+            self._record(storage, metrics)
+
+    def _record(self, storage: EventStorage, metrics: TransitionMetrics) -> None:
+        layers = len(metrics.names)
+        columns = [metrics.running, metrics.talr, *(means for *_, means in self._waiting)]
+        values = torch.cat(columns).tolist()  # the one transfer
+        rows = zip(*[iter(values[2 * layers :])] * 3, strict=True)
+        for (iteration, target, _), means in zip(self._waiting, rows, strict=True):
+            scalars = dict(zip(("running", "rate", "talr"), means, strict=True), target=target)
+            _put(storage, iteration, {f"tr/{key}": value for key, value in scalars.items()})
+        self._waiting = []
+        targets = metrics.target.tolist()
         for index, name in enumerate(metrics.names):
-            layer = name.removesuffix(".weight")
-            for key in ("target", "running", "talr"):
-                storage.put_scalar(
-                    f"tr_layers/{layer}/{key}", columns[key][index], smoothing_hint=False
-                )
+            layer = f"tr_layers/{name.removesuffix('.weight')}"
+            running, talr = values[index], values[layers + index]
+            _put(
+                storage,
+                storage.iter,
+                {
+                    f"{layer}/target": targets[index],
+                    f"{layer}/running": running,
+                    f"{layer}/talr": talr,
+                },
+            )
         if comm.is_main_process():
             logging.getLogger(__name__).info(
                 "TR: target %.2e  running %.2e  TALR %.2e (means over %d layers)",
-                means["target"],
-                means["running"],
-                means["talr"],
-                len(metrics.names),
+                scalars["target"],
+                scalars["running"],
+                scalars["talr"],
+                layers,
             )
+
+
+def _put(storage: EventStorage, iteration: int, scalars: dict[str, float]) -> None:
+    """Put scalars of an iteration that may be past; v0.6 has no argument for it."""
+    now, storage.iter = storage.iter, iteration
+    try:
+        for key, value in scalars.items():
+            storage.put_scalar(key, value, smoothing_hint=False)
+    finally:
+        storage.iter = now
