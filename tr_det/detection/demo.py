@@ -24,7 +24,9 @@ from PIL import Image
 from torch import nn
 
 from tr_det.core.nn.config import check_bits
-from tr_det.demo import figures, report
+from tr_det.demo import report
+from tr_det.demo.curves import draw_tr
+from tr_det.demo.detections import draw_detections
 from tr_det.demo.digits import CLASS_NAMES, build_digit_scenes
 from tr_det.detection.calibration import calibrate
 from tr_det.detection.checkpoint import QuantCheckpointer
@@ -267,9 +269,7 @@ class _Run:
             f"W{options.bits}A{options.bits} {options.optimizer}, {options.iterations} iterations"
         )
         learning_rate = [(row["iteration"], row["lr"]) for row in rows if "lr" in row]
-        figures.draw_tr(
-            options.output / "tr_curves.png", series, title, learning_rate=learning_rate
-        )
+        draw_tr(options.output / "tr_curves.png", series, title, learning_rate=learning_rate)
         self._draw_detections()
         report.write_json(self.folder / "results.json", results)
         report.write_json(options.output / "results.json", results)
@@ -302,9 +302,7 @@ class _Run:
                 (image, [truth, *(column.get(scene["image_id"], []) for column in columns)])
             )
         titles = ("ground truth", "full precision", f"{self.options.bits}-bit")
-        figures.draw_detections(
-            self.options.output / "detections.png", rows, CLASS_NAMES, columns=titles
-        )
+        draw_detections(self.options.output / "detections.png", rows, CLASS_NAMES, columns=titles)
 
     def _predictions(self, phase: str, category: dict[int, int]) -> dict[int, list[Any]]:
         found: dict[int, list[Any]] = {}
