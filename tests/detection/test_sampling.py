@@ -13,7 +13,13 @@ from detectron2.data.samplers import (
 
 from tr_det.detection import QuantTrainer
 from tr_det.detection.rng import sample_states, seed_step
-from tr_det.detection.sampling import TrainLoader, aspect_groups, planned_batches, reseeded
+from tr_det.detection.sampling import (
+    TrainLoader,
+    aspect_groups,
+    enumerated,
+    planned_batches,
+    reseeded,
+)
 
 SIZES = [(3, 2), (2, 3), (2, 2), (5, 1), (1, 5), (4, 3), (3, 4)]
 DICTS = [{"number": n, "width": w, "height": h} for n, (w, h) in enumerate(SIZES)]
@@ -79,6 +85,22 @@ def test_subset_and_order_follow_the_seed():
             list(itertools.islice(reseeded(SAMPLERS[sampler], seed), 40)) for seed in (5, 5, 6)
         )
         assert first == again != other
+
+
+def test_which_images_a_subset_holds_follows_the_seed():
+    subsets = {
+        frozenset(itertools.islice(reseeded(SAMPLERS["subset"], seed), 3)) for seed in range(6)
+    }
+    assert len(subsets) > 3
+
+
+def test_samples_are_numbered_over_all_processes(monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    numbers = []
+    for rank in (0, 1):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        numbers.append([number for number, _ in enumerated(range(4))])
+    assert numbers == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 @pytest.mark.parametrize("size", range(1, 30))
