@@ -33,7 +33,7 @@ OPTIMIZERS = {
 }
 SETTINGS = {
     "paper": {"tr_momentum": 0.9},
-    "paper with gain": {"tr_momentum": 0.9, "tr_gain": 1.0},
+    "paper with gain": {"tr_momentum": 0.9},
     "multiplicative": {"tr_update": "multiplicative", "tr_momentum": 0.8},
     "momentum": {"tr_update": "momentum", "tr_momentum": 0.8, "tr_schedule": "linear"},
     "pi": {"tr_update": "pi", "tr_momentum": None},
@@ -66,6 +66,8 @@ def trace(name, key):
         weight = nn.Parameter(numbers(shape, salt))
         groups.append({"params": [weight], "name": layer, "quantizer": quantizer})
     options = {"total_steps": STEPS, "tr_factor": 0.02, **OPTIMIZERS[name], **SETTINGS[key]}
+    if "gain" in key:
+        options["tr_gain"] = 10 * options["lr"]
     optimizer = getattr(tr_det.core, name)(groups, **options)
     rows = []
     for step in range(STEPS):
