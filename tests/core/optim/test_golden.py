@@ -20,7 +20,7 @@ from tr_det.core import build_quantizer
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 60
-RECORDED = (0, 1, 2, 10, 30, 59)
+RECORDED = (0, 1, 2, 5, 10, 20, 30, 45, 59)
 SHAPES = {"a": ((16, 3, 3, 3), 2), "b": ((40, 10), 4), "c": ((64,), 1)}
 OPTIMIZERS = {
     "SGDT": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2},
