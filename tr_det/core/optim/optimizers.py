@@ -7,13 +7,68 @@ like the torch optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from tr_det.core.ops import SGDOptions, blocks_fit, sgd_step_
+from tr_det.core.optim.groups import Group
+from tr_det.core.optim.keys import QUANTIZER, RATE, TALR
 from tr_det.core.optim.scheduled import TransitionScheduled
+from tr_det.core.quantizers.fixed_grid import FixedGridQuantizer
 
 
 class SGDT(TransitionScheduled, torch.optim.SGD):
-    """TR-scheduled SGD; the direction is the momentum buffer with weight decay folded in."""
+    """TR-scheduled SGD; the direction is the momentum buffer with weight decay folded in.
+
+    The buffer is at hand, so most updates need no torch step on zeros but one pass over memory:
+    the same numbers, sooner.
+    """
+
+    def _update(self, active: list[Group]) -> None:
+        quick = list(filter(self._fits_one_pass, active))
+        taken = set(map(id, quick))
+        with _hidden_gradients(quick):
+            super()._update([group for group in active if id(group) not in taken])
+        for group in quick:
+            weight, quantizer = group["params"][0], group[QUANTIZER]
+            changed = sgd_step_(
+                weight,
+                weight.grad,
+                self.state[weight].get("momentum_buffer"),
+                self._codes[weight],
+                group[TALR],
+                quantizer.scale,
+                quantizer.grid,
+                SGDOptions(**{key: group[key] for key in SGDOptions.__annotations__}),
+            )
+            group[RATE] = changed.to(torch.float32) / weight.numel()
+
+    def _fits_one_pass(self, group: Group) -> bool:
+        weight = group["params"][0]
+        buffer = self.state[weight].get("momentum_buffer")
+        return (
+            isinstance(group[QUANTIZER], FixedGridQuantizer)
+            and self._tr.signal == "transition_rate"
+            and (group["momentum"] == 0 or buffer is not None)  # the first update makes it
+            and blocks_fit(
+                *(t for t in (weight, weight.grad, buffer, self._codes[weight]) if t is not None)
+            )
+        )
+
+
+@contextmanager
+def _hidden_gradients(groups: list[Group]) -> Iterator[None]:
+    """Let the torch step pass some weights over."""
+    grads = [group["params"][0].grad for group in groups]
+    try:
+        for group in groups:
+            group["params"][0].grad = None
+        yield
+    finally:
+        for group, grad in zip(groups, grads, strict=True):
+            group["params"][0].grad = grad
 
 
 class AdamT(TransitionScheduled, torch.optim.Adam):

@@ -42,8 +42,10 @@ from tr_det.core.optim.keys import (
     TALR,
     UPDATES,
 )
+from tr_det.core.optim.move import move, recode
 from tr_det.core.optim.nonfinite import GradientGuard
-from tr_det.core.transition import SIGNALS, TransitionSettings
+from tr_det.core.optim.workspace import Workspace
+from tr_det.core.transition import TransitionSettings
 from tr_det.core.transition.settings import check
 
 
@@ -122,6 +124,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         )
         self._controllers = Controllers(self._tr)
         self._guard = GradientGuard(tr_nonfinite)
+        self._workspace = Workspace()
         self._codes: dict[Tensor, Tensor] = {}
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
@@ -163,7 +166,6 @@ class TransitionScheduled(torch.optim.Optimizer):
                 for group, values in zip(groups, before, strict=True):
                     group.update(values)
                 raise
-            self._count_transitions(active)
             for group in groups:
                 group[STEP] += 1
             for group in active:
@@ -195,19 +197,32 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._codes[weight] = quantizer.codes(weight)
 
     def _update(self, active: list[Group]) -> None:
-        """Eq. 12: run the torch step on zeros in the weights' place, then move the weights."""
+        """Eq. 12 and what it does to the codes, for which the next step's controller waits."""
+        for group, direction in zip(active, self._directions(active), strict=True):
+            weight = group["params"][0]
+            keep: Tensor | float = 1.0
+            if group["weight_decay"] != 0 and self._decay_is_decoupled(group):
+                rate = group[TALR] if self._tr.decay == "talr" else group["lr"]
+                keep = 1.0 - group["weight_decay"] * rate
+            move(weight, direction, group[TALR], keep)
+            group[RATE] = recode(weight, group[QUANTIZER], self._codes[weight], self._tr.signal)
+
+    def _directions(self, active: list[Group]) -> list[Tensor]:
+        """Make the torch step; return g_t of the quantized weights.
+
+        It runs on zeros in the quantized weights' place, at learning rate 1 and without decay.
+        """
         weights = [group["params"][0] for group in active]
         latents = [weight.data for weight in weights]
         grads = [weight.grad for weight in weights]
         replaced = [(group["lr"], group["weight_decay"]) for group in active]
-        directions = [torch.zeros_like(latent) for latent in latents]
+        directions = [
+            self._workspace.own("direction", latent, weight).zero_()
+            for latent, weight in zip(latents, weights, strict=True)
+        ]
         try:
             for group, weight, direction in zip(active, weights, directions, strict=True):
-                if group["weight_decay"] != 0 and not self._decay_is_decoupled(group):
-                    # What the torch step would do, were the weight there; maximize flips the
-                    # gradient, not the decay.
-                    sign = -1.0 if group.get("maximize") else 1.0
-                    weight.grad = weight.grad.add(weight, alpha=sign * group["weight_decay"])
+                weight.grad = self._decayed(group, self._workspace.own("grad", weight, weight))
                 weight.data = direction
                 group["lr"], group["weight_decay"] = 1.0, 0.0
             self._torch_step()
@@ -218,21 +233,19 @@ class TransitionScheduled(torch.optim.Optimizer):
                 weight.data = latent
                 weight.grad = grad
                 group["lr"], group["weight_decay"] = values
-        for group, weight, direction in zip(active, weights, directions, strict=True):
-            keep: Tensor | float = 1.0
-            if group["weight_decay"] != 0 and self._decay_is_decoupled(group):
-                rate = group[TALR] if self._tr.decay == "talr" else group["lr"]
-                keep = 1.0 - group["weight_decay"] * rate
-            _move(weight, direction, group[TALR], keep)
+        return directions
 
-    def _count_transitions(self, active: list[Group]) -> None:
-        """Eq. 5 or S3 for the update just made; the next step's controller uses it."""
-        signal = SIGNALS[self._tr.signal]
-        for group in active:
-            weight, quantizer = group["params"][0], group[QUANTIZER]
-            codes = quantizer.codes(weight)
-            group[RATE] = signal(codes, self._codes[weight], quantizer.grid.gamma)
-            self._codes[weight] = codes
+    def _decayed(self, group: Group, out: Tensor) -> Tensor:
+        """Return the gradient with decay that is not decoupled, in ``out`` if there is any.
+
+        It is what the torch step would do, were the weight there; maximize flips the gradient, not
+        the decay.
+        """
+        grad: Tensor = group["params"][0].grad
+        if group["weight_decay"] == 0 or self._decay_is_decoupled(group):
+            return grad
+        sign = -1.0 if group.get("maximize") else 1.0
+        return torch.add(grad, group["params"][0], alpha=sign * group["weight_decay"], out=out)
 
     def _torch_step(self) -> None:
         # torch wraps a class' step to run the hooks and profiler once per call; ours is wrapped
@@ -287,16 +300,6 @@ class TransitionScheduled(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("step_callback", None)
         self._controllers = Controllers(self._tr)
+        self._workspace = Workspace()
         self._codes = {}
         self._disable_amp_inside_step()
-
-
-def _move(weight: Tensor, direction: Tensor, talr: Tensor, keep: Tensor | float) -> None:
-    """Eq. 12 in place, after decoupled decay: ``w = keep w + U g``."""
-    if weight.dtype in (torch.float16, torch.bfloat16):
-        # A 0-d factor takes the tensor's dtype, which would round U, and ``keep`` to 1.
-        weight.copy_((weight.float() * keep).addcmul_(direction.float(), talr))
-        return
-    if isinstance(keep, Tensor) or keep != 1.0:
-        weight.mul_(keep)
-    weight.addcmul_(direction, talr)
