@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from tr_det.core.ops import SGDOptions, blocks_fit, sgd_step_
 from tr_det.core.optim.groups import Group
@@ -27,34 +28,52 @@ class SGDT(TransitionScheduled, torch.optim.SGD):
     """
 
     def _update(self, active: list[Group]) -> None:
-        quick = list(filter(self._fits_one_pass, active))
+        quick = [group for group in active if self._fits_one_pass(group)]
         taken = set(map(id, quick))
         with _hidden_gradients(quick):
             super()._update([group for group in active if id(group) not in taken])
+        launches: dict[SGDOptions, list[Group]] = {}
         for group in quick:
+            options = SGDOptions(**{key: group[key] for key in SGDOptions.__annotations__})
+            if self._fused.fit(group):
+                launches.setdefault(options, []).append(group)
+                continue
             weight, quantizer = group["params"][0], group[QUANTIZER]
             changed = sgd_step_(
                 weight,
                 weight.grad,
-                self.state[weight].get("momentum_buffer"),
+                self._buffer(group),
                 self._codes[weight],
                 group[TALR],
                 quantizer.scale,
                 quantizer.grid,
-                SGDOptions(**{key: group[key] for key in SGDOptions.__annotations__}),
+                options,
             )
             group[RATE] = changed.to(torch.float32) / weight.numel()
+        for options, groups in launches.items():
+            weights = [group["params"][0] for group in groups]
+            self._fused.step(
+                groups,
+                [weight.grad for weight in weights],
+                [self._buffer(group) for group in groups],
+                [self._codes[weight] for weight in weights],
+                sgd=options,
+            )
+
+    def _buffer(self, group: Group) -> Tensor | None:
+        state = self.state[group["params"][0]]
+        return state.get("momentum_buffer") if group["momentum"] != 0 else None
 
     def _fits_one_pass(self, group: Group) -> bool:
         weight = group["params"][0]
-        buffer = self.state[weight].get("momentum_buffer")
+        buffer = self._buffer(group)
+        if group["momentum"] != 0 and buffer is None:  # the first update makes it
+            return False
+        tensors = [t for t in (weight.grad, buffer, self._codes[weight]) if t is not None]
         return (
             isinstance(group[QUANTIZER], FixedGridQuantizer)
             and self._tr.signal == "transition_rate"
-            and (group["momentum"] == 0 or buffer is not None)  # the first update makes it
-            and blocks_fit(
-                *(t for t in (weight, weight.grad, buffer, self._codes[weight]) if t is not None)
-            )
+            and (self._fused.fit(group, *tensors) or blocks_fit(weight, *tensors))
         )
 
 

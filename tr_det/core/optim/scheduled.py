@@ -32,6 +32,7 @@ from torch import Tensor
 
 from tr_det.core.optim.checks import check_same_state, checked_group
 from tr_det.core.optim.controllers import Controllers, TransitionMetrics
+from tr_det.core.optim.fused import FusedSteps
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
     CONTROLLER,
@@ -125,6 +126,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._controllers = Controllers(self._tr)
         self._guard = GradientGuard(tr_nonfinite)
         self._workspace = Workspace()
+        self._fused = FusedSteps()
         self._codes: dict[Tensor, Tensor] = {}
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
@@ -198,14 +200,30 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     def _update(self, active: list[Group]) -> None:
         """Eq. 12 and what it does to the codes, for which the next step's controller waits."""
-        for group, direction in zip(active, self._directions(active), strict=True):
+        if not active:
+            self._torch_step()
+            return
+        directions, keeps = self._directions(active), [self._keep(group) for group in active]
+        codes = [self._codes[group["params"][0]] for group in active]
+        if self._tr.signal == "transition_rate" and all(
+            self._fused.fit(group, *tensors)
+            for group, *tensors in zip(active, directions, codes, strict=True)
+        ):
+            self._fused.step(active, directions, [None] * len(active), codes, keeps)
+            return
+        for group, direction, keep, code in zip(active, directions, keeps, codes, strict=True):
             weight = group["params"][0]
-            keep: Tensor | float = 1.0
-            if group["weight_decay"] != 0 and self._decay_is_decoupled(group):
-                rate = group[TALR] if self._tr.decay == "talr" else group["lr"]
-                keep = 1.0 - group["weight_decay"] * rate
             move(weight, direction, group[TALR], keep)
-            group[RATE] = recode(weight, group[QUANTIZER], self._codes[weight], self._tr.signal)
+            group[RATE] = recode(weight, group[QUANTIZER], code, self._tr.signal)
+
+    def _keep(self, group: Group) -> Tensor | float:
+        """Return what decoupled decay leaves of a weight; 1.0 without such decay."""
+        if group["weight_decay"] == 0 or not self._decay_is_decoupled(group):
+            return 1.0
+        if self._tr.decay == "talr":
+            kept: Tensor = 1.0 - group["weight_decay"] * group[TALR]
+            return kept
+        return float(1.0 - group["weight_decay"] * group["lr"])
 
     def _directions(self, active: list[Group]) -> list[Tensor]:
         """Make the torch step; return g_t of the quantized weights.
@@ -301,5 +319,6 @@ class TransitionScheduled(torch.optim.Optimizer):
         self.__dict__.setdefault("step_callback", None)
         self._controllers = Controllers(self._tr)
         self._workspace = Workspace()
+        self._fused = FusedSteps()
         self._codes = {}
         self._disable_amp_inside_step()
