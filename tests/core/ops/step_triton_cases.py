@@ -80,7 +80,7 @@ def optimizers(device):
                 groups, lr=0.05, total_steps=9, tr_factor=0.1, tr_momentum=0.5, **options
             )
             metrics = []
-            for step in range(6):
+            for step in range(3):
                 for group, layer in zip(groups, layers("cpu", 10 + step), strict=True):
                     grad = torch.empty_like(group["params"][0])
                     group["params"][0].grad = grad.copy_(layer.weight)
