@@ -3,6 +3,7 @@
 
     tools/study.py tracking           mean |K - R| / R_0 of every TALR rule, by run length
     tools/study.py tr-factor          Table S4: the TR factor lambda
+    tools/study.py auto-factor        lambda by hand and by the probe, over models and optimizers
     tools/study.py optimizers         Table S5: seven optimizers, plain and TR-scheduled
     tools/study.py final-target       Table S6: the last target TR
     tools/study.py update-rules       Fig. S5: TALR rules on a step-decayed target
@@ -26,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from tr_det.classification.experiment import Laboratory, Outcome, Run
+from tr_det.core.transition import AUTO
 from tr_det.demo.report import write_json
 
 PAPER = {"tr_update": "additive", "tr_momentum": 0.99}
@@ -59,9 +61,11 @@ class Study:
                 total.update()
             row: Row = {"setting": name, "accuracy": [o.accuracy for o in outcomes]}
             if len(outcomes[0].running):
+                if arguments.get("tr", {}).get("tr_factor") == AUTO:
+                    row["lambda"] = [o.factor for o in outcomes]
                 row["tracking error"] = [100 * o.tracking_error() for o in outcomes]
                 row["last TR over first target"] = [
-                    100 * (o.running[-1] / o.target[0]).mean().item() for o in outcomes
+                    100 * (o.running[-1] / o.first_target).mean().item() for o in outcomes
                 ]
             yield row
         total.close()
@@ -86,9 +90,23 @@ def tr_factor(study: Study, lengths: list[int]) -> list[Row]:
     """Return accuracies by TR factor, with plain SGD beside them."""
     del lengths
     settings: dict[str, dict[str, Any]] = {"SGD": {"optimizer": "SGD"}}
-    for factor in (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2):
-        settings[f"SGDT, lambda {factor:g}"] = {"tr": {"tr_factor": factor, **QUICK}}
+    for factor in (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, AUTO):
+        settings[f"SGDT, lambda {factor}"] = {"tr": {"tr_factor": factor, **QUICK}}
     return list(study.rows(settings, "TR factor"))
+
+
+def auto_factor(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies with lambda found by the probe and by hand, for other models."""
+    del lengths
+    settings: dict[str, dict[str, Any]] = {}
+    for optimizer, bits in (("SGDT", 1), ("SGDT", 2), ("SGDT", 4), ("AdamT", 2)):
+        for factor in (1e-4, 5e-4, 1e-3, 5e-3, AUTO):
+            settings[f"{optimizer}, W{bits}A{bits}, lambda {factor}"] = {
+                "optimizer": optimizer,
+                "bits": bits,
+                "tr": {"tr_factor": factor, **QUICK},
+            }
+    return list(study.rows(settings, "automatic TR factor"))
 
 
 def optimizers(study: Study, lengths: list[int]) -> list[Row]:
@@ -125,6 +143,7 @@ def update_rules(study: Study, lengths: list[int]) -> list[Row]:
 STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
     "tracking": tracking,
     "tr-factor": tr_factor,
+    "auto-factor": auto_factor,
     "optimizers": optimizers,
     "final-target": final_target,
     "update-rules": update_rules,
@@ -135,23 +154,28 @@ def table(rows: list[Row]) -> str:
     """Return rows as a Markdown table of means and standard deviations over seeds."""
     columns = {
         "accuracy": "accuracy, %",
+        "lambda": "lambda found",
         "tracking error": "mean abs(K - R) / R_0, %",
         "last TR over first target": "K at the end / R_0, %",
     }
+    columns = {key: title for key, title in columns.items() if any(key in row for row in rows)}
     lines = [
         "| setting | " + " | ".join(columns.values()) + " |",
         "| --- |" + " --- |" * len(columns),
     ]
     for row in rows:
-        cells = [spread(row[key]) if key in row else "-" for key in columns]
+        cells = [
+            spread(row[key], ".4f" if key == "lambda" else ".2f") if key in row else "-"
+            for key in columns
+        ]
         lines.append(f"| {row['setting']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], form: str = ".2f") -> str:
     """Return mean and sample standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{deviation}"
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import study
@@ -27,7 +28,7 @@ class _Laboratory:
         from tr_det.classification.experiment import Outcome, torch
 
         assert run.steps == 20
-        return Outcome(90.0 + 2 * run.seed, *[torch.zeros(0)] * 3)
+        return Outcome(90.0 + 2 * run.seed, *[torch.zeros(0)] * 3, math.nan, torch.zeros(0))
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["tracking", "--seeds", "0"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,19 +54,23 @@ class Outcome:
     Attributes:
         accuracy: on held-out digits, in percent.
         running: K of every layer and update, shape (steps, layers); empty without TR scheduling.
-        target: R, likewise.
+        target: R, likewise; NaN while the TR factor is being found.
         talr: U, likewise.
+        factor: lambda; NaN without TR scheduling.
+        first_target: R_0 = lambda sqrt(b) of every layer.
     """
 
     accuracy: float
     running: Tensor
     target: Tensor
     talr: Tensor
+    factor: float
+    first_target: Tensor
 
     def tracking_error(self) -> float:
         """Return mean |K - R| / R_0 over layers and updates after the first tenth."""
         skip = len(self.running) // 10
-        error = (self.running - self.target).abs()[skip:] / self.target[0]
+        error = (self.running - self.target).abs()[skip:] / self.first_target
         return error.mean().item()
 
 
@@ -121,7 +126,10 @@ class Laboratory:
         )
         columns = [torch.stack(column) for column in zip(*history, strict=True)]
         running, target, talr = columns or [torch.zeros(0)] * 3
-        return Outcome(accuracy(model, self.data), running, target, talr)
+        groups = [group for group in optimizer.param_groups if "tr_factor" in group]
+        factor = groups[0]["tr_factor"] if groups else math.nan
+        first_target = torch.tensor([factor * math.sqrt(group["bits"]) for group in groups])
+        return Outcome(accuracy(model, self.data), running, target, talr, factor, first_target)
 
     def _optimizer(self, model: nn.Module, run: Run, scheduled: bool) -> Any:
         name = run.optimizer.removesuffix("T") if scheduled else run.optimizer

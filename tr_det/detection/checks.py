@@ -34,7 +34,7 @@ _NUMBERS: tuple[Rule, ...] = (
         "two numbers in [0, 1)",
     ),
     ("SOLVER.SCALE_LR_FACTOR", lambda v: v >= 0, "not negative"),
-    ("SOLVER.TR.FACTOR", lambda v: 0 < v <= 1, "in (0, 1]"),
+    ("SOLVER.TR.FACTOR", lambda v: 0 < v <= 1 or v == -1, "in (0, 1], or -1.0"),
     ("SOLVER.TR.LOG_PERIOD", lambda v: v >= 1, "at least 1"),
     ("MODEL.QUANT.CALIBRATION_BATCHES", lambda v: v >= 1, "at least 1"),
     ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "not negative"),

@@ -67,12 +67,15 @@ def add_tr_det_config(cfg: CN) -> None:
 
     # ---- transition-rate scheduling, for optimizers whose name ends in T ----
     cfg.SOLVER.TR = CN()
-    # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b).
+    # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b); -1.0 finds it
+    # in the first iterations.
     cfg.SOLVER.TR.FACTOR = 1e-3
     # m: momentum of the running TR, in [0, 1); -1.0 derives it from MAX_ITER.
     cfg.SOLVER.TR.MOMENTUM = 0.99
     # Target's course over the run: "cosine", "linear", "step" or "constant".
     cfg.SOLVER.TR.SCHEDULE = "cosine"
+    # Iterations over which the target first rises from 0.
+    cfg.SOLVER.TR.WARMUP_ITERS = 0
     # Last target TR.
     cfg.SOLVER.TR.FINAL = 0.0
     # TALR rule: "additive" (the paper's), "multiplicative" (S1), "momentum" (S2) or "pi" (ours).
@@ -86,6 +89,9 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.TR.GAIN = 0.0
     # What multiplies AdamW's decoupled decay of quantized weights: "talr" or "lr".
     cfg.SOLVER.TR.DECAY = "talr"
+    # What NaN or inf in a gradient does: "refuse" stops the run with an error, "skip" leaves the
+    # step out.
+    cfg.SOLVER.TR.NONFINITE = "refuse"
     # Iterations between two records of the TR curves in EventStorage (reading them synchronises
     # with the device).
     cfg.SOLVER.TR.LOG_PERIOD = 20

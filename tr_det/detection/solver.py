@@ -85,15 +85,17 @@ def _tr_arguments(cfg: CfgNode) -> dict[str, Any]:
     tr = cfg.SOLVER.TR
     return {
         "total_steps": cfg.SOLVER.MAX_ITER,
-        "tr_factor": tr.FACTOR,
+        "tr_factor": "auto" if tr.FACTOR == -1 else tr.FACTOR,
         "tr_momentum": None if tr.MOMENTUM == -1 else tr.MOMENTUM,
         "tr_schedule": tr.SCHEDULE,
+        "tr_warmup": tr.WARMUP_ITERS,
         "tr_final": tr.FINAL,
         "tr_update": tr.UPDATE,
         "tr_signal": tr.SIGNAL,
         "tr_granularity": tr.GRANULARITY,
         "tr_gain": tr.GAIN or None,
         "tr_decay": tr.DECAY,
+        "tr_nonfinite": tr.NONFINITE,
     }
 
 
@@ -121,7 +123,8 @@ def _as_config_key(message: str) -> str:
     """Turn ``tr_factor=...`` of the core's messages into the config key's name."""
     if message.startswith("tr_"):
         key, _, rest = message.partition("=")
-        return f"SOLVER.TR.{key[3:].upper()}={rest}"
+        name = {"tr_warmup": "WARMUP_ITERS"}.get(key, key[3:].upper())
+        return f"SOLVER.TR.{name}={rest}"
     return message
 
 

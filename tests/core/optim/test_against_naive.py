@@ -16,12 +16,10 @@ update is compared, tightly, and the controller is checked one update at a time,
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import naive
 import numpy as np
 import pytest
 import torch
@@ -29,19 +27,6 @@ from torch import nn
 
 import tr_det.core
 from tr_det.core import build_quantizer
-
-
-def _load_naive():
-    """Import the file next to this one; works in every pytest import mode and without packages."""
-    name = "tr_det_tests_naive"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("naive.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-naive = _load_naive()
 
 STEPS = 200
 EPS32 = float(np.finfo(np.float32).eps)

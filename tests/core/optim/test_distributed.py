@@ -13,17 +13,29 @@ from tr_det.core import SGDT, QuantConfig, QuantRule, quantize_model, tr_param_g
 STEPS = 6
 
 
+SETTINGS = {
+    "paper": {"tr_factor": 1e-2},
+    "ours": {"tr_factor": "auto", "tr_update": "pi", "tr_momentum": None, "tr_nonfinite": "skip"},
+}
+
+
 def _worker(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
+    for name, settings in SETTINGS.items():
+        torch.save(_run(rank, settings), f"{folder}/{name}{rank}.pth")
+    dist.destroy_process_group()
+
+
+def _run(rank: int, settings: dict) -> dict:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
     )
     quantize_model(model, QuantConfig(rules=(QuantRule(pattern="0", skip=True),)))
     groups = tr_param_groups(model, lr=0.1)
-    optimizer = SGDT(groups, lr=0.1, momentum=0.9, total_steps=STEPS, tr_factor=1e-2)
+    optimizer = SGDT(groups, lr=0.1, momentum=0.9, total_steps=STEPS, **settings)
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     torch.manual_seed(rank)  # each process has its own data
     for _ in range(STEPS):
@@ -31,15 +43,11 @@ def _worker(rank: int, port: int, folder: str) -> None:
         wrapped(torch.randn(4, 3, 6, 6)).square().mean().backward()
         optimizer.step()
     metrics = optimizer.transition_metrics()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "codes": [layer.weight_quantizer.codes(layer.weight) for layer in (model[2], model[5])],
-            "controllers": [metrics.running, metrics.talr, metrics.rate],
-        },
-        f"{folder}/{rank}.pth",
-    )
-    dist.destroy_process_group()
+    return {
+        "model": model.state_dict(),
+        "codes": [layer.weight_quantizer.codes(layer.weight) for layer in (model[2], model[5])],
+        "controllers": [metrics.running, metrics.talr, metrics.rate, metrics.target],
+    }
 
 
 def _flat(value):
@@ -52,7 +60,8 @@ def _flat(value):
 def test_two_processes_agree_bit_for_bit(tmp_path):
     port = 20_000 + os.getpid() % 20_000
     mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
-    assert first["controllers"][2].sum() > 0  # something did transit
-    for a, b in zip(_flat(first), _flat(second), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for name in SETTINGS:
+        first, second = (torch.load(tmp_path / f"{name}{rank}.pth") for rank in (0, 1))
+        assert first["controllers"][2].sum() > 0  # something did transit
+        for a, b in zip(_flat(first), _flat(second), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -24,7 +24,7 @@ def _update(rule: str, talr, running, target, gain=0.5, momentum=0.75) -> Tensor
     return UPDATE_RULES[rule](_feedback(talr, running, target, gain, momentum))
 
 
-def _feedback(talr, running, target, gain=0.5, momentum=0.75, step=10**6, base=1.0) -> Feedback:
+def _feedback(talr, running, target, gain=0.5, momentum=0.75, base=1.0) -> Feedback:
     """Return feedback in a steady state: what was measured before is what is measured now."""
     talr, running, target, gain, base = _tensors(talr, running, target, gain, base)
     return Feedback(
@@ -37,7 +37,8 @@ def _feedback(talr, running, target, gain=0.5, momentum=0.75, step=10**6, base=1
         base=base.expand_as(talr),
         gain=gain,
         momentum=momentum,
-        step=step,
+        mass=torch.ones_like(running),
+        previous_mass=torch.ones_like(running),
     )
 
 
@@ -128,7 +129,8 @@ def _run_pi(targets: list[float], rates: list[float], momentum: float) -> list[f
                 base=base,
                 gain=base,
                 momentum=momentum,
-                step=t,
+                mass=torch.tensor(1.0 - momentum**t),
+                previous_mass=torch.tensor(1.0 - momentum ** (t - 1) if t else 0.0),
             )
         )
         rate = torch.tensor(rates[t])

@@ -41,7 +41,8 @@ def tracking_error(rule, steps, sensitivity, momentum=None, noise=0.1, gain=None
                 base=torch.full_like(talr, base),
                 gain=torch.full_like(talr, base if gain is None else gain),
                 momentum=momentum,
-                step=step,
+                mass=torch.full_like(talr, 1.0 - momentum**step),
+                previous_mass=torch.full_like(talr, 1.0 - momentum ** (step - 1) if step else 0.0),
             )
         )
         shake = 1 + noise * torch.randn(sensitivity.shape, generator=generator)
@@ -78,18 +79,21 @@ def test_long_runs_get_the_papers_momentum():
     assert default_momentum(3_000) == pytest.approx(0.985)
 
 
-def test_pi_waits_for_the_first_measurement():
-    one = torch.ones(1)
+@pytest.mark.parametrize(("target", "share"), [(1.0, 1.0), (0.0, 0.01 / 1.01), (0.5, 0.51 / 1.01)])
+def test_without_measurement_the_talr_is_the_base_scaled_by_the_targets_course(target, share):
+    """So a target that warms up, or a layer that comes alive late, does not start at full speed."""
+    zero, one = torch.zeros(1), torch.ones(1)
     feedback = Feedback(
         talr=0.01 * one,
-        running=0 * one,
-        target=one,
-        previous_running=0 * one,
+        running=zero,
+        target=target * one,
+        previous_running=zero,
         previous_target=one,
         first_target=one,
         base=0.01 * one,
         gain=one,
         momentum=0.8,
-        step=0,
+        mass=zero,
+        previous_mass=zero,
     )
-    assert UPDATE_RULES["pi"](feedback).item() == pytest.approx(0.01)
+    assert UPDATE_RULES["pi"](feedback).item() == pytest.approx(0.01 * share)

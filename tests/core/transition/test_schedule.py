@@ -108,3 +108,17 @@ def test_unknown_schedule_raises_with_the_names(name: object) -> None:
 def test_total_steps_must_be_a_positive_integer(total_steps: object) -> None:
     with pytest.raises(ValueError, match=rf"total_steps={re.escape(repr(total_steps))}: .*least 1"):
         TargetSchedule("cosine", total_steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_warm_up_rises_from_zero_to_where_the_schedule_then_is(name: str) -> None:
+    plain, warm = TargetSchedule(name, 40), TargetSchedule(name, 40, warmup_steps=8)
+    top = FORMULAS[name](8 / 40)
+    assert [warm(t) for t in range(8)] == pytest.approx([top * t / 8 for t in range(8)])
+    assert [warm(t) for t in range(8, 45)] == pytest.approx([plain(t) for t in range(8, 45)])
+
+
+@pytest.mark.parametrize("warmup", [-1, 40, 2.0, True])
+def test_warm_up_out_of_range_is_refused(warmup) -> None:
+    with pytest.raises(ValueError, match=rf"tr_warmup={re.escape(repr(warmup))}: .*\(40\)"):
+        TargetSchedule("cosine", 40, warmup)

@@ -4,5 +4,15 @@ Fused kernels will live behind these same functions; nothing above this folder n
 """
 
 from tr_det.core.ops.fixed_grid import Grid, fixed_grid_codes, fixed_grid_quantize
+from tr_det.core.ops.recode import blocks_fit, fixed_grid_recode_
+from tr_det.core.ops.sgd_step import SGDOptions, sgd_step_
 
-__all__ = ["Grid", "fixed_grid_codes", "fixed_grid_quantize"]
+__all__ = [
+    "Grid",
+    "SGDOptions",
+    "blocks_fit",
+    "fixed_grid_codes",
+    "fixed_grid_quantize",
+    "fixed_grid_recode_",
+    "sgd_step_",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tr_det.core.optim.groups import Group
-from tr_det.core.optim.keys import BITS, NAME, QUANTIZER, TALR
+from tr_det.core.optim.keys import BITS, NAME, OPTIMIZER, QUANTIZER, STATE, TALR
 
 
 def checked_group(group: Group) -> Group:
@@ -29,11 +29,11 @@ def checked_group(group: Group) -> Group:
     return {**group, "params": params, NAME: name}
 
 
-def check_same_layers(saved: list[Group], own: list[Group]) -> None:
-    """Check that saved groups are for the same weights at the same bit-widths, in the same order.
+def check_same_state(saved: list[Group], own: list[Group]) -> None:
+    """Check that saved groups are from the same optimizer, for the same weights in the same order.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: naming the first weight, bit-width or optimizer that differs.
     """
     theirs = [(group.get(NAME, "?"), group[BITS]) if TALR in group else None for group in saved]
     ours = [(group[NAME], group[BITS]) if QUANTIZER in group else None for group in own]
@@ -53,6 +53,20 @@ def check_same_layers(saved: list[Group], own: list[Group]) -> None:
         elif their is not our:  # not ordinary groups both
             raise ValueError(
                 f"optimizer state has {_described(their)} where this model has {_described(our)}"
+            )
+    for group, mine in zip(saved, own, strict=False):
+        if TALR not in group:
+            continue
+        missing = [key for key in STATE if key not in group]
+        if missing:
+            raise ValueError(
+                f"optimizer state of {group[NAME]!r} lacks {missing}: an older version of tr_det "
+                "wrote it; finish the run with that version, or start from its weights alone"
+            )
+        if group[OPTIMIZER] != mine[OPTIMIZER]:
+            raise ValueError(
+                f"optimizer state was written by TR-scheduled {group[OPTIMIZER]}, this is "
+                f"{mine[OPTIMIZER]}; resume with the optimizer the run was started with"
             )
 
 

@@ -23,55 +23,31 @@ Deviations from the paper, where it is silent:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor
 
-from tr_det.core.optim.checks import check_same_layers, checked_group
+from tr_det.core.optim.checks import check_same_state, checked_group
+from tr_det.core.optim.controllers import Controllers, TransitionMetrics
+from tr_det.core.optim.fused import FusedSteps
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
-    BITS,
     CONTROLLER,
-    NAME,
+    OPTIMIZER,
     QUANTIZER,
     RATE,
-    RUNNING_TR,
     STEP,
     TALR,
-    TARGET_TR,
+    UPDATES,
 )
-from tr_det.core.transition import (
-    SIGNALS,
-    UPDATE_RULES,
-    Feedback,
-    TransitionSettings,
-    running_rate,
-)
+from tr_det.core.optim.move import move, recode
+from tr_det.core.optim.nonfinite import GradientGuard
+from tr_det.core.optim.workspace import Workspace
+from tr_det.core.transition import TransitionSettings
 from tr_det.core.transition.settings import check
-
-
-@dataclass(frozen=True)
-class TransitionMetrics:
-    """What the last step used, one element per TR group, in the groups' order.
-
-    Attributes:
-        names: parameter names.
-        target: R_t, shape (layers,), float32, on the CPU.
-        running: K_t, shape (layers,), float32, on the parameters' device.
-        talr: U_t, likewise.
-        rate: share of codes that the step just made change (k_{t+1}), likewise.
-    """
-
-    names: tuple[str, ...]
-    target: Tensor
-    running: Tensor
-    talr: Tensor
-    rate: Tensor
 
 
 class TransitionScheduled(torch.optim.Optimizer):
@@ -84,10 +60,13 @@ class TransitionScheduled(torch.optim.Optimizer):
         *args: the torch optimizer's own.
         total_steps: T, length of the run in optimizer steps.
         tr_factor: lambda > 0; the first target of a layer with b-bit weights is lambda sqrt(b).
+            ``"auto"`` finds it by a probe in the first updates (`tr_det.core.transition.auto`) and
+            then shows it as the groups' ``tr_factor``.
         tr_momentum: m in [0, 1), 0.99 in the paper; None derives it from total_steps, so that a
             short run has a quick controller (`default_momentum`).
         tr_schedule: ``"cosine"``, ``"linear"``, ``"step"``, ``"constant"`` or an fvcore
             ``ParamScheduler``.
+        tr_warmup: updates over which the target first rises from 0; 0 for none, as in the paper.
         tr_final: last target TR, in [0, 1], approached instead of 0 (Table S6).
         tr_update: TALR rule: ``"additive"`` (Eq. 11, the paper's), ``"multiplicative"`` (S1),
             ``"momentum"`` (S2), or ``"pi"``, ours, which tracks best (`tr_det.core.transition.pi`).
@@ -98,6 +77,8 @@ class TransitionScheduled(torch.optim.Optimizer):
         tr_gain: eta of Eq. 11, >= 0; None means the group's base learning rate, as in the paper.
             Runs much shorter than the paper's need a larger one, about ``lr / (R_0 * T / 20)``.
         tr_decay: ``"talr"`` or ``"lr"``: what multiplies decoupled weight decay.
+        tr_nonfinite: what a NaN or inf in any gradient does: ``"refuse"`` raises, ``"skip"`` leaves
+            everything as it was and counts in ``skipped_steps`` (`tr_det.core.optim.nonfinite`).
         **kwargs: the torch optimizer's own, e.g. ``lr``, ``momentum``, ``weight_decay``.
 
     Raises:
@@ -110,15 +91,17 @@ class TransitionScheduled(torch.optim.Optimizer):
         params: Iterable[Any],
         *args: Any,
         total_steps: int,
-        tr_factor: float = 1e-3,
+        tr_factor: float | str = 1e-3,
         tr_momentum: float | None = 0.99,
         tr_schedule: str | ParamScheduler = "cosine",
+        tr_warmup: int = 0,
         tr_final: float = 0.0,
         tr_update: str = "additive",
         tr_signal: str = "transition_rate",
         tr_granularity: str = "layer",
         tr_gain: float | None = None,
         tr_decay: str = "talr",
+        tr_nonfinite: str = "refuse",
         **kwargs: Any,
     ) -> None:
         check(
@@ -132,6 +115,7 @@ class TransitionScheduled(torch.optim.Optimizer):
             factor=tr_factor,
             momentum=tr_momentum,
             schedule=tr_schedule,
+            warmup=tr_warmup,
             final=tr_final,
             update=tr_update,
             signal=tr_signal,
@@ -139,10 +123,11 @@ class TransitionScheduled(torch.optim.Optimizer):
             gain=tr_gain,
             decay=tr_decay,
         )
-        self._base_lr: dict[Tensor, float] = {}
+        self._controllers = Controllers(self._tr)
+        self._guard = GradientGuard(tr_nonfinite)
+        self._workspace = Workspace()
+        self._fused = FusedSteps()
         self._codes: dict[Tensor, Tensor] = {}
-        self._constants_key: tuple[Any, ...] = ()
-        self._constants_value: tuple[Tensor, ...] = ()
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
         self._disable_amp_inside_step()
@@ -151,58 +136,54 @@ class TransitionScheduled(torch.optim.Optimizer):
         """Add a group; one with a ``quantizer`` becomes TR-scheduled (see the class)."""
         if QUANTIZER in param_group:
             param_group = checked_group(param_group)
+        others = self._tr_groups() if self.param_groups else []
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if QUANTIZER in group:
-            weight = group["params"][0]
-            self._base_lr[weight] = float(group["lr"])
-            group[BITS] = group[QUANTIZER].bits
-            group[TALR] = torch.tensor(
-                self._base_lr[weight], dtype=torch.float32, device=weight.device
-            )
-            group[RUNNING_TR] = torch.zeros((), device=weight.device)
-            group[RATE] = torch.zeros((), device=weight.device)
-            group[TARGET_TR] = self._tr.target(group[BITS], 0)
-            # A group that comes late joins the others' clock.
-            group[STEP] = max((other.get(STEP, 0) for other in self.param_groups), default=0)
-            self._reset_derived()
+            group[OPTIMIZER] = self._torch_class().__name__
+            self._controllers.start(group, others)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one update, without host synchronisation; return the closure's loss, if given."""
+        """Make one update, without host synchronisation; return the closure's loss, if given.
+
+        Raises:
+            FloatingPointError: if a gradient has NaN or inf, unless ``tr_nonfinite="skip"``.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
             groups = self._tr_groups()
+            if groups and not self._guard.admits(self.param_groups):
+                return loss
             active = [group for group in groups if group["params"][0].grad is not None]
             self._remember_codes(active)
             before = [{key: group[key] for key in CONTROLLER} for group in groups]
             try:
-                self._control(active, groups)
+                self._controllers.advance(active, groups)
                 self._update(active)
             except BaseException:
                 # The quantized weights are as they were; a repeated step must not count twice.
                 for group, values in zip(groups, before, strict=True):
                     group.update(values)
                 raise
-            self._count_transitions(active)
             for group in groups:
                 group[STEP] += 1
+            for group in active:
+                group[UPDATES] += 1
         if self.step_callback is not None:
             self.step_callback(self)
         return loss
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps ``tr_nonfinite="skip"`` has left out in this process."""
+        return self._guard.skipped
+
     def transition_metrics(self) -> TransitionMetrics:
         """Return what the last step used; reading the tensors' values is left to the caller."""
-        groups = self._tr_groups()
-        vectors = [
-            _stack(groups, key) if groups else torch.zeros(0) for key in (RUNNING_TR, TALR, RATE)
-        ]
-        names = tuple(group[NAME] for group in groups)
-        return TransitionMetrics(
-            names, torch.tensor([group[TARGET_TR] for group in groups]), *vectors
-        )
+        return TransitionMetrics.of(self._tr_groups())
 
     def _tr_groups(self) -> list[Group]:
         return [group for group in self.param_groups if QUANTIZER in group]
@@ -217,63 +198,49 @@ class TransitionScheduled(torch.optim.Optimizer):
                     quantizer.initialize(weight, pooled=False)
                 self._codes[weight] = quantizer.codes(weight)
 
-    def _control(self, active: list[Group], groups: list[Group]) -> None:
-        """Eqs. 10 and 11 (or another rule) for all layers at once."""
-        if not active:
-            return
-        step, settings = active[0][STEP], self._tr
-        first_target, base, gain, share = self._constants(active)
-
-        def target_at(step: int) -> Tensor:
-            # The same numbers as TransitionSettings.target, without sending anything to the device.
-            shape = settings.shape(step)
-            return first_target * shape + settings.final * (1.0 - shape)
-
-        target, previous_target = target_at(step), target_at(max(step - 1, 0))
-        previous = _stack(active, RUNNING_TR)
-        running = running_rate(previous, _stack(active, RATE), settings.running_momentum())
-        shown = running
-        if settings.granularity == "model":
-            target, previous_target, first_target, previous, running = (
-                (share * vector).sum().expand_as(vector)
-                for vector in (target, previous_target, first_target, previous, running)
-            )
-        talr = UPDATE_RULES[settings.update](
-            Feedback(
-                talr=_stack(active, TALR),
-                running=running,
-                target=target,
-                previous_running=previous,
-                previous_target=previous_target,
-                first_target=first_target,
-                base=base,
-                gain=gain,
-                momentum=settings.running_momentum(),
-                step=step,
-            )
-        )
-        for group, new_running, new_talr in zip(active, shown.unbind(), talr.unbind(), strict=True):
-            group[RUNNING_TR], group[TALR] = new_running, new_talr
-            group[TARGET_TR] = settings.target(group[BITS], step)
-        if settings.granularity == "model":
-            for group in groups:  # those without gradient share the controller
-                if group["params"][0].grad is None:
-                    group[TALR] = active[0][TALR]
-
     def _update(self, active: list[Group]) -> None:
-        """Eq. 12: run the torch step on zeros in the weights' place, then move the weights."""
+        """Eq. 12 and what it does to the codes, for which the next step's controller waits."""
+        if not active:
+            self._torch_step()
+            return
+        directions, keeps = self._directions(active), [self._keep(group) for group in active]
+        codes = [self._codes[group["params"][0]] for group in active]
+        if self._tr.signal == "transition_rate" and all(
+            self._fused.fit(group, *tensors)
+            for group, *tensors in zip(active, directions, codes, strict=True)
+        ):
+            self._fused.step(active, directions, [None] * len(active), codes, keeps)
+            return
+        for group, direction, keep, code in zip(active, directions, keeps, codes, strict=True):
+            weight = group["params"][0]
+            move(weight, direction, group[TALR], keep)
+            group[RATE] = recode(weight, group[QUANTIZER], code, self._tr.signal)
+
+    def _keep(self, group: Group) -> Tensor | float:
+        """Return what decoupled decay leaves of a weight; 1.0 without such decay."""
+        if group["weight_decay"] == 0 or not self._decay_is_decoupled(group):
+            return 1.0
+        if self._tr.decay == "talr":
+            kept: Tensor = 1.0 - group["weight_decay"] * group[TALR]
+            return kept
+        return float(1.0 - group["weight_decay"] * group["lr"])
+
+    def _directions(self, active: list[Group]) -> list[Tensor]:
+        """Make the torch step; return g_t of the quantized weights.
+
+        It runs on zeros in the quantized weights' place, at learning rate 1 and without decay.
+        """
         weights = [group["params"][0] for group in active]
         latents = [weight.data for weight in weights]
         grads = [weight.grad for weight in weights]
         replaced = [(group["lr"], group["weight_decay"]) for group in active]
-        directions = [torch.zeros_like(latent) for latent in latents]
+        directions = [
+            self._workspace.own("direction", latent, weight).zero_()
+            for latent, weight in zip(latents, weights, strict=True)
+        ]
         try:
             for group, weight, direction in zip(active, weights, directions, strict=True):
-                if group["weight_decay"] != 0 and not self._decay_is_decoupled(group):
-                    # What the torch step would do, were the weight there; maximize flips the
-                    # gradient, not the decay.
-                    sign = -1.0 if group.get("maximize") else 1.0
-                    weight.grad = weight.grad.add(weight, alpha=sign * group["weight_decay"])
+                weight.grad = self._decayed(group, self._workspace.own("grad", weight, weight))
                 weight.data = direction
                 group["lr"], group["weight_decay"] = 1.0, 0.0
             self._torch_step()
@@ -284,20 +251,19 @@ class TransitionScheduled(torch.optim.Optimizer):
                 weight.data = latent
                 weight.grad = grad
                 group["lr"], group["weight_decay"] = values
-        for group, weight, direction in zip(active, weights, directions, strict=True):
-            if group["weight_decay"] != 0 and self._decay_is_decoupled(group):
-                rate = group[TALR] if self._tr.decay == "talr" else group["lr"]
-                weight.mul_(1.0 - group["weight_decay"] * rate)
-            weight.addcmul_(direction, group[TALR])
+        return directions
 
-    def _count_transitions(self, active: list[Group]) -> None:
-        """Eq. 5 or S3 for the update just made; the next step's controller uses it."""
-        signal = SIGNALS[self._tr.signal]
-        for group in active:
-            weight, quantizer = group["params"][0], group[QUANTIZER]
-            codes = quantizer.codes(weight)
-            group[RATE] = signal(codes, self._codes[weight], quantizer.grid.gamma)
-            self._codes[weight] = codes
+    def _decayed(self, group: Group, out: Tensor) -> Tensor:
+        """Return the gradient with decay that is not decoupled, in ``out`` if there is any.
+
+        It is what the torch step would do, were the weight there; maximize flips the gradient, not
+        the decay.
+        """
+        grad: Tensor = group["params"][0].grad
+        if group["weight_decay"] == 0 or self._decay_is_decoupled(group):
+            return grad
+        sign = -1.0 if group.get("maximize") else 1.0
+        return torch.add(grad, group["params"][0], alpha=sign * group["weight_decay"], out=out)
 
     def _torch_step(self) -> None:
         # torch wraps a class' step to run the hooks and profiler once per call; ours is wrapped
@@ -305,35 +271,12 @@ class TransitionScheduled(torch.optim.Optimizer):
         step = super().step.__func__  # type: ignore[attr-defined]
         getattr(step, "__wrapped__", step)(self) if getattr(step, "hooked", False) else step(self)
 
+    def _torch_class(self) -> type:
+        """Return the torch optimizer underneath, whatever subclasses are on top."""
+        return next(c for c in type(self).__mro__ if c.__module__.startswith("torch.optim"))
+
     def _decay_is_decoupled(self, group: Group) -> bool:
         return bool(group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)))
-
-    def _constants(self, active: list[Group]) -> tuple[Tensor, ...]:
-        """Return R_0, base learning rate, eta and share of all weights, as vectors over layers.
-
-        They are sent to the device once per set of active layers.
-        """
-        weights = [group["params"][0] for group in active]
-        key = (weights[0].device, *map(id, weights))
-        if key != self._constants_key:
-            base = [self._base_lr[weight] for weight in weights]
-            total = sum(weight.numel() for weight in weights)
-            rows = (
-                [self._tr.factor * math.sqrt(group[BITS]) for group in active],
-                base,
-                base if self._tr.gain is None else [self._tr.gain] * len(weights),
-                [weight.numel() / total for weight in weights],
-            )
-            self._constants_value = tuple(
-                torch.tensor(row, dtype=torch.float32, device=weights[0].device) for row in rows
-            )
-            self._constants_key = key
-        return self._constants_value
-
-    def _reset_derived(self) -> None:
-        """Forget what can be computed again from weights and settings."""
-        self._codes = {}
-        self._constants_key = ()
 
     def _disable_amp_inside_step(self) -> None:
         # A fused torch optimizer takes scaled gradients and skips inside step(). Here GradScaler
@@ -343,6 +286,7 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the torch optimizer's state with the controllers, without the quantizers."""
+        self._guard.settle()
         state: dict[str, Any] = super().state_dict()
         for group in state["param_groups"]:
             group.pop(QUANTIZER, None)
@@ -352,31 +296,29 @@ class TransitionScheduled(torch.optim.Optimizer):
         """Load a state dict; may be called again with the same one.
 
         Raises:
-            ValueError: if it was written for other quantized weights or other bit-widths (named in
-                the message).
+            ValueError: if it was written for other quantized weights, other bit-widths or by
+                another optimizer (named in the message).
         """
-        check_same_layers(state_dict["param_groups"], self.param_groups)
+        check_same_state(state_dict["param_groups"], self.param_groups)
         quantizers = [group.get(QUANTIZER) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, quantizer in zip(self.param_groups, quantizers, strict=True):
             if quantizer is not None:
                 group[QUANTIZER] = quantizer
-                for key in (TALR, RUNNING_TR, RATE):
-                    group[key] = group[key].to(group["params"][0].device)
-        self._reset_derived()
+                self._controllers.restore(group)
+        self._codes = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and deepcopy keep; the callback belongs to the run."""
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "_tr": self._tr, "_base_lr": self._base_lr}
+        return {**state, "_tr": self._tr, "_guard": self._guard}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; torch calls this from load_state_dict as well."""
         super().__setstate__(state)
         self.__dict__.setdefault("step_callback", None)
+        self._controllers = Controllers(self._tr)
+        self._workspace = Workspace()
+        self._fused = FusedSteps()
+        self._codes = {}
         self._disable_amp_inside_step()
-        self._reset_derived()
-
-
-def _stack(groups: list[Group], key: str) -> Tensor:
-    return torch.stack([group[key] for group in groups])

@@ -57,6 +57,21 @@ class Quantizer(nn.Module):
         """Return integer codes of x: same shape, int8 (signed) or uint8; no side effect."""
         raise NotImplementedError
 
+    def recode_(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Overwrite codes with those of x; return how many changed.
+
+        Args:
+            x: any shape, floating point.
+            codes: earlier codes of the same shape, as `codes` returns them.
+
+        Returns:
+            0-d int64 on x's device.
+        """
+        new = self.codes(x)
+        changed = torch.count_nonzero(new != codes)
+        codes.copy_(new)
+        return changed
+
     def levels(self) -> Tensor:
         """Return the real value of every code, ascending, float32, shape (number of codes,)."""
         raise NotImplementedError

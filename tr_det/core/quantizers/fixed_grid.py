@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from tr_det.core.ops import fixed_grid_codes, fixed_grid_quantize
+from tr_det.core.ops import fixed_grid_codes, fixed_grid_quantize, fixed_grid_recode_
 from tr_det.core.quantizers.base import Quantizer, register_quantizer
 
 HALF_NORMAL_STD = math.sqrt(1.0 - 2.0 / math.pi)
@@ -52,6 +52,10 @@ class FixedGridQuantizer(Quantizer):
     def codes(self, x: Tensor) -> Tensor:
         """Return integer codes of x: same shape, int8 (signed) or uint8; no side effect."""
         return fixed_grid_codes(x, self.scale, self.grid)
+
+    def recode_(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Overwrite codes with those of x; return how many changed."""
+        return fixed_grid_recode_(x, self.scale, self.grid, codes)
 
     def levels(self) -> Tensor:
         """Return the real value of every code, ascending."""

@@ -1,5 +1,6 @@
 """The TR scheme as pure functions: what is measured, which target it has, how it follows."""
 
+from tr_det.core.transition.auto import AUTO, factor_from, probe_steps
 from tr_det.core.transition.controller import UPDATE_RULES, Feedback, running_rate
 from tr_det.core.transition.pi import default_momentum
 from tr_det.core.transition.rate import SIGNALS, effective_step_size, transition_rate
@@ -7,6 +8,7 @@ from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
 from tr_det.core.transition.settings import TransitionSettings
 
 __all__ = [
+    "AUTO",
     "SCHEDULES",
     "SIGNALS",
     "UPDATE_RULES",
@@ -15,6 +17,8 @@ __all__ = [
     "TransitionSettings",
     "default_momentum",
     "effective_step_size",
+    "factor_from",
+    "probe_steps",
     "running_rate",
     "transition_rate",
 ]

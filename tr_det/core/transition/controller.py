@@ -37,7 +37,8 @@ class Feedback:
         base: base learning rate, U_{-1}.
         gain: eta of Eq. 11.
         momentum: m of Eq. 10.
-        step: t.
+        mass: what K_t's measurements weigh, 1 - m^n after a layer's n measurements; 0 before.
+        previous_mass: the same of K_{t-1}.
     """
 
     talr: Tensor
@@ -49,7 +50,8 @@ class Feedback:
     base: Tensor
     gain: Tensor
     momentum: float
-    step: int
+    mass: Tensor
+    previous_mass: Tensor
 
 
 def running_rate(previous: Tensor, rate: Tensor, momentum: float) -> Tensor:

@@ -11,24 +11,22 @@ error it must first unwind what it has piled up. Here
 - The first increment is feed-forward: the target's course is known, so the TALR moves with it
   instead of waiting for an error.
 - In logarithms one pair of gains suits every layer, and the TALR cannot become negative.
-- K_t is the running TR corrected for its start from zero, ``K_t / (1 - m^t)``. It lags by
-  tau = 1 / (1 - m) updates. With ``kp = 1`` and ``ki = kp / tau`` the controller's zero cancels
-  that lag, and the closed loop settles like a first-order one, in about tau updates.
+- K_t is the running TR corrected for its start from zero, ``K_t / (1 - m^n)`` after a layer's n
+  measurements. It lags by tau = 1 / (1 - m) updates. With ``kp = 1`` and ``ki = kp / tau`` the
+  controller's zero cancels that lag, and the closed loop settles like a first-order one, in about
+  tau updates.
 - The velocity form has no integral to wind up: at the TALR's bounds (``MAX_TALR`` and ``MIN_TALR``
   times the base learning rate) increments are lost instead of stored.
+- Until something has been measured, U = ``base (R_t + f) / (R_0 + f)``: the base learning rate,
+  lowered if the target warms up or a layer's first gradient comes late.
 - The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
   at most a factor of ``e^MAX_STEP``.
-
-Limit: the correction counts the optimizer's updates, so a layer whose first gradient comes late
-starts with a K that reads too low.
 
 ``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
 forty-fifth of the run, at least 5 and at most the paper's 100 updates.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -53,28 +51,20 @@ def default_momentum(total_steps: int) -> float:
 
 def pi(f: Feedback) -> Tensor:
     """Return the next TALR; see the file's head."""
-    if f.step == 0:  # nothing has been measured yet
-        return f.talr
     floor = (FLOOR * f.first_target).clamp_min(TINY)
-    error = _error(f.target, f.running, floor, _correction(f.momentum, f.step))
+    error = _error(f.target, f.running, f.mass, floor)
+    before = _error(f.previous_target, f.previous_running, f.previous_mass, floor)
     change = torch.log((f.target + floor) / (f.previous_target + floor))
     change = change + KP * (1.0 - f.momentum) * error
-    if f.step > 1:
-        before = _error(
-            f.previous_target, f.previous_running, floor, _correction(f.momentum, f.step - 1)
-        )
-        change = change + KP * (error - before)
+    change = change + torch.where(f.previous_mass > 0, KP * (error - before), 0.0)
     talr = f.talr * change.clamp(-MAX_STEP, MAX_STEP).exp()
-    return talr.maximum(MIN_TALR * f.base).minimum(MAX_TALR * f.base)
+    talr = talr.maximum(MIN_TALR * f.base).minimum(MAX_TALR * f.base)
+    start = f.talr * (f.target + floor) / (f.first_target + floor)
+    return torch.where(f.mass > 0, talr, start)
 
 
-def _error(target: Tensor, running: Tensor, floor: Tensor, correction: float) -> Tensor:
-    return torch.log((target + floor) / (running * correction + floor))
-
-
-def _correction(momentum: float, measured: int) -> float:
-    """Return what corrects a running mean of that many measurements for its start from zero."""
-    return 1.0 / -math.expm1(measured * math.log(momentum)) if momentum > 0 else 1.0
+def _error(target: Tensor, running: Tensor, mass: Tensor, floor: Tensor) -> Tensor:
+    return torch.log((target + floor) / (running / mass.clamp_min(TINY) + floor))
 
 
 UPDATE_RULES["pi"] = pi

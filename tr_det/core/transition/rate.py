@@ -22,7 +22,7 @@ def transition_rate(codes: Tensor, previous: Tensor) -> Tensor:
     >>> transition_rate(torch.tensor([1, 0, -2, 1]), torch.tensor([1, 0, -1, 1])).item()
     0.25
     """
-    return torch.count_nonzero(codes != previous).to(torch.float32) / codes.numel()
+    return torch.count_nonzero(codes != previous).to(torch.float32) / max(codes.numel(), 1)
 
 
 def effective_step_size(codes: Tensor, previous: Tensor, gamma: int) -> Tensor:
@@ -40,7 +40,8 @@ def effective_step_size(codes: Tensor, previous: Tensor, gamma: int) -> Tensor:
     >>> effective_step_size(torch.tensor([1, 0, -2, 1]), torch.tensor([1, 0, 0, 1]), gamma=2).item()
     0.25
     """
-    return (codes.float() - previous.float()).abs().mean() / gamma
+    moves = (codes.float() - previous.float()).abs().sum()
+    return moves / (gamma * max(codes.numel(), 1))
 
 
 SIGNALS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
     ConstantParamScheduler,
     CosineParamScheduler,
     LinearParamScheduler,
@@ -25,20 +26,38 @@ class TargetSchedule:
             ``"constant"``, or an fvcore ``ParamScheduler`` (``where`` in [0, 1) -> multiplier of
             the first target).
         total_steps: length of the run in optimizer updates, T >= 1. Past it the last value is held.
+        warmup_steps: updates over which the multiplier first rises from 0, linearly, to where the
+            schedule then is, as Detectron2 does with learning rates; in [0, T).
 
     Raises:
-        ValueError: unknown name, or total_steps < 1.
+        ValueError: unknown name, or a number out of range.
 
     >>> shape = TargetSchedule("cosine", total_steps=4)
     >>> [round(shape(t), 4) for t in range(6)]
     [1.0, 0.8536, 0.5, 0.1464, 0.0, 0.0]
+    >>> shape = TargetSchedule("constant", total_steps=4, warmup_steps=2)
+    >>> [shape(t) for t in range(4)]
+    [0.0, 0.5, 1.0, 1.0]
     """
 
-    def __init__(self, schedule: str | ParamScheduler, total_steps: int) -> None:
+    def __init__(
+        self, schedule: str | ParamScheduler, total_steps: int, warmup_steps: int = 0
+    ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(f"total_steps={total_steps!r}: must be an integer of at least 1")
+        if (
+            isinstance(warmup_steps, bool)
+            or not isinstance(warmup_steps, int)
+            or not 0 <= warmup_steps < total_steps
+        ):
+            raise ValueError(
+                f"tr_warmup={warmup_steps!r}: must be an integer from 0 to below total_steps "
+                f"({total_steps})"
+            )
         self.total_steps = total_steps
         self.scheduler = schedule if isinstance(schedule, ParamScheduler) else _by_name(schedule)
+        if warmup_steps:
+            self.scheduler = _with_warmup(self.scheduler, warmup_steps / total_steps)
 
     def __call__(self, step: int) -> float:
         """Return the multiplier of the first target for update ``step`` (0-based)."""
@@ -50,6 +69,15 @@ class TargetSchedule:
             if where < _LAST:
                 raise
             return float(self.scheduler(_LAST))
+
+
+def _with_warmup(scheduler: ParamScheduler, length: float) -> ParamScheduler:
+    """Return the scheduler with a rise from 0 over that share of the run before it."""
+    return CompositeParamScheduler(
+        [LinearParamScheduler(0.0, scheduler(length)), scheduler],
+        lengths=[length, 1.0 - length],
+        interval_scaling=["rescaled", "fixed"],
+    )
 
 
 def _by_name(name: str) -> ParamScheduler:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fvcore.common.param_scheduler import ParamScheduler
 
+from tr_det.core.transition.auto import AUTO
 from tr_det.core.transition.controller import UPDATE_RULES
 from tr_det.core.transition.pi import default_momentum
 from tr_det.core.transition.rate import SIGNALS
@@ -25,9 +26,10 @@ class TransitionSettings:
     """
 
     total_steps: int
-    factor: float = 1e-3
+    factor: float | str = 1e-3
     momentum: float | None = 0.99
     schedule: str | ParamScheduler = "cosine"
+    warmup: int = 0
     final: float = 0.0
     update: str = "additive"
     signal: str = "transition_rate"
@@ -37,7 +39,10 @@ class TransitionSettings:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check("tr_factor", self.factor, self.factor > 0, "positive")
+        factor_fits = (
+            self.factor == AUTO if isinstance(self.factor, str) else 0 < self.factor < math.inf
+        )
+        check("tr_factor", self.factor, factor_fits, f"positive and finite, or {AUTO!r}")
         in_range = self.momentum is None or 0 <= self.momentum < 1
         check("tr_momentum", self.momentum, in_range, "None or in [0, 1)")
         check("tr_final", self.final, 0 <= self.final <= 1, "in [0, 1]")
@@ -49,7 +54,9 @@ class TransitionSettings:
             ("tr_decay", self.decay, DECAYS),
         ):
             check(name, value, value in allowed, f"one of {list(allowed)}")
-        object.__setattr__(self, "_shape", TargetSchedule(self.schedule, self.total_steps))
+        object.__setattr__(
+            self, "_shape", TargetSchedule(self.schedule, self.total_steps, self.warmup)
+        )
 
     def running_momentum(self) -> float:
         """Return m of Eq. 10."""
@@ -60,10 +67,10 @@ class TransitionSettings:
         shape: TargetSchedule = self._shape  # type: ignore[attr-defined]
         return shape(step)
 
-    def target(self, bits: int, step: int) -> float:
-        """Return R_t of a layer with weights of that many bits."""
+    def target(self, factor: float, bits: int, step: int) -> float:
+        """Return R_t of a layer with weights of that many bits, for lambda."""
         shape = self.shape(step)
-        return self.factor * math.sqrt(bits) * shape + self.final * (1.0 - shape)
+        return factor * math.sqrt(bits) * shape + self.final * (1.0 - shape)
 
 
 def check(name: str, value: object, holds: bool, allowed: str) -> None:

@@ -1,0 +1,62 @@
+"""The step kernel: interpreted on the CPU, compiled for GPUs, and run where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+CASES = Path(__file__).with_name("step_triton_cases.py")
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def run_cases(device: str, **environment: str) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, str(CASES), device],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_interpreted_kernel_updates_like_the_plain_implementation() -> None:
+    run_cases("cpu", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_kernel_on_the_gpu_updates_like_the_plain_implementation() -> None:
+    run_cases("cuda")
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+def test_the_kernel_compiles_without_a_gpu_into_wide_reads_and_exact_division(sgd) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from tr_det.core.ops import step_triton
+
+    constants = {
+        "SGD": sgd, "MOMENTUM": True, "NESTEROV": False, "MAXIMIZE": False,
+        "ALIGNMENT": 16, "ROW": 6, "FLOOR": 1e-8, "BLOCK": step_triton.BLOCK,
+    }  # fmt: skip
+    types = {"addresses": "*i64", "starts": "*i64", "owners": "*i32", "counts": "*i32"}
+    types |= dict.fromkeys(("momentum", "undamped", "weight_decay"), "fp32")
+    names = step_triton._step_kernel.arg_names
+    source = ASTSource(
+        fn=step_triton._step_kernel,
+        signature={n: "constexpr" if n in constants else types.get(n, "*fp32") for n in names},
+        constexprs=constants,
+    )
+    assembly = compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    assert "div.rn.f32" in assembly
+    assert ".v4.b32" in assembly

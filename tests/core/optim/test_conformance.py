@@ -1,0 +1,161 @@
+"""What every TR-scheduled optimizer must do with every registered quantizer, and in any company."""
+
+import copy
+
+import pytest
+import torch
+from small_runs import NAMES, STEPS, loss, make_model, make_optimizer, pair, tr_groups, train
+from torch import nn
+
+import tr_det.core
+from tr_det.core import QUANTIZERS, QuantConfig, quantize_model, tr_param_groups
+
+every_optimizer = pytest.mark.parametrize("name", NAMES)
+
+
+@every_optimizer
+@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("update", ["additive", "pi"])
+def test_the_groups_say_what_happened_to_the_codes(name, quantizer, bits, update) -> None:
+    """The rate, the running rate and the bounds of the TALR, against codes taken from outside."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    config = QuantConfig(
+        weight_bits=bits,
+        act_bits=bits,
+        weight_quantizer=quantizer,
+        act_quantizer=quantizer,
+        signed_input=True,
+    )
+    quantize_model(model, config)
+    lr = 0.5 if name == "SGDT" else 0.01
+    optimizer = getattr(tr_det.core, name)(
+        tr_param_groups(model, lr), lr=lr, total_steps=12, tr_momentum=0.5, tr_update=update
+    )
+    running = [0.0, 0.0]
+    moved = 0.0
+    for step in range(12):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        before = [layer.weight_quantizer.codes(layer.weight) for layer in (model[0], model[2])]
+        shown = [group["transition_rate"].item() for group in tr_groups(optimizer)]
+        optimizer.step()
+        for index, layer in enumerate((model[0], model[2])):
+            group = tr_groups(optimizer)[index]
+            codes = layer.weight_quantizer.codes(layer.weight)
+            share = (codes != before[index]).double().mean().item()
+            running[index] = 0.5 * running[index] + 0.5 * shown[index]
+            assert group["transition_rate"].item() == pytest.approx(share)
+            assert group["running_tr"].item() == pytest.approx(running[index], abs=1e-7)
+            assert 0 <= group["talr"].item() < 1e3
+            moved += share
+    assert moved > 0
+
+
+@every_optimizer
+@pytest.mark.parametrize("clip", ["value", "norm"])
+def test_clipped_gradients_are_the_ones_that_count(name, clip) -> None:
+    """Clipping between backward and step is as good as gradients that came out small."""
+    runs = []
+    for by_hand in (False, True):
+        model, optimizer = pair(name)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss(model, step).backward()
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            if clip == "value" and by_hand:
+                for grad in grads:
+                    grad.copy_(grad.clamp(-0.01, 0.01))
+            elif clip == "value":
+                nn.utils.clip_grad_value_(model.parameters(), 0.01)
+            elif by_hand:
+                total = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+                for grad in grads:
+                    grad.mul_((0.05 / (total + 1e-6)).clamp(max=1.0))
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+        runs.append((list(model.parameters()), [g["talr"] for g in tr_groups(optimizer)]))
+    for ours, theirs in zip(runs[0][0], runs[1][0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*[torch.stack(talr) for _, talr in runs], rtol=1e-4, atol=0)
+
+
+@every_optimizer
+def test_training_under_bfloat16_autocast_keeps_single_precision_state(name) -> None:
+    model, optimizer = pair(name)
+    losses = []
+    for step in 5 * list(range(8)):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(model, step)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert sum(losses[-8:]) < sum(losses[:8])
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(group["running_tr"] > 0 for group in tr_groups(optimizer))
+
+
+@every_optimizer
+def test_a_compiled_model_trains_like_the_eager_one(name) -> None:
+    torch._dynamo.reset()
+    eager, compiled = pair(name), pair(name)
+    loss(eager[0], 0), loss(compiled[0], 0)  # set the scales
+    train(*eager, range(6))
+    train(torch.compile(compiled[0], backend="aot_eager", fullgraph=True), compiled[1], range(6))
+    for (key, ours), theirs in zip(
+        eager[0].named_parameters(), compiled[0].parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@every_optimizer
+def test_an_average_of_weights_quantizes_its_own_weights(name) -> None:
+    model, optimizer = pair(name)
+    loss(model, 0)
+    decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=decay, use_buffers=False)
+    expected = model[3].weight.detach().clone()
+    for step in range(10):
+        train(model, optimizer, [step])
+        average.update_parameters(model)
+        # the first call copies
+        expected = (
+            model[3].weight.detach().clone()
+            if step == 0
+            else expected.lerp(model[3].weight.detach(), 0.1)
+        )
+    torch.testing.assert_close(average.module[3].weight, expected, rtol=1e-5, atol=1e-6)
+    own = average.module[3]
+    codes = own.weight_quantizer.codes(own.weight)
+    assert not torch.equal(codes, model[3].weight_quantizer.codes(model[3].weight))
+    average.eval()
+    before = copy.deepcopy(optimizer.state_dict())
+    with torch.no_grad():
+        loss(average, 0)
+    assert str(optimizer.state_dict()) == str(before)
+
+
+def test_a_layer_used_twice_has_one_controller_and_one_count_per_step() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(6, 6)
+    model = nn.Sequential(head, nn.ReLU(), head, nn.ReLU(), nn.Linear(6, 4))
+    quantize_model(model, QuantConfig(weight_bits=2, signed_input=True))
+    optimizer = make_optimizer(model)
+    train(model, optimizer, range(STEPS))
+    assert [group["name"] for group in tr_groups(optimizer)] == ["0.weight", "4.weight"]
+    assert [group["tr_updates"] for group in tr_groups(optimizer)] == [STEPS, STEPS]
+
+
+@every_optimizer
+@pytest.mark.parametrize("frozen", ["3.weight", "0.weight"])
+def test_a_frozen_parameter_is_left_out(name, frozen) -> None:
+    model = make_model()
+    model.get_parameter(frozen).requires_grad_(False)
+    before = model.get_parameter(frozen).clone()
+    optimizer = make_optimizer(model, name)
+    train(model, optimizer, range(4))
+    assert torch.equal(model.get_parameter(frozen), before)
+    assert frozen not in [group["name"] for group in tr_groups(optimizer)]

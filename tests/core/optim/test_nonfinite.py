@@ -1,0 +1,124 @@
+"""NaN and inf in gradients: refused or skipped, and nothing moves."""
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+from small_runs import NAMES, assert_equal, loss, make_model, pair, snapshot, train
+from torch import nn
+
+from tr_det.core import SGDT, tr_param_groups
+from tr_det.core.optim import nonfinite
+
+every_optimizer = pytest.mark.parametrize("name", NAMES)
+
+
+def spoil(model, optimizer, key, value):
+    """Leave gradients of step 5 with one bad element."""
+    optimizer.zero_grad()
+    loss(model, 5).backward()
+    model.get_parameter(key).grad.view(-1)[0] = value
+
+
+@every_optimizer
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_by_default_the_step_is_refused_by_name_and_nothing_moves(name, value) -> None:
+    model, optimizer = pair(name)
+    train(model, optimizer, range(5))
+    before = snapshot(model, optimizer)
+    spoil(model, optimizer, "5.weight", value)
+    with pytest.raises(FloatingPointError, match=r"of '5\.weight' has NaN or inf; nothing"):
+        optimizer.step()
+    assert_equal(snapshot(model, optimizer), before)
+
+
+@every_optimizer
+def test_a_skipped_step_leaves_no_trace(name, caplog) -> None:
+    plain, spoiled = pair(name), pair(name, tr_nonfinite="skip")
+    train(*plain, range(8))
+    train(*spoiled, range(5))
+    calls = []
+    spoiled[1].step_callback = calls.append
+    with caplog.at_level(logging.WARNING):
+        for value in (math.nan, math.inf):
+            spoil(*spoiled, "3.weight", value)
+            spoiled[1].step()
+    assert spoiled[1].skipped_steps == 2
+    assert not calls
+    assert "'3.weight' has NaN or inf: step skipped (2 so far)" in caplog.text
+    train(*spoiled, range(5, 8))
+    assert_equal(snapshot(*spoiled), snapshot(*plain))
+
+
+def test_a_plain_parameters_gradient_counts_too() -> None:
+    model, optimizer = pair()
+    train(model, optimizer, range(5))
+    before = snapshot(model, optimizer)
+    spoil(model, optimizer, "1.bias", math.nan)
+    with pytest.raises(FloatingPointError, match="parameter . of a plain group"):
+        optimizer.step()
+    assert_equal(snapshot(model, optimizer), before)
+
+
+def test_without_quantized_weights_it_is_torchs_step() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), math.nan)
+    SGDT(tr_param_groups(model, lr=0.1), lr=0.1, total_steps=1).step()
+    assert model.weight.isnan().all()
+
+
+def test_large_finite_gradients_pass() -> None:
+    """Their squares overflow float32, they don't."""
+    model, optimizer = pair()
+    spoil(model, optimizer, "5.weight", 1e30)
+    optimizer.step()
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tr_nonfinite='hope': must be one of \['refuse', 'skip'"):
+        pair(tr_nonfinite="hope")
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """Play a device whose answers take time."""
+    monkeypatch.setattr(nonfinite, "_is_on_host", lambda answer: False)
+    monkeypatch.setattr(nonfinite, "_fetch", lambda answer: lambda: bool(answer))
+
+
+@pytest.mark.parametrize("then", ["step", "state_dict"])
+def test_on_a_device_the_refusal_comes_with_the_next_step_or_checkpoint(asynchronous, then) -> None:
+    model, optimizer = pair()
+    train(model, optimizer, range(5))
+    spoil(model, optimizer, "3.weight", math.nan)
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match="previous step .* resume from the last"):
+        getattr(optimizer, then)()
+
+
+def test_on_a_device_good_steps_and_copies_pass(asynchronous) -> None:
+    model, optimizer = pair()
+    train(model, optimizer, range(3))
+    twin = copy.deepcopy((model, optimizer))
+    train(*twin, range(3, 6))
+    train(model, optimizer, range(3, 6))
+    assert_equal(snapshot(*twin), snapshot(model, optimizer))
+
+
+def test_sparse_gradients_are_looked_at_by_their_values() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = SGDT(
+        [{"params": list(table.parameters())}, *tr_param_groups(make_model(), 0.1)],
+        lr=0.1,
+        total_steps=2,
+    )
+    table(torch.tensor([1, 1, 3])).sum().backward()
+    before = table.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, table.weight)
+    table.weight.grad._values()[0] = math.nan
+    with pytest.raises(FloatingPointError):
+        optimizer.step()

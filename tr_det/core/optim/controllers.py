@@ -1,0 +1,232 @@
+"""The controllers of all quantized layers: their state in the groups, their lines as vectors.
+
+Lines 2 to 4 of Algorithm 1 (*Scheduling Weight Transitions for QAT*, ICCV 2025) for every layer at
+once, on the parameters' device and without bringing a value to the host. Only ``tr_factor="auto"``
+reads the measured rates, once, when its probe ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tr_det.core.optim.groups import Group
+from tr_det.core.optim.keys import (
+    BASE_LR,
+    BITS,
+    FACTOR,
+    MASS,
+    NAME,
+    QUANTIZER,
+    RATE,
+    RUNNING_TR,
+    STEP,
+    TALR,
+    TARGET_TR,
+    UPDATES,
+)
+from tr_det.core.transition import (
+    AUTO,
+    UPDATE_RULES,
+    Feedback,
+    TransitionSettings,
+    factor_from,
+    probe_steps,
+    running_rate,
+)
+
+
+@dataclass(frozen=True)
+class TransitionMetrics:
+    """What the last step used, one element per TR group, in the groups' order.
+
+    Attributes:
+        names: parameter names.
+        target: R_t, shape (layers,), float32, on the CPU; NaN while ``tr_factor="auto"`` probes.
+        running: K_t, shape (layers,), float32, on the parameters' device.
+        talr: U_t, likewise.
+        rate: share of codes that the step just made change (k_{t+1}), likewise.
+    """
+
+    names: tuple[str, ...]
+    target: Tensor
+    running: Tensor
+    talr: Tensor
+    rate: Tensor
+
+    @classmethod
+    def of(cls, groups: list[Group]) -> TransitionMetrics:
+        """Collect what the groups show."""
+        vectors = [
+            stack(groups, key) if groups else torch.zeros(0) for key in (RUNNING_TR, TALR, RATE)
+        ]
+        target = torch.tensor([group[TARGET_TR] for group in groups])
+        return cls(tuple(group[NAME] for group in groups), target, *vectors)
+
+
+class Controllers:
+    """Advances the controllers of TR groups; their state lives in the groups.
+
+    Args:
+        settings: of the TR scheme.
+    """
+
+    def __init__(self, settings: TransitionSettings) -> None:
+        self.settings = settings
+        self._constants_key: tuple[Any, ...] = ()
+        self._constants: tuple[Tensor, ...] = ()
+
+    def start(self, group: Group, others: list[Group]) -> None:
+        """Give a new TR group its controller; one that comes late joins the others' clock."""
+        device = group["params"][0].device
+        group[BITS] = group[QUANTIZER].bits
+        group[BASE_LR] = float(group["lr"])
+        group[TALR] = torch.tensor(group[BASE_LR], dtype=torch.float32, device=device)
+        for key in (RUNNING_TR, RATE, MASS):
+            group[key] = torch.zeros((), dtype=torch.float32, device=device)
+        group[STEP] = max((other[STEP] for other in others), default=0)
+        group[UPDATES] = 0
+        own = None if self.settings.factor == AUTO else float(self.settings.factor)
+        group[FACTOR] = others[0][FACTOR] if others else own
+        group[TARGET_TR] = self._target(group, group[STEP])
+
+    def restore(self, group: Group) -> None:
+        """Make a loaded group ours: tensors on its device, lambda from the settings if given."""
+        for key in (TALR, RUNNING_TR, RATE, MASS):
+            group[key] = group[key].to(group["params"][0].device)
+        if self.settings.factor != AUTO:
+            group[FACTOR] = float(self.settings.factor)
+
+    def advance(self, active: list[Group], groups: list[Group]) -> None:
+        """Measure and follow, before an update.
+
+        Args:
+            active: groups whose weight has a gradient; the other layers' controllers stand still.
+            groups: all TR groups.
+        """
+        if not active:
+            return
+        step = active[0][STEP]
+        before = stack(active, RUNNING_TR), stack(active, MASS)
+        running, mass = self._measure(active, *before)
+        if active[0][FACTOR] is None and step >= probe_steps(self.settings.total_steps):
+            self._choose_factor(groups)
+        if active[0][FACTOR] is not None:  # else the base learning rate stays
+            self._follow(active, groups, step, running, mass, before)
+        for group in active:
+            group[TARGET_TR] = self._target(group, step)
+
+    def _measure(self, active: list[Group], running: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 10, and what K's measurements weigh: nothing before a layer's first update."""
+        momentum = self.settings.running_momentum()
+        measured = self._constants_of(active)[-1]
+        running = running_rate(running, stack(active, RATE), momentum)
+        mass = running_rate(mass, measured, momentum)  # stays 0 until there is a measurement
+        for group, new_running, new_mass in zip(
+            active, running.unbind(), mass.unbind(), strict=True
+        ):
+            group[RUNNING_TR], group[MASS] = new_running, new_mass
+        return running, mass
+
+    def _follow(
+        self,
+        active: list[Group],
+        groups: list[Group],
+        step: int,
+        running: Tensor,
+        mass: Tensor,
+        before: tuple[Tensor, Tensor],
+    ) -> None:
+        """Eq. 11 or another rule."""
+        settings = self.settings
+        root_bits, base, gain, share, _ = self._constants_of(active)
+        first_target: Tensor = active[0][FACTOR] * root_bits
+
+        def target_at(step: int) -> Tensor:
+            # The same numbers as TransitionSettings.target, without sending anything to the device.
+            shape = settings.shape(step)
+            return first_target * shape + settings.final * (1.0 - shape)
+
+        vectors = [target_at(step), target_at(max(step - 1, 0)), first_target, running, mass]
+        vectors += before
+        if settings.granularity == "model":
+            vectors = [(share * vector).sum().expand_as(vector) for vector in vectors]
+        target, previous_target, first_target, running, mass, previous, previous_mass = vectors
+        talr = UPDATE_RULES[settings.update](
+            Feedback(
+                talr=stack(active, TALR),
+                running=running,
+                target=target,
+                previous_running=previous,
+                previous_target=previous_target,
+                first_target=first_target,
+                base=base,
+                gain=gain,
+                momentum=settings.running_momentum(),
+                mass=mass,
+                previous_mass=previous_mass,
+            )
+        )
+        for group, new in zip(active, talr.unbind(), strict=True):
+            group[TALR] = new
+        if settings.granularity == "model":
+            for group in groups:  # those without gradient share the controller
+                if group["params"][0].grad is None:
+                    group[TALR] = active[0][TALR]
+
+    def _choose_factor(self, groups: list[Group]) -> None:
+        """End the probe: one read from the device gives lambda to every group."""
+        measured = [group for group in groups if group[UPDATES] > 0]
+        rates = (stack(measured, RUNNING_TR) / stack(measured, MASS)).tolist()
+        factor = factor_from(rates, [group[BITS] for group in measured])
+        logging.getLogger(__name__).info(
+            "tr_factor='auto': lambda = %.3g, from the transition rates of %d layers (%.3g to "
+            "%.3g) at their base learning rates during %d updates",
+            factor,
+            len(rates),
+            min(rates),
+            max(rates),
+            groups[0][STEP],
+        )
+        for group in groups:
+            group[FACTOR] = factor
+
+    def _target(self, group: Group, step: int) -> float:
+        if group[FACTOR] is None:
+            return math.nan
+        return self.settings.target(group[FACTOR], group[BITS], step)
+
+    def _constants_of(self, active: list[Group]) -> tuple[Tensor, ...]:
+        """Return vectors over layers: sqrt(b), base LR, eta, share of all weights, "has a rate".
+
+        They are sent to the device when the set of active or of measured layers changes.
+        """
+        weights = [group["params"][0] for group in active]
+        measured = [group[UPDATES] > 0 for group in active]
+        key = (weights[0].device, *map(id, weights), *measured)
+        if key != self._constants_key:
+            base = [group[BASE_LR] for group in active]
+            total = max(sum(weight.numel() for weight in weights), 1)
+            gain = self.settings.gain
+            rows = (
+                [math.sqrt(group[BITS]) for group in active],
+                base,
+                base if gain is None else [gain] * len(weights),
+                [weight.numel() / total for weight in weights],
+            )
+            self._constants = (
+                *(torch.tensor(row, dtype=torch.float32, device=weights[0].device) for row in rows),
+                torch.tensor(measured, device=weights[0].device),
+            )
+            self._constants_key = key
+        return self._constants
+
+
+def stack(groups: list[Group], key: str) -> Tensor:
+    """Return the groups' 0-d tensors as one vector."""
+    return torch.stack([group[key] for group in groups])

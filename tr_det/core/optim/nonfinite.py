@@ -1,0 +1,130 @@
+"""What happens to a step when a gradient is NaN or infinite.
+
+One such value in one layer would spread through that layer's weights, codes and running TR, and in
+the next forward through the model. Plain torch optimizers let it. TR-scheduled ones look at all
+gradients first and leave everything as it was:
+
+- ``"refuse"`` raises FloatingPointError. On a GPU the answer is fetched without waiting for it, so
+  the error comes at the next step, or when the state is about to be saved; the weights are lost by
+  then, but no checkpoint is written of them.
+- ``"skip"`` counts the step and goes on, as a GradScaler does. Nothing moves: no weight, no
+  momentum, no controller, no schedule. On a GPU this waits for the gradients in every step.
+
+The price is one read of the gradients. Without quantized weights nothing is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tr_det.core.optim.groups import Group
+from tr_det.core.optim.keys import NAME, QUANTIZER
+from tr_det.core.transition.settings import check
+
+POLICIES = ("refuse", "skip")
+
+
+class GradientGuard:
+    """Decides whether a step may be made.
+
+    Attributes:
+        skipped: steps that were not.
+
+    Raises:
+        ValueError: if the policy is unknown.
+    """
+
+    def __init__(self, policy: str) -> None:
+        check("tr_nonfinite", policy, policy in POLICIES, f"one of {list(POLICIES)}")
+        self.policy = policy
+        self.skipped = 0
+        self._pending: Callable[[], bool] | None = None
+
+    def admits(self, groups: list[Group]) -> bool:
+        """Return whether the gradients of all groups are finite.
+
+        Raises:
+            FloatingPointError: if they are not and the policy is to refuse.
+        """
+        self.settle()
+        grads = [_values(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+        finite = torch.isfinite(_summary([grad for grad in grads if grad.numel()]))
+        if self.policy == "refuse" and not _is_on_host(finite):
+            self._pending = _fetch(finite)
+            return True
+        if bool(finite):
+            return True
+        where = _first_bad(groups)
+        if self.policy == "refuse":
+            raise FloatingPointError(
+                f"{where} has NaN or inf; nothing was updated (tr_nonfinite='skip' would go on)"
+            )
+        self.skipped += 1
+        logging.getLogger(__name__).warning(
+            "%s has NaN or inf: step skipped (%d so far)", where, self.skipped
+        )
+        return False
+
+    def settle(self) -> None:
+        """Look at the answer that was still on its way.
+
+        Raises:
+            FloatingPointError: if it says that the last step was made with NaN or inf.
+        """
+        if self._pending is None:
+            return
+        answer, self._pending = self._pending, None
+        if not answer():
+            raise FloatingPointError(
+                "a gradient of the previous step had NaN or inf, the weights have it now: resume "
+                "from the last checkpoint (tr_nonfinite='skip' would leave such steps out)"
+            )
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a copy keeps; what is on its way cannot be copied."""
+        return {**self.__dict__, "_pending": None}
+
+
+def _summary(grads: list[Tensor]) -> Tensor:
+    """Return a number that is finite where all gradients are, 0-d on their device."""
+    if all(_is_on_host(grad) for grad in grads):
+        # A sum keeps NaN and inf, and is far quicker here than a norm.
+        sums = [grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32)) for grad in grads]
+        return torch.stack(sums).sum() if sums else torch.zeros(())
+    return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))  # all of them in one launch
+
+
+def _is_on_host(answer: Tensor) -> bool:
+    return answer.device.type == "cpu"
+
+
+def _fetch(answer: Tensor) -> Callable[[], bool]:
+    """Start bringing a flag to the host; the result waits for this one copy alone."""
+    copy = answer.to("cpu", non_blocking=True)  # into pinned memory
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def result() -> bool:
+        arrived.synchronize()
+        return bool(copy)
+
+    return result
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad._values() if grad.is_sparse else grad
+
+
+def _first_bad(groups: list[Group]) -> str:
+    """Return a name for the first gradient that is not finite; the quantized weights have one."""
+    ordered = sorted(groups, key=lambda group: QUANTIZER not in group)
+    for group in ordered:
+        for index, parameter in enumerate(group["params"]):
+            if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all():
+                name = repr(group[NAME]) if NAME in group else f"parameter {index} of a plain group"
+                return f"the gradient of {name}"
+    return "the norm of the gradients"  # finite parts, but too large for their dtype
