@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tr_det.core.nn.once import once
 from tr_det.core.quantizers import Quantizer
 from tr_det.core.quantizers.base import no_scale
 
@@ -90,15 +91,19 @@ class _QuantLayer(nn.Module):
         self.output_scale = output_scale
 
     def quantized_weight(self) -> Tensor:
-        """Return the fake-quantized weight, with gradients to the latent weight."""
+        """Return the fake-quantized weight, with gradients to the latent weight.
+
+        Inside `quantized_weights_once` all calls return the same tensor.
+        """
         if self.weight_quantizer is None:
             return self.weight
         if not self.weight_quantizer.is_initialized:
             self.weight_quantizer.initialize(
                 self.weight, pooled=False
             )  # needs no data, so evaluation may do it as well
-        out: Tensor = self.weight_quantizer(self.weight)
-        return out
+        quantizer = self.weight_quantizer
+        sources = [self.weight, *quantizer.parameters(), *quantizer.buffers()]
+        return once(self, sources, lambda: quantizer(self.weight))
 
     def _quantized(
         self, x: Tensor, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
