@@ -1,6 +1,6 @@
 """Straight-through estimators: pure functions with hand-written gradients.
 
-Fused kernels will live behind these same functions; nothing above this folder needs to know.
+Fused implementations live behind these same functions; nothing above this folder needs to know.
 """
 
 from tr_det.core.ops.fixed_grid import Grid, fixed_grid_codes, fixed_grid_quantize

@@ -14,11 +14,17 @@ Deviations from the paper:
 
 Rounding is half to even. gamma is a power of two, so gamma * x / s, x / (s / gamma) and ONNX'
 x / y_scale are the same float, and every x_q is exact in float32, float16 and bfloat16.
+
+The plain implementation here is the definition. `fixed_grid_cpu` and `fixed_grid_triton` give the
+same codes to the bit and the same gradients up to float rounding, in fewer passes.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,14 +82,58 @@ class Grid:
 
 def _discretise(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return float codes of x; a new tensor that the caller may overwrite."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = (
-            x.float()
-        )  # a quotient rounded to half precision would fall on the wrong side of a transition point
+    x = _wide(x)  # a quotient in half precision would fall on the wrong side of a transition point
     if grid.binary:
         # The clip does not move any value across zero, so sign needs neither it nor s.
-        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    return torch.div(x, scale / grid.gamma).clamp_(grid.alpha, grid.beta).round_()
+        return torch.where(x < 0, -1.0, torch.where(x >= 0, 1.0, x)).to(x.dtype)  # NaN stays
+    step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
+    return torch.div(x, step).clamp_(grid.alpha, grid.beta).round_()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def quantize_plain(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Return Eq. 13 in torch operations, for any device and for compilers.
+
+    One new tensor and three passes over it in place: measured on CPUs, that is near the cost of a
+    copy, since most of it is memory that is touched for the first time.
+
+    Args:
+        x: any shape, floating point.
+        scale: 0-d, units of x.
+        grid: the integer grid.
+    """
+    out = _discretise(x, scale, grid)
+    if grid.gamma != 1:
+        out.mul_(1.0 / grid.gamma)
+    return out.to(x.dtype)
+
+
+def gradients_plain(
+    grad: Tensor, x: Tensor, scale: Tensor, grid: Grid, want_scale: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return dL/dx and, if asked for, dL/ds; torch operations, for any device and for compilers.
+
+    Args:
+        grad: dL/dx_q, shape and dtype of x.
+        x: any shape, floating point.
+        scale: 0-d, units of x.
+        grid: the integer grid.
+        want_scale: whether to compute dL/ds.
+
+    Returns:
+        dL/dx, in the shape and dtype of x, and dL/ds, 0-d float32 (float64 for float64), or None.
+        Elements of x that are NaN pass the gradient, so that they show in both.
+    """
+    wide, scale = _wide(x), scale.clamp_min(SCALE_FLOOR)
+    quotient = torch.div(wide, scale / grid.gamma)  # as in forward: both agree on what is clipped
+    outside = (quotient < grid.alpha) | (quotient > grid.beta)
+    grad_x = torch.where(outside, 0, _wide(grad)).div_(scale)
+    # -sum(g x / s^2) = -sum(grad_x x) / s
+    grad_scale = -(grad_x * wide).sum() / scale if want_scale else None
+    return grad_x.to(x.dtype), grad_scale
 
 
 class _FixedGridQuantize(torch.autograd.Function):
@@ -91,35 +141,50 @@ class _FixedGridQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+        # What backward keeps is x itself, not a mask of what was clipped. x costs nothing: it is a
+        # Parameter, or the output of a ReLU, which keeps the same storage for its own backward, or
+        # what the full-precision layer would have kept. A mask would come on top, at one bit or
+        # one byte per element, and dL/ds needs x anyway.
         ctx.save_for_backward(x, scale)
         ctx.grid = grid
-        out = _discretise(x, scale.clamp_min(SCALE_FLOOR), grid)
-        if grid.gamma != 1:
-            out.mul_(1.0 / grid.gamma)
-        return out.to(x.dtype)
+        quantize, _ = _implementation(x, scale)
+        return quantize(x, scale, grid)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # x is kept instead of a mask: it is nearly always the output of a ReLU, which keeps the
-        # same storage for its own backward, so this costs no memory.
         x, scale = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        inside = torch.div(
-            wide, step
-        )  # the same quotient as in forward, so both agree on what is clipped
-        mask = (inside >= grid.alpha) & (inside <= grid.beta)
-        grad_x = torch.where(mask, grad, 0).div_(scale.clamp_min(SCALE_FLOOR))
-        grad_scale = None
-        if ctx.needs_input_grad[1]:
-            # -sum(g x / s^2) = -sum(grad_x * x) / s
-            total = (grad_x * wide).sum(
-                dtype=torch.float32 if wide.dtype != torch.float64 else None
-            )
-            grad_scale = (-total / scale.clamp_min(SCALE_FLOOR)).to(scale.dtype)
-        return (grad_x if ctx.needs_input_grad[0] else None), grad_scale, None
+        _, gradients = _implementation(x, scale)
+        want_x, want_scale, _ = ctx.needs_input_grad
+        grad_x, grad_scale = gradients(grad, x, scale, ctx.grid, want_scale)
+        if grad_scale is not None:
+            grad_scale = grad_scale.to(scale.dtype)
+        return (grad_x if want_x else None), grad_scale, None
+
+
+Quantize = Callable[[Tensor, Tensor, Grid], Tensor]
+Gradients = Callable[[Tensor, Tensor, Tensor, Grid, bool], tuple[Tensor, Tensor | None]]
+
+
+def _implementation(x: Tensor, scale: Tensor) -> tuple[Quantize, Gradients]:
+    """Return the functions that are quickest for a tensor; all give the same codes."""
+    # A compiler fuses the plain ones; subclasses may have no memory to point a kernel at.
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return quantize_plain, gradients_plain
+    if x.device.type == "cpu":
+        from tr_det.core.ops.fixed_grid_cpu import gradients_cpu
+
+        return quantize_plain, gradients_cpu
+    if x.is_cuda and scale.is_cuda and x.dtype != torch.float64 and _has_triton():
+        from tr_det.core.ops.fixed_grid_triton import gradients_triton, quantize_triton
+
+        return quantize_triton, gradients_triton
+    return quantize_plain, gradients_plain
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def fixed_grid_quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -148,4 +213,4 @@ def fixed_grid_quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 @torch.no_grad()
 def fixed_grid_codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return the integer codes of x (int8 for signed grids, uint8 for unsigned); no gradient."""
-    return _discretise(x, scale.clamp_min(SCALE_FLOOR), grid).to(grid.code_dtype)
+    return _discretise(x, scale, grid).to(grid.code_dtype)
