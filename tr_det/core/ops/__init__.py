@@ -4,5 +4,6 @@ Fused implementations live behind these same functions; nothing above this folde
 """
 
 from tr_det.core.ops.fixed_grid import Grid, fixed_grid_codes, fixed_grid_quantize
+from tr_det.core.ops.output_scale import scale_output, tie_scale
 
-__all__ = ["Grid", "fixed_grid_codes", "fixed_grid_quantize"]
+__all__ = ["Grid", "fixed_grid_codes", "fixed_grid_quantize", "scale_output", "tie_scale"]
