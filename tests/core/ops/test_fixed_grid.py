@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from tr_det.core.ops import Grid, fixed_grid_codes, fixed_grid_quantize
-from tr_det.core.ops.fixed_grid import gradients_plain
 from tr_det.core.ops.fixed_grid_cpu import excluded_bounds, gradients_cpu
+from tr_det.core.ops.fixed_grid_plain import gradients_plain
 
 _SPEC = importlib.util.spec_from_file_location("eq13", Path(__file__).with_name("eq13.py"))
 eq13 = importlib.util.module_from_spec(_SPEC)

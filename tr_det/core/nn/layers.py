@@ -85,8 +85,14 @@ def _scaled(
         out: Tensor = output_scale(function(weight))
         return out
     scale = output_scale.scale
-    tied = once(output_scale, [weight, scale], lambda: tie_scale(weight, scale))
+    tied = once(output_scale, lambda: [weight, scale], lambda: tie_scale(weight, scale))
     return scale_output(function(tied), scale)
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """Return parameters and buffers; ``parameters()`` takes several times as long."""
+    members = (m for part in module.modules() for m in (part._parameters, part._buffers))
+    return [tensor for member in members for tensor in member.values() if tensor is not None]
 
 
 class _QuantLayer(nn.Module):
@@ -126,8 +132,7 @@ class _QuantLayer(nn.Module):
                 self.weight, pooled=False
             )  # needs no data, so evaluation may do it as well
         quantizer = self.weight_quantizer
-        sources = [self.weight, *quantizer.parameters(), *quantizer.buffers()]
-        return once(self, sources, lambda: quantizer(self.weight))
+        return once(self, lambda: [self.weight, *_state(quantizer)], lambda: quantizer(self.weight))
 
     def _quantized(self, x: Tensor, function: LinearFunction) -> Tensor:
         """Apply a function, linear in input and in weight, to both after quantization."""

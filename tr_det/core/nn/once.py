@@ -87,12 +87,14 @@ def quantized_weights_anew() -> Iterator[None]:
         _ENTRIES.reset(token)
 
 
-def once(layer: nn.Module, sources: list[Tensor], compute: Callable[[], Tensor]) -> Tensor:
-    """Return ``compute()``, or what it returned earlier in this scope for the same sources.
+def once(
+    layer: nn.Module, depends_on: Callable[[], list[Tensor]], compute: Callable[[], Tensor]
+) -> Tensor:
+    """Return ``compute()``, or what it returned earlier in this scope for the same tensors.
 
     Args:
         layer: whose result it is; the key.
-        sources: every tensor that the result depends on.
+        depends_on: gives every tensor that the result depends on.
         compute: what to call.
     """
     if torch.compiler.is_compiling():  # a compiler removes repeated computations by itself
@@ -100,6 +102,7 @@ def once(layer: nn.Module, sources: list[Tensor], compute: Callable[[], Tensor])
     entries = _ENTRIES.get()
     if entries is None:
         return compute()
+    sources = depends_on()
     signature = _signature(layer, sources)
     if signature is None:
         return compute()

@@ -15,125 +15,24 @@ Deviations from the paper:
 Rounding is half to even. gamma is a power of two, so gamma * x / s, x / (s / gamma) and ONNX'
 x / y_scale are the same float, and every x_q is exact in float32, float16 and bfloat16.
 
-The plain implementation here is the definition. `fixed_grid_cpu` and `fixed_grid_triton` give the
-same codes to the bit and the same gradients up to float rounding, in fewer passes.
+`fixed_grid_plain` is the definition. `fixed_grid_cpu` and `fixed_grid_triton` give the same codes
+to the bit and the same gradients up to float rounding, in fewer passes.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-SCALE_FLOOR = 1e-8
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Integer grid of Eq. 13: codes ``alpha..beta``, real levels ``code / gamma``.
-
-    Attributes:
-        alpha: smallest code.
-        beta: largest code.
-        gamma: divisor from code to level, a power of two.
-        binary: True for codes {-1, +1}, taken by sign instead of by rounding.
-    """
-
-    alpha: int
-    beta: int
-    gamma: int
-    binary: bool = False
-
-    @classmethod
-    def of(cls, bits: int, signed: bool) -> Grid:
-        """Return the paper's grid for a bit-width.
-
-        Args:
-            bits: width in bits, 1 to 8.
-            signed: True for weights (and inputs that can be negative), False for non-negative
-                inputs.
-
-        Raises:
-            ValueError: if bits is not an integer in 1..8.
-        """
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-            raise ValueError(f"bits={bits!r}: must be an integer from 1 to 8")
-        if bits == 1:
-            return cls(-1, 1, 1, binary=True) if signed else cls(0, 1, 1)
-        if signed:
-            half = 2 ** (bits - 1)
-            return cls(-half, half - 1, half)
-        return cls(0, 2**bits - 1, 2**bits)
-
-    def codes(self) -> list[int]:
-        """Return all codes, ascending."""
-        return [-1, 1] if self.binary else list(range(self.alpha, self.beta + 1))
-
-    @property
-    def code_dtype(self) -> torch.dtype:
-        """Smallest torch dtype that holds every code."""
-        return torch.uint8 if self.alpha == 0 else torch.int8
-
-
-def _discretise(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Return float codes of x; a new tensor that the caller may overwrite."""
-    x = _wide(x)  # a quotient in half precision would fall on the wrong side of a transition point
-    if grid.binary:
-        # The clip does not move any value across zero, so sign needs neither it nor s.
-        return torch.where(x < 0, -1.0, torch.where(x >= 0, 1.0, x)).to(x.dtype)  # NaN stays
-    step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
-    return torch.div(x, step).clamp_(grid.alpha, grid.beta).round_()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def quantize_plain(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Return Eq. 13 in torch operations, for any device and for compilers.
-
-    One new tensor and three passes over it in place: measured on CPUs, that is near the cost of a
-    copy, since most of it is memory that is touched for the first time.
-
-    Args:
-        x: any shape, floating point.
-        scale: 0-d, units of x.
-        grid: the integer grid.
-    """
-    out = _discretise(x, scale, grid)
-    if grid.gamma != 1:
-        out.mul_(1.0 / grid.gamma)
-    return out.to(x.dtype)
-
-
-def gradients_plain(
-    grad: Tensor, x: Tensor, scale: Tensor, grid: Grid, want_scale: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return dL/dx and, if asked for, dL/ds; torch operations, for any device and for compilers.
-
-    Args:
-        grad: dL/dx_q, shape and dtype of x.
-        x: any shape, floating point.
-        scale: 0-d, units of x.
-        grid: the integer grid.
-        want_scale: whether to compute dL/ds.
-
-    Returns:
-        dL/dx, in the shape and dtype of x, and dL/ds, 0-d float32 (float64 for float64), or None.
-        Elements of x that are NaN pass the gradient, so that they show in both.
-    """
-    wide, scale = _wide(x), scale.clamp_min(SCALE_FLOOR)
-    quotient = torch.div(wide, scale / grid.gamma)  # as in forward: both agree on what is clipped
-    outside = (quotient < grid.alpha) | (quotient > grid.beta)
-    grad_x = torch.where(outside, 0, _wide(grad)).div_(scale)
-    # -sum(g x / s^2) = -sum(grad_x x) / s
-    grad_scale = -(grad_x * wide).sum() / scale if want_scale else None
-    return grad_x.to(x.dtype), grad_scale
+from tr_det.core.ops.fixed_grid_cpu import gradients_cpu
+from tr_det.core.ops.fixed_grid_plain import discretise, gradients_plain, quantize_plain
+from tr_det.core.ops.grid import Grid
 
 
 class _FixedGridQuantize(torch.autograd.Function):
@@ -169,11 +68,9 @@ Gradients = Callable[[Tensor, Tensor, Tensor, Grid, bool], tuple[Tensor, Tensor 
 def _implementation(x: Tensor, scale: Tensor) -> tuple[Quantize, Gradients]:
     """Return the functions that are quickest for a tensor; all give the same codes."""
     # A compiler fuses the plain ones; subclasses may have no memory to point a kernel at.
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
         return quantize_plain, gradients_plain
     if x.device.type == "cpu":
-        from tr_det.core.ops.fixed_grid_cpu import gradients_cpu
-
         return quantize_plain, gradients_cpu
     if x.is_cuda and scale.is_cuda and x.dtype != torch.float64 and _has_triton():
         from tr_det.core.ops.fixed_grid_triton import gradients_triton, quantize_triton
@@ -213,4 +110,4 @@ def fixed_grid_quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 @torch.no_grad()
 def fixed_grid_codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return the integer codes of x (int8 for signed grids, uint8 for unsigned); no gradient."""
-    return _discretise(x, scale, grid).to(grid.code_dtype)
+    return discretise(x, scale, grid).to(grid.code_dtype)

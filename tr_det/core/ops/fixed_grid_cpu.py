@@ -17,13 +17,15 @@ below.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import struct
 
 import torch
 from torch import Tensor
 
-from tr_det.core.ops.fixed_grid import SCALE_FLOOR, Grid, gradients_plain
+from tr_det.core.ops.fixed_grid_plain import gradients_plain
+from tr_det.core.ops.grid import SCALE_FLOOR, Grid
 
 _DOT_BLOCK = 2**20
 """Longest float32 dot product: BLAS adds one after the other, so errors grow with the length."""
@@ -34,18 +36,19 @@ def gradients_cpu(
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `gradients_plain` returns (see there), in fewer passes."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        grad_x, grad_scale = gradients_cpu(grad.float(), x.float(), scale, grid, want_scale)
-        return grad_x.to(x.dtype), grad_scale
-    floored = scale.clamp_min(SCALE_FLOOR)
-    step = floored.item() / grid.gamma
+        wide, grad_scale = gradients_cpu(grad.float(), x.float(), scale, grid, want_scale)
+        return wide.to(x.dtype), grad_scale
+    floored = scale.clamp_min(SCALE_FLOOR).item()  # a read that blocks nothing on a CPU
+    step = floored / grid.gamma
     if not 1e-30 < step < 1e30:  # NaN, inf, or bounds near the ends of float32
         return gradients_plain(grad, x, scale, grid, want_scale)
-    low, high = excluded_bounds(step, grid.alpha, grid.beta, double=x.dtype == torch.float64)
-    grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high).div_(floored)
+    low, high = excluded_bounds(step, grid.alpha, grid.beta, x.dtype == torch.float64)
+    grad_x: Tensor = torch.ops.aten.hardtanh_backward.default(grad, x, low, high).div_(floored)
     # -sum(g x / s^2) = -sum(grad_x x) / s
-    return grad_x, -_inner(grad_x, x) / floored if want_scale else None
+    return grad_x, _inner(grad_x, x).div_(-floored) if want_scale else None
 
 
+@functools.lru_cache(maxsize=4096)  # frozen scales ask the same again at every step
 def excluded_bounds(
     step: float, alpha: int, beta: int, double: bool = False
 ) -> tuple[float, float]:
