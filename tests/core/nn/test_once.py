@@ -246,3 +246,35 @@ def test_a_scope_works_under_autocast_and_its_values_are_not_mixed_with_those_ou
     loss.backward()
     assert all(torch.isfinite(grad).all() for grad in gradients(model).values())
     assert model.calls == {"convs.0": 1, "convs.2": 1}
+
+
+def test_a_checkpointed_region_inside_a_scope_never_trains_on_other_numbers() -> None:
+    """Plain torch.utils.checkpoint over a shared layer: an error of torch's, and no silence."""
+    model = Head()
+    with quantized_weights_once():
+        loss = sum(
+            checkpoint(model.convs, feature, use_reentrant=False).square().mean()
+            for feature in levels()
+        )
+    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+        loss.backward()
+
+
+@pytest.mark.parametrize("recompute_inputs", [False, True])
+def test_a_scope_compiles_without_graph_breaks_to_the_same_numbers(recompute_inputs) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)]
+    model = nn.Sequential(*layers)
+    quantize_model(model, QuantConfig(recompute_inputs=recompute_inputs))
+    model(levels()[0])
+
+    def forward(model, first, second):
+        with quantized_weights_once():
+            return model(first).square().mean() + model(second).square().mean()
+
+    plain, compiled = copy.deepcopy(model), copy.deepcopy(model)
+    features = levels()[:2]
+    forward(plain, *features).backward()
+    torch.compile(forward, backend="aot_eager", fullgraph=True)(compiled, *features).backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(compiled)[name], grad, rtol=1e-4, atol=1e-6)
