@@ -110,3 +110,22 @@ def test_in_full_precision_it_is_detectron2s_retinanet(make_config, storage):
     assert set(expected) == set(got) == {"loss_cls", "loss_box_reg"}
     for key in expected:
         torch.testing.assert_close(got[key], expected[key], rtol=0, atol=0)
+
+
+def test_a_training_step_quantizes_each_weight_once_with_the_losses_of_five_times(
+    make_config, storage
+):
+    torch.manual_seed(0)
+    model = build_model(make_config())
+    inputs = batch()
+    model(inputs)  # sets the scales
+    calls = []
+    for name, layer in quantized_layers(model):
+        layer.weight_quantizer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    model.loss_normalizer = 100
+    losses = model(inputs)
+    assert sorted(calls) == sorted(name for name, _ in quantized_layers(model))
+    model.loss_normalizer = 100
+    plain = super(type(model), model).forward(inputs)
+    assert len(calls) > 2 * len(list(quantized_layers(model)))  # the head ran on five levels
+    assert all(torch.equal(losses[key], plain[key]) for key in losses)

@@ -14,6 +14,8 @@ from tr_det.core.nn import (
     QuantRule,
     quantize_model,
     quantized_layers,
+    quantized_weights_anew,
+    quantized_weights_once,
     register_quant_layer,
 )
 from tr_det.core.optim import (
@@ -56,6 +58,8 @@ __all__ = [
     "quantize_model",
     "quantized_layers",
     "quantized_weight_groups",
+    "quantized_weights_anew",
+    "quantized_weights_once",
     "register_quant_layer",
     "scale_group",
     "tr_param_groups",

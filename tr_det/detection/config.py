@@ -31,6 +31,9 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = False
     # Learnable output scale: "auto" (where no trainable norm follows), "always" or "never".
     cfg.MODEL.QUANT.OUTPUT_SCALE = "auto"
+    # Quantize inputs once more in the backward pass instead of keeping them: less memory, the same
+    # numbers, a little more time.
+    cfg.MODEL.QUANT.RECOMPUTE_INPUTS = False
     # ReLU on the inputs of RetinaNet's head, so that all its activations are non-negative (the
     # paper's protocol). Also applies with ENABLED False, so that a full-precision model can be
     # trained as the network it will become.
@@ -115,6 +118,7 @@ def quant_config_from(cfg: CN) -> QuantConfig:
             act_quantizer=node.ACT_QUANTIZER,
             learn_weight_scale=node.LEARN_WEIGHT_SCALE,
             output_scale=node.OUTPUT_SCALE,
+            recompute_inputs=node.RECOMPUTE_INPUTS,
             rules=tuple(rules),
         )
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from detectron2.utils import comm
@@ -86,10 +87,14 @@ class TransitionLogger:
 
 
 def _put(storage: EventStorage, iteration: int, scalars: dict[str, float]) -> None:
-    """Put scalars of an iteration that may be past; v0.6 has no argument for it."""
+    """Put scalars of an iteration that may be past; v0.6 has no argument for it.
+
+    A target is NaN, and left out, while the TR factor is being found.
+    """
     now, storage.iter = storage.iter, iteration
     try:
         for key, value in scalars.items():
-            storage.put_scalar(key, value, smoothing_hint=False)
+            if not math.isnan(value):
+                storage.put_scalar(key, value, smoothing_hint=False)
     finally:
         storage.iter = now

@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import Tensor
 
-from tr_det.core import QuantConfig, QuantReport, quantize_model
+from tr_det.core import QuantConfig, QuantReport, quantize_model, quantized_weights_once
 from tr_det.detection import layers as _  # noqa: F401  registers the quantized Conv2d
 from tr_det.detection.config import quant_config_from
 
@@ -53,6 +53,11 @@ class QuantRetinaNet(RetinaNet):
         if quant is not None:
             self.quant_report = quantize_model(self, quant)
             logging.getLogger(__name__).info("Quantization:\n%s", self.quant_report.table())
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Return losses in training, detections otherwise; as ``RetinaNet``."""
+        with quantized_weights_once():  # the head runs once per pyramid level
+            return super().forward(batched_inputs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

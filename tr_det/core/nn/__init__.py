@@ -3,6 +3,7 @@
 from tr_det.core.nn.config import QuantConfig, QuantRule
 from tr_det.core.nn.convert import quantize_model, quantized_layers, register_quant_layer
 from tr_det.core.nn.layers import OutputScale, QuantConv2d, QuantLinear
+from tr_det.core.nn.once import quantized_weights_anew, quantized_weights_once
 from tr_det.core.nn.report import LayerReport, QuantReport
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "QuantRule",
     "quantize_model",
     "quantized_layers",
+    "quantized_weights_anew",
+    "quantized_weights_once",
     "register_quant_layer",
 ]

@@ -79,6 +79,8 @@ class QuantConfig:
         output_scale: ``"auto"`` adds a learnable output scale where no trainable norm is seen to
             follow; ``"always"``; ``"never"`` (an error where no norm follows: Eq. 13's grid is
             fixed, so something must absorb the scale).
+        recompute_inputs: quantize each layer's input once more in the backward pass instead of
+            keeping it: activations take the memory of full precision. Numbers are the same.
         rules: exceptions by layer name; all that match apply in order, later ones win field by
             field.
     """
@@ -90,13 +92,14 @@ class QuantConfig:
     learn_weight_scale: bool = False
     signed_input: bool = False
     output_scale: str = "auto"
+    recompute_inputs: bool = False
     rules: tuple[QuantRule, ...] = field(default=())
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_bits("weight_bits", self.weight_bits)
         check_bits("act_bits", self.act_bits)
-        for key in ("learn_weight_scale", "signed_input"):
+        for key in ("learn_weight_scale", "signed_input", "recompute_inputs"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key}={getattr(self, key)!r}: must be True or False")
         for key in ("weight_quantizer", "act_quantizer"):

@@ -166,6 +166,7 @@ def _convert(layer: nn.Module, name: str, config: QuantConfig, entry: LayerRepor
     layer.__class__ = _QUANT_LAYERS[type(layer)]
     assert isinstance(layer, _QuantLayer)
     layer.attach(weight_quantizer, input_quantizer, output_scale)
+    layer.recompute_input = config.recompute_inputs
     layer.train(layer.training)  # the new children follow the layer's mode
     layer.to(layer.weight.device)
 

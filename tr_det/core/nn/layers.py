@@ -7,12 +7,16 @@ full-precision checkpoints load by name. The Parameter is always the latent weig
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tr_det.core.nn.once import once
+from tr_det.core.nn.recompute import recomputed_input
+from tr_det.core.ops import scale_output, tie_scale
 from tr_det.core.quantizers import Quantizer
 from tr_det.core.quantizers.base import no_scale
 
@@ -69,14 +73,41 @@ class OutputScale(nn.Module):
         self._ready = bool(self.initialized.item())
 
 
+LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(input, weight, bias) -> output, linear in input and in weight."""
+
+
+def _scaled(
+    output_scale: OutputScale, weight: Tensor, function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return ``function(weight) * scale``; function is linear, its output nobody else's."""
+    if torch.compiler.is_compiling():
+        out: Tensor = output_scale(function(weight))
+        return out
+    scale = output_scale.scale
+    tied = once(output_scale, lambda: [weight, scale], lambda: tie_scale(weight, scale))
+    return scale_output(function(tied), scale)
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """Return parameters and buffers; ``parameters()`` takes several times as long."""
+    members = (m for part in module.modules() for m in (part._parameters, part._buffers))
+    return [tensor for member in members for tensor in member.values() if tensor is not None]
+
+
 class _QuantLayer(nn.Module):
-    """What the quantized layers share; mixed in before the torch layer."""
+    """What the quantized layers share; mixed in before the torch layer.
+
+    Attributes:
+        recompute_input: quantize the input once more in the backward pass instead of keeping it.
+    """
 
     weight: Tensor
     bias: Any  # Tensor or None; torch's own layers disagree on the declaration
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     output_scale: OutputScale | None
+    recompute_input = False
 
     def attach(
         self,
@@ -90,34 +121,43 @@ class _QuantLayer(nn.Module):
         self.output_scale = output_scale
 
     def quantized_weight(self) -> Tensor:
-        """Return the fake-quantized weight, with gradients to the latent weight."""
+        """Return the fake-quantized weight, with gradients to the latent weight.
+
+        Inside `quantized_weights_once` all calls return the same tensor.
+        """
         if self.weight_quantizer is None:
             return self.weight
         if not self.weight_quantizer.is_initialized:
             self.weight_quantizer.initialize(
                 self.weight, pooled=False
             )  # needs no data, so evaluation may do it as well
-        out: Tensor = self.weight_quantizer(self.weight)
-        return out
+        quantizer = self.weight_quantizer
+        return once(self, lambda: [self.weight, *_state(quantizer)], lambda: quantizer(self.weight))
 
-    def _quantized(
-        self, x: Tensor, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    ) -> Tensor:
-        """Apply ``function(input, weight, bias)`` to the quantized input and weight."""
+    def _quantized(self, x: Tensor, function: LinearFunction) -> Tensor:
+        """Apply a function, linear in input and in weight, to both after quantization."""
         weight = self.quantized_weight()
         x_q = x if self.input_quantizer is None else self.input_quantizer(x)
-        if self.output_scale is None:
-            return function(x_q, weight, self.bias)
-        y = function(x_q, weight, None)
-        if not self.output_scale.is_initialized:
+        if self.output_scale is not None and not self.output_scale.is_initialized:
             if not self.training:
                 raise RuntimeError(no_scale(self.output_scale.label))
             with torch.no_grad():
-                self.output_scale.initialize(function(x, self.weight, None), y)
-        out: Tensor = self.output_scale(y)
+                full, quantized = function(x, self.weight, None), function(x_q, weight, None)
+                self.output_scale.initialize(full, quantized)
+        with self._saving(x, x_q):
+            if self.output_scale is None:
+                return function(x_q, weight, self.bias)
+            out = _scaled(self.output_scale, weight, lambda tied: function(x_q, tied, None))
         if self.bias is not None:
-            out = out + self._broadcast_bias(self.bias).to(out.dtype)  # narrower under autocast
+            out += self._broadcast_bias(self.bias).to(out.dtype)  # narrower under autocast
         return out
+
+    def _saving(self, x: Tensor, x_q: Tensor) -> AbstractContextManager[Any]:
+        """Return the context that decides what autograd keeps of the quantized input."""
+        quantizer = self.input_quantizer
+        if not self.recompute_input or quantizer is None or torch.compiler.is_compiling():
+            return nullcontext()
+        return recomputed_input(x, x_q, quantizer.forward)
 
     def _broadcast_bias(self, bias: Tensor) -> Tensor:
         """Return the bias in a shape that adds to the output."""

@@ -14,76 +14,24 @@ Deviations from the paper:
 
 Rounding is half to even. gamma is a power of two, so gamma * x / s, x / (s / gamma) and ONNX'
 x / y_scale are the same float, and every x_q is exact in float32, float16 and bfloat16.
+
+`fixed_grid_plain` is the definition. `fixed_grid_cpu` and `fixed_grid_triton` give the same codes
+to the bit and the same gradients up to float rounding, in fewer passes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-SCALE_FLOOR = 1e-8
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Integer grid of Eq. 13: codes ``alpha..beta``, real levels ``code / gamma``.
-
-    Attributes:
-        alpha: smallest code.
-        beta: largest code.
-        gamma: divisor from code to level, a power of two.
-        binary: True for codes {-1, +1}, taken by sign instead of by rounding.
-    """
-
-    alpha: int
-    beta: int
-    gamma: int
-    binary: bool = False
-
-    @classmethod
-    def of(cls, bits: int, signed: bool) -> Grid:
-        """Return the paper's grid for a bit-width.
-
-        Args:
-            bits: width in bits, 1 to 8.
-            signed: True for weights (and inputs that can be negative), False for non-negative
-                inputs.
-
-        Raises:
-            ValueError: if bits is not an integer in 1..8.
-        """
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-            raise ValueError(f"bits={bits!r}: must be an integer from 1 to 8")
-        if bits == 1:
-            return cls(-1, 1, 1, binary=True) if signed else cls(0, 1, 1)
-        if signed:
-            half = 2 ** (bits - 1)
-            return cls(-half, half - 1, half)
-        return cls(0, 2**bits - 1, 2**bits)
-
-    def codes(self) -> list[int]:
-        """Return all codes, ascending."""
-        return [-1, 1] if self.binary else list(range(self.alpha, self.beta + 1))
-
-    @property
-    def code_dtype(self) -> torch.dtype:
-        """Smallest torch dtype that holds every code."""
-        return torch.uint8 if self.alpha == 0 else torch.int8
-
-
-def _discretise(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Return float codes of x; a new tensor that the caller may overwrite."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = (
-            x.float()
-        )  # a quotient rounded to half precision would fall on the wrong side of a transition point
-    if grid.binary:
-        # The clip does not move any value across zero, so sign needs neither it nor s.
-        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    return torch.div(x, scale / grid.gamma).clamp_(grid.alpha, grid.beta).round_()
+from tr_det.core.ops.backends import has_triton
+from tr_det.core.ops.fixed_grid_cpu import gradients_cpu
+from tr_det.core.ops.fixed_grid_plain import discretise, gradients_plain, quantize_plain
+from tr_det.core.ops.grid import Grid
 
 
 class _FixedGridQuantize(torch.autograd.Function):
@@ -91,35 +39,43 @@ class _FixedGridQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+        # What backward keeps is x itself, not a mask of what was clipped. x costs nothing: it is a
+        # Parameter, or the output of a ReLU, which keeps the same storage for its own backward, or
+        # what the full-precision layer would have kept. A mask would come on top, at one bit or
+        # one byte per element, and dL/ds needs x anyway.
         ctx.save_for_backward(x, scale)
         ctx.grid = grid
-        out = _discretise(x, scale.clamp_min(SCALE_FLOOR), grid)
-        if grid.gamma != 1:
-            out.mul_(1.0 / grid.gamma)
-        return out.to(x.dtype)
+        quantize, _ = _implementation(x, scale)
+        return quantize(x, scale, grid)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        # x is kept instead of a mask: it is nearly always the output of a ReLU, which keeps the
-        # same storage for its own backward, so this costs no memory.
         x, scale = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        inside = torch.div(
-            wide, step
-        )  # the same quotient as in forward, so both agree on what is clipped
-        mask = (inside >= grid.alpha) & (inside <= grid.beta)
-        grad_x = torch.where(mask, grad, 0).div_(scale.clamp_min(SCALE_FLOOR))
-        grad_scale = None
-        if ctx.needs_input_grad[1]:
-            # -sum(g x / s^2) = -sum(grad_x * x) / s
-            total = (grad_x * wide).sum(
-                dtype=torch.float32 if wide.dtype != torch.float64 else None
-            )
-            grad_scale = (-total / scale.clamp_min(SCALE_FLOOR)).to(scale.dtype)
-        return (grad_x if ctx.needs_input_grad[0] else None), grad_scale, None
+        _, gradients = _implementation(x, scale)
+        want_x, want_scale, _ = ctx.needs_input_grad
+        grad_x, grad_scale = gradients(grad, x, scale, ctx.grid, want_scale)
+        if grad_scale is not None:
+            grad_scale = grad_scale.to(scale.dtype)
+        return (grad_x if want_x else None), grad_scale, None
+
+
+Quantize = Callable[[Tensor, Tensor, Grid], Tensor]
+Gradients = Callable[[Tensor, Tensor, Tensor, Grid, bool], tuple[Tensor, Tensor | None]]
+
+
+def _implementation(x: Tensor, scale: Tensor) -> tuple[Quantize, Gradients]:
+    """Return the functions that are quickest for a tensor; all give the same codes."""
+    # A compiler fuses the plain ones; subclasses may have no memory to point a kernel at.
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+        return quantize_plain, gradients_plain
+    if x.device.type == "cpu":
+        return quantize_plain, gradients_cpu
+    if x.is_cuda and scale.is_cuda and x.dtype != torch.float64 and has_triton():
+        from tr_det.core.ops.fixed_grid_triton import gradients_triton, quantize_triton
+
+        return quantize_triton, gradients_triton
+    return quantize_plain, gradients_plain
 
 
 def fixed_grid_quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -148,4 +104,4 @@ def fixed_grid_quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 @torch.no_grad()
 def fixed_grid_codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return the integer codes of x (int8 for signed grids, uint8 for unsigned); no gradient."""
-    return _discretise(x, scale.clamp_min(SCALE_FLOOR), grid).to(grid.code_dtype)
+    return discretise(x, scale, grid).to(grid.code_dtype)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tr_det.core.ops.fixed_grid import SCALE_FLOOR, Grid, fixed_grid_codes
+from tr_det.core.ops.fixed_grid import fixed_grid_codes
+from tr_det.core.ops.grid import SCALE_FLOOR, Grid
 
 BLOCK = 131_072
 """Elements of a block: half a megabyte in float32."""

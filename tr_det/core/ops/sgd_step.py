@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tr_det.core.ops.fixed_grid import Grid
+from tr_det.core.ops.grid import Grid
 from tr_det.core.ops.recode import BLOCK, BlockRecoder, blocks
 
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tr_det.core.ops.fixed_grid import SCALE_FLOOR, Grid
+from tr_det.core.ops.grid import SCALE_FLOOR, Grid
 from tr_det.core.ops.sgd_step import SGDOptions
 
 BLOCK = 2048

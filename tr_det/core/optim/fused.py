@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tr_det.core.ops import SGDOptions
+from tr_det.core.ops.backends import has_triton
 from tr_det.core.optim.controllers import stack
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import QUANTIZER, RATE, TALR
@@ -92,9 +91,4 @@ class FusedSteps:
 
 
 def _runs_on(weight: Tensor) -> bool:
-    return weight.is_cuda and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return weight.is_cuda and has_triton()

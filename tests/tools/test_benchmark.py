@@ -1,0 +1,82 @@
+"""The benchmarks run at tiny size and write tables with their conditions."""
+
+import json
+import sys
+
+import benchmark
+import pytest
+import torch
+from benchmarks import fake_quant
+from benchmarks.measure import Settings, alternate, kept_megabytes, ratio
+from benchmarks.networks import variants
+from benchmarks.report import markdown
+
+
+def run(monkeypatch, folder, *arguments):
+    options = ["--tiny", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+    command = ["benchmark.py", *arguments, *options, "--output", str(folder)]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+
+
+@pytest.mark.parametrize("name", benchmark.BENCHMARKS)
+def test_a_benchmark_writes_a_table_and_every_sample(monkeypatch, tmp_path, capsys, name) -> None:
+    run(monkeypatch, tmp_path, name)
+    stored = json.loads((tmp_path / f"{name}-cpu.json").read_text())
+    text = (tmp_path / f"{name}-cpu.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert stored["conditions"]["threads"] == 1
+    assert stored["conditions"]["versions"]["torch"]
+    for row in stored["rows"]:
+        assert len(row["_seconds"]) == 1
+        assert all(second > 0 for second in row["_seconds"])
+    assert "_seconds" not in text
+    assert text.count("\n| ") == len(stored["rows"]) + 2  # head, rule
+
+
+def test_every_contestant_is_in_the_table_of_the_training_step() -> None:
+    tasks = variants("resnet20", "cpu", tiny=True)
+    assert len(tasks) == 4
+    losses = {name: task.forward() for name, task in tasks.items()}
+    assert losses["tr_det W4A4"].item() == losses["tr_det W4A4, recomputed inputs"].item()
+    assert losses["full precision"].item() != losses["tr_det W4A4"].item()
+
+
+def test_rivals_fake_quantize_to_the_same_levels() -> None:
+    x = torch.linspace(0.0, 2.5, 97)  # no ties
+    step, results = fake_quant.SCALE / 16, {}
+    for name, (quantize, _) in fake_quant._contestants("cpu").items():
+        out = quantize(x.clone().requires_grad_()).detach()
+        results[name] = out if "tr_det" not in name and "unfused" not in name else out * 16 * step
+    expected = results.pop(fake_quant.OURS)
+    assert len(results) >= 4
+    for name, values in results.items():
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_contestants_run_in_turns_and_ratios_are_within_a_turn() -> None:
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = alternate(calls, Settings("cpu", rounds=3, warm_up=1, sample_seconds=0))
+    assert "".join(order) == "aabb" + "ab" * 4
+    assert [len(times) for times in samples.values()] == [3, 3]
+    assert ratio({"a": [2.0, 6.0, 8.0], "b": [1.0, 2.0, 2.0]}, "a", "b") == 3.0
+
+
+def test_kept_memory_counts_what_backward_will_need() -> None:
+    x = torch.rand(250_000, requires_grad=True)
+    assert kept_megabytes(lambda: x.exp().sum(), "cpu") == pytest.approx(1.0, abs=0.01)
+    with torch.no_grad():
+        assert kept_megabytes(lambda: x.exp().sum(), "cpu") == pytest.approx(0.0, abs=0.01)
+
+
+def test_table_keeps_private_keys_out() -> None:
+    rows = [{"what": "a", "n": 2**20, "_seconds": [1]}, {"what": "b", "ratio": 0.5}]
+    assert markdown(rows).splitlines()[2:] == ["| a | 1,048,576 | - |", "| b | - | 0.5 |"]
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["--rounds", "0"], ["--threads", "0"]])
+def test_bad_arguments_are_refused(monkeypatch, arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()

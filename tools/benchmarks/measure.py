@@ -1,0 +1,135 @@
+"""Times as ratios: alternating runs in one process, medians, and what they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+PACKAGES = ("torch", "triton", "detectron2", "brevitas", "torchao")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        rounds: samples of each contestant, taken in turns.
+        warm_up: rounds before those.
+        sample_seconds: a sample repeats its call until it lasts about this long.
+        tiny: smallest sizes, to try the benchmarks out.
+    """
+
+    device: str
+    rounds: int
+    warm_up: int = 2
+    sample_seconds: float = 0.01
+    tiny: bool = False
+
+
+def alternate(calls: dict[str, Call], settings: Settings) -> dict[str, list[float]]:
+    """Return seconds per call, one list per contestant, all of one length.
+
+    Every round runs each contestant once, one after the other, so that what the machine does
+    besides falls on all of them alike.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        _seconds(call, 1, settings.device)
+        once = _seconds(call, 1, settings.device)
+        repeats[name] = max(1, min(1000, math.ceil(settings.sample_seconds / once)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(settings.warm_up + settings.rounds):
+        for name, call in calls.items():
+            seconds = _seconds(call, repeats[name], settings.device)
+            if index >= settings.warm_up:
+                samples[name].append(seconds)
+    return samples
+
+
+def ratio(samples: dict[str, list[float]], name: str, base: str) -> float:
+    """Return the median over rounds of one contestant's time over another's."""
+    return statistics.median(a / b for a, b in zip(samples[name], samples[base], strict=True))
+
+
+def _seconds(call: Call, repeats: int, device: str) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def kept_megabytes(forward: Call, device: str) -> float:
+    """Return what a forward pass leaves allocated for its backward pass, in MB.
+
+    From the allocator, not by saved-tensor hooks: those do not see what inner hooks keep.
+    """
+    if device == "cuda":
+        _synchronize(device)
+        before = torch.cuda.memory_allocated()
+        result = forward()
+        _synchronize(device)
+        kept = torch.cuda.memory_allocated() - before
+    else:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+            result = forward()
+        kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    del result
+    return kept / 1e6
+
+
+def peak_megabytes(step: Call, device: str) -> float | None:
+    """Return the allocator's peak over a step, parameters included, in MB; None on CPUs."""
+    if device != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    _synchronize(device)
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """Return hardware, versions and settings, for the head of a report."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "device": torch.cuda.get_device_name() if settings.device == "cuda" else _cpu(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "rounds": settings.rounds,
+        "warm-up rounds": settings.warm_up,
+    }
+
+
+def _cpu() -> str:
+    """Return the processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

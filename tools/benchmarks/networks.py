@@ -1,0 +1,144 @@
+"""The networks that are timed: full precision, with torch's fake-quantizers, and ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import (
+    FakeQuantizeBase,
+    FusedMovingAvgObsFakeQuantize,
+    MovingAverageMinMaxObserver,
+)
+from torch.nn.utils import parametrize
+
+from tr_det.classification.resnet_cifar import ResNetCIFAR
+from tr_det.core import QuantConfig, QuantRule, quantize_model, quantized_layers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and a loss on one fixed batch.
+
+    Attributes:
+        model: in training mode.
+        loss: what a step minimises; a 0-d tensor.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+
+    def forward(self) -> Tensor:
+        """Return the loss."""
+        return self.loss(self.model)
+
+
+def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
+    """Return contestant -> task; the quantized ones are W4A4 and have their scales."""
+    build = _resnet20 if name == "resnet20" else _retinanet
+    full, ours = build(name, device, tiny, False), build(name, device, tiny, True)
+    recomputing = replace(ours, model=copy.deepcopy(ours.model))
+    quantized = [layer for layer, _ in quantized_layers(ours.model)]
+    for _, layer in quantized_layers(recomputing.model):
+        layer.recompute_input = True
+    theirs = replace(full, model=_with_torch_fake_quantizers(full.model, quantized, device))
+    tasks = {
+        "full precision": full,
+        "torch FakeQuantize (fused)": theirs,
+        "tr_det W4A4": ours,
+        "tr_det W4A4, recomputed inputs": recomputing,
+    }
+    for task in tasks.values():
+        task.forward()
+    return tasks
+
+
+def _with_torch_fake_quantizers(model: nn.Module, names: list[str], device: str) -> nn.Module:
+    """Return a copy whose layers of those names quantize input and weight torch's way."""
+
+    def build(low: int, high: int, **options: Any) -> FakeQuantizeBase:
+        return FusedMovingAvgObsFakeQuantize(
+            MovingAverageMinMaxObserver, quant_min=low, quant_max=high, **options
+        ).to(device)
+
+    model = copy.deepcopy(model)
+    signed = {"dtype": torch.qint8, "qscheme": torch.per_tensor_symmetric}
+    for name in names:
+        layer = model.get_submodule(name)
+        parametrize.register_parametrization(layer, "weight", build(-8, 7, **signed))
+        quantize_input = build(0, 15, dtype=torch.quint8)
+        layer.add_module("input_fake_quant", quantize_input)
+        layer.register_forward_pre_hook(lambda layer, args: (layer.input_fake_quant(args[0]),))
+    return model
+
+
+def _resnet20(name: str, device: str, tiny: bool, quantize: bool) -> Task:
+    del name
+    torch.manual_seed(0)
+    model = ResNetCIFAR(8, width=4) if tiny else ResNetCIFAR(20)
+    if quantize:
+        rules = [QuantRule(pattern=pattern, skip=True) for pattern in ("conv1", "fc")]
+        rules.append(QuantRule(pattern="blocks.*", output_scale=False))  # a norm follows each
+        quantize_model(model, QuantConfig(rules=tuple(rules)))
+    count = 4 if tiny else 128
+    images, labels = torch.rand(count, 3, 32, 32, device=device), torch.arange(count) % 10
+    labels = labels.to(device)
+    return Task(
+        model.to(device).train(),
+        lambda model: nn.functional.cross_entropy(model(images), labels),
+    )
+
+
+CONFIGS = {
+    "retinanet-r18-half": ("configs/digits/Base-RetinaNet-R18-half.yaml", 8, 128),
+    "retinanet-r18": ("configs/COCO-Detection/retinanet_R_18_FPN_w4a4_sgdt.yaml", 2, 256),
+    "retinanet-r50": ("configs/COCO-Detection/retinanet_R_50_FPN_w4a4_sgdt.yaml", 2, 256),
+}
+"""Name -> config, images and their side; on a GPU 4 images of 800 px."""
+
+
+def _retinanet(name: str, device: str, tiny: bool, quantize: bool) -> Task:
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from tr_det.detection import add_tr_det_config
+
+    path, count, side = CONFIGS[name]
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    cfg.merge_from_file(str(ROOT / path))
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
+    cfg.MODEL.QUANT.ENABLED = quantize
+    cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN needs several processes
+    if tiny:
+        count, side = 2, 64
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+        cfg.MODEL.FPN.OUT_CHANNELS = 16
+    elif device == "cuda":
+        count, side = 4, 800
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for _ in range(count):
+        objects = Instances((side, side))
+        corners = torch.rand(8, 2, generator=generator) * side / 2
+        objects.gt_boxes = Boxes(torch.cat([corners, corners + side / 4], dim=1))
+        objects.gt_classes = torch.arange(8)
+        image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator)
+        batch.append({"image": image, "instances": objects, "height": side, "width": side})
+    torch.manual_seed(0)
+
+    def loss(model: nn.Module) -> Tensor:
+        with EventStorage():
+            total: Tensor = sum(model(batch).values())
+        return total
+
+    return Task(build_model(cfg).train(), loss)

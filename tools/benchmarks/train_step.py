@@ -1,0 +1,57 @@
+"""A whole training step (forward, backward, plain SGD): full precision against W4A4."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from benchmarks.measure import Settings, alternate, kept_megabytes, peak_megabytes, ratio
+from benchmarks.networks import Task, variants
+
+from tr_det.core import tr_param_groups, without_transition
+
+TITLE = "Training step, W4A4 against full precision, float32"
+NETWORKS = ("resnet20", "retinanet-r18-half", "retinanet-r18", "retinanet-r50")
+BASE = "full precision"
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """Return one row per network and contestant."""
+    names = ("resnet20", "retinanet-r18-half") if settings.tiny else NETWORKS
+    return [row for name in names for row in _rows_of(name, settings)]
+
+
+def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
+    tasks = variants(name, settings.device, settings.tiny)
+    steps = {variant: _step(task) for variant, task in tasks.items()}
+    samples = alternate(steps, settings)
+    kept = {v: kept_megabytes(task.forward, settings.device) for v, task in tasks.items()}
+    peak = {v: peak_megabytes(step, settings.device) for v, step in steps.items()}
+    table = []
+    for variant, times in samples.items():
+        row: dict[str, Any] = {
+            "network": name,
+            "what": variant,
+            "median, ms": statistics.median(times) * 1e3,
+            "over full precision": ratio(samples, variant, BASE),
+            "kept for backward, MB": kept[variant],
+            "kept over full precision": kept[variant] / kept[BASE],
+        }
+        if peak[variant] is not None:
+            row["peak, MB"] = peak[variant]
+        table.append({**row, "_seconds": times})
+    return table
+
+
+def _step(task: Task) -> Any:
+    # A learning rate of almost nothing: the network must not drift while it is timed.
+    groups = without_transition(tr_param_groups(task.model, lr=1e-8))
+    optimizer = torch.optim.SGD(groups, lr=1e-8, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        task.forward().backward()
+        optimizer.step()
+
+    return step
