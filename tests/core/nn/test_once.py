@@ -103,6 +103,18 @@ def test_a_scope_around_forwards_and_backwards_uses_no_spent_graph() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_accumulate_within_one_scope() -> None:
+    """No optimizer step in between: nothing but the backward pass says that a graph is spent."""
+    plain, cached = Head(), Head()
+    with quantized_weights_once():
+        for seed in (1, 2):
+            cached(levels(seed)).backward()
+    for seed in (1, 2):
+        plain(levels(seed)).backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(cached)[name], grad, rtol=1e-5, atol=1e-7)
+
+
 def test_a_graph_may_be_walked_twice() -> None:
     model = Head()
     with quantized_weights_once():
@@ -164,12 +176,11 @@ def test_weights_given_for_one_call_are_not_those_of_the_next() -> None:
             del given
 
 
-def test_weights_of_an_evaluation_without_gradients_are_not_those_of_training() -> None:
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_weights_of_an_evaluation_are_not_those_of_training(without_gradients) -> None:
     model = Head()
     with quantized_weights_once():
-        with torch.no_grad():
-            model(levels())
-        with torch.inference_mode():
+        with without_gradients():
             model(levels())
         loss = model(levels())
     loss.backward()

@@ -27,23 +27,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A result, and what it was computed from; holding the sources keeps their ids theirs."""
+class _Entry(NamedTuple):
+    """A result, and what it was computed from; while sources live, their addresses are theirs."""
 
     signature: tuple[Any, ...]
     sources: list[Tensor]
     result: Tensor
-
-    def is_for(self, signature: tuple[Any, ...], sources: list[Tensor]) -> bool:
-        return self.signature == signature and list(map(id, self.sources)) == list(map(id, sources))
 
 
 _Entries = dict[nn.Module, _Entry]
@@ -107,7 +102,7 @@ def once(
     if signature is None:
         return compute()
     known = entries.get(layer)
-    if known is not None and known.is_for(signature, sources):
+    if known is not None and known.signature == signature:
         return known.result
     result = compute()
     entries[layer] = _Entry(signature, sources, result)
