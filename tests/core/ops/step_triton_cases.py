@@ -9,9 +9,9 @@ import torch
 
 import tr_det.core
 from tr_det.core import build_quantizer
-from tr_det.core.ops import Grid, SGDOptions, fixed_grid_codes, sgd_step_
-from tr_det.core.ops.step_triton import BLOCK, LayerStep, StepKernel
-from tr_det.core.optim import fused
+from tr_det.core.ops import Grid, LayerStep, SGDOptions, fixed_grid_codes
+from tr_det.core.ops.step_triton import BLOCK, StepKernel
+from tr_det.core.optim import fused, scheduled
 
 SHAPES = ((1,), (7, 3), (BLOCK,), (BLOCK + 1,), (4, 3, 5, 6), (3, 2000))
 BITS = (2, 1, 4, 8, 3, 1)
@@ -48,6 +48,16 @@ def layers(device, seed):
     return made
 
 
+def torch_step(layer, rate, options):
+    """Make torch's step on the layer's own tensors."""
+    parameter = torch.nn.Parameter(layer.weight)
+    optimizer = torch.optim.SGD([parameter], lr=rate, foreach=False, **vars(options))
+    parameter.grad = layer.direction
+    if options.momentum:
+        optimizer.state[parameter]["momentum_buffer"] = layer.buffer
+    optimizer.step()
+
+
 def compare(ours, theirs, rates, expected):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.weight.cpu(), b.weight, rtol=1e-6, atol=1e-7)
@@ -70,6 +80,7 @@ def optimizers(device):
         runs = []
         for use_kernel in (False, True):
             fused._runs_on = lambda weight, use=use_kernel: use
+            scheduled.is_on_host = lambda tensor, use=use_kernel: not use
             groups = []
             for layer, start in enumerate(layers(device, 3)):
                 quantizer = build_quantizer("fixed_grid", BITS[layer], True, learn_scale=False)
@@ -119,16 +130,7 @@ def main(device):
         before = [layer.codes.clone() for layer in ours]
         rates = kernel(ours, talr.to(device), sgd=options)
         for layer, rate in zip(theirs, talr, strict=True):
-            sgd_step_(
-                layer.weight,
-                layer.direction,
-                layer.buffer if options.momentum else None,
-                layer.codes,
-                rate,
-                layer.scale,
-                layer.grid,
-                options,
-            )
+            torch_step(layer, rate.item(), options)
         expected = [int((a.codes != b).sum()) for a, b in zip(ours, before, strict=True)]
         assert sum(expected) > 100
         compare(ours, theirs, rates, expected)

@@ -53,6 +53,40 @@ def test_the_groups_say_what_happened_to_the_codes(name, quantizer, bits, update
     assert moved > 0
 
 
+OPTIONS = {
+    "SGDT": [{"nesterov": True}, {"momentum": 0.0}, {"dampening": 0.3}, {"maximize": True}],
+    "AdamT": [{"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.0}],
+    "AdamWT": [{"tr_decay": "lr"}, {"amsgrad": True, "maximize": True}],
+    "NAdamT": [{"decoupled_weight_decay": True}, {"maximize": True}],
+    "AdamaxT": [{"maximize": True}],
+    "RMSpropT": [{"centered": True}, {"momentum": 0.0, "maximize": True}],
+    "AdagradT": [{"lr_decay": 0.1, "initial_accumulator_value": 0.1}, {"maximize": True}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, options) for name in NAMES for options in [{}, *OPTIONS[name]]],
+)
+def test_a_device_takes_another_way_to_the_same_numbers(name, options, request) -> None:
+    """There g_t is computed first and multiplied by U_t where that is."""
+    host = pair(name, tr_update="pi", **options)
+    train(*host, range(8))
+    request.getfixturevalue("like_a_device")
+    device = pair(name, tr_update="pi", **options)
+    train(*device, range(8))
+    for (key, ours), theirs in zip(host[0].named_parameters(), device[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=key)
+    for ours, theirs in zip(tr_groups(host[1]), tr_groups(device[1]), strict=True):
+        assert ours["talr"].item() == pytest.approx(theirs["talr"].item(), rel=1e-4)
+        assert ours["transition_rate"] == theirs["transition_rate"]
+        assert (ours["lr"], ours["weight_decay"], ours.get("fused")) == (
+            theirs["lr"],
+            theirs["weight_decay"],
+            theirs.get("fused"),
+        )
+
+
 @every_optimizer
 @pytest.mark.parametrize("clip", ["value", "norm"])
 def test_clipped_gradients_are_the_ones_that_count(name, clip) -> None:

@@ -48,9 +48,8 @@ def network():
 
 
 @pytest.fixture(autouse=True)
-def _like_a_gpu(monkeypatch):
-    """On the host the look for NaN reads its answer at once; on a GPU a copy is under way."""
-    monkeypatch.setattr(nonfinite, "_is_on_host", lambda answer: False)
+def _like_a_device(like_a_device, monkeypatch):
+    """The look for NaN has its answer under way; here it would be read."""
     monkeypatch.setattr(nonfinite, "_fetch", lambda answer: lambda: True)
 
 

@@ -10,7 +10,6 @@ from small_runs import NAMES, assert_equal, loss, make_model, pair, snapshot, tr
 from torch import nn
 
 from tr_det.core import SGDT, tr_param_groups
-from tr_det.core.optim import nonfinite
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
@@ -81,15 +80,8 @@ def test_an_unknown_policy_is_refused() -> None:
         pair(tr_nonfinite="hope")
 
 
-@pytest.fixture
-def asynchronous(monkeypatch):
-    """Play a device whose answers take time."""
-    monkeypatch.setattr(nonfinite, "_is_on_host", lambda answer: False)
-    monkeypatch.setattr(nonfinite, "_fetch", lambda answer: lambda: bool(answer))
-
-
 @pytest.mark.parametrize("then", ["step", "state_dict"])
-def test_on_a_device_the_refusal_comes_with_the_next_step_or_checkpoint(asynchronous, then) -> None:
+def test_on_a_device_the_refusal_comes_with_the_next_step_or_state(like_a_device, then) -> None:
     model, optimizer = pair()
     train(model, optimizer, range(5))
     spoil(model, optimizer, "3.weight", math.nan)
@@ -98,7 +90,7 @@ def test_on_a_device_the_refusal_comes_with_the_next_step_or_checkpoint(asynchro
         getattr(optimizer, then)()
 
 
-def test_on_a_device_good_steps_and_copies_pass(asynchronous) -> None:
+def test_on_a_device_good_steps_and_copies_pass(like_a_device) -> None:
     model, optimizer = pair()
     train(model, optimizer, range(3))
     twin = copy.deepcopy((model, optimizer))

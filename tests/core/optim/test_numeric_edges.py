@@ -90,6 +90,7 @@ def test_groups_without_parameters_or_gradients_do_nothing(name) -> None:
 DIGITS = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 
+@pytest.mark.usefixtures("place")
 @every_optimizer
 @pytest.mark.parametrize("dtype", DIGITS)
 def test_latents_of_any_precision_train_like_float64_ones(name, dtype) -> None:
@@ -116,6 +117,14 @@ def test_latents_of_any_precision_train_like_float64_ones(name, dtype) -> None:
     torch.testing.assert_close(*runs, rtol=20 * DIGITS[dtype], atol=20 * DIGITS[dtype])
 
 
+@pytest.fixture(params=["host", "device"])
+def place(request):
+    """Take either way of making an update."""
+    if request.param == "device":
+        request.getfixturevalue("like_a_device")
+
+
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_weight_moves_by_the_talr_itself(dtype) -> None:
     """1.003 lies between two numbers of bfloat16, 1.0003 of float16; times 100 it shows."""
@@ -127,6 +136,7 @@ def test_a_half_precision_weight_moves_by_the_talr_itself(dtype) -> None:
     assert parameter[0].item() == expected.item()
 
 
+@pytest.mark.usefixtures("place")
 def test_decay_of_a_half_precision_weight_is_not_rounded_twice() -> None:
     """120 * 0.6975 is 83.5 in bfloat16; with 0.6975 rounded first it would be 84."""
     parameter, optimizer = one_weight(

@@ -6,17 +6,16 @@ Fused implementations live behind these same functions; nothing above this folde
 from tr_det.core.ops.fixed_grid import fixed_grid_codes, fixed_grid_quantize
 from tr_det.core.ops.grid import Grid
 from tr_det.core.ops.output_scale import scale_output, tie_scale
-from tr_det.core.ops.recode import blocks_fit, fixed_grid_recode_
-from tr_det.core.ops.sgd_step import SGDOptions, sgd_step_
+from tr_det.core.ops.recode import fixed_grid_recode_
+from tr_det.core.ops.step import LayerStep, SGDOptions
 
 __all__ = [
     "Grid",
+    "LayerStep",
     "SGDOptions",
-    "blocks_fit",
     "fixed_grid_codes",
     "fixed_grid_quantize",
     "fixed_grid_recode_",
     "scale_output",
-    "sgd_step_",
     "tie_scale",
 ]

@@ -29,65 +29,44 @@ def fixed_grid_recode_(x: Tensor, scale: Tensor, grid: Grid, codes: Tensor) -> T
     Returns:
         0-d integer on x's device.
     """
-    if not blocks_fit(x, codes):
+    if not _can_go_by_blocks(x, codes):
         new = fixed_grid_codes(x, scale, grid)
         changed = torch.count_nonzero(new != codes)
         codes.copy_(new)
         return changed
-    recode = BlockRecoder(x, scale, grid, codes)
-    for values, old in zip(blocks(x), blocks(codes), strict=True):
-        recode(values, old)
-    return recode.changed()
-
-
-class BlockRecoder:
-    """Does it for one block after another of a tensor; arguments as `fixed_grid_recode_`."""
-
-    def __init__(self, x: Tensor, scale: Tensor, grid: Grid, codes: Tensor) -> None:
-        size = min(x.numel(), BLOCK)
-        self.grid = grid
-        self.step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
-        self._quotient = x.new_empty(size)
-        self._new = codes.new_empty(size)
-        self._differs = torch.empty(size, dtype=torch.bool)
-        self._counts: list[Tensor] = []
-
-    def __call__(self, values: Tensor, codes: Tensor) -> None:
-        """Overwrite codes with those of values, both flat and of a block's length at most."""
+    step = scale.clamp_min(SCALE_FLOOR) / grid.gamma
+    size = min(x.numel(), BLOCK)
+    quotients, news = x.new_empty(size), codes.new_empty(size)
+    differences = torch.empty(size, dtype=torch.bool)
+    counts = []
+    for values, old in zip(_blocks(x), _blocks(codes), strict=True):
         count = values.numel()
-        new, differs = self._new[:count], self._differs[:count]
-        if self.grid.binary:
+        new, differs = news[:count], differences[:count]
+        if grid.binary:
             torch.lt(values, 0, out=differs)
             new.copy_(differs).mul_(-2).add_(1)
         else:
-            quotient = torch.div(values, self.step, out=self._quotient[:count])
-            new.copy_(quotient.clamp_(self.grid.alpha, self.grid.beta).round_())
-        torch.ne(new, codes, out=differs)
+            quotient = torch.div(values, step, out=quotients[:count])
+            new.copy_(quotient.clamp_(grid.alpha, grid.beta).round_())
+        torch.ne(new, old, out=differs)
         # A sum of bytes in 32 bits is twice as quick as count_nonzero.
-        self._counts.append(differs.view(torch.int8).sum(dtype=torch.int32))
-        codes.copy_(new)
-
-    def changed(self) -> Tensor:
-        """Return how many codes have changed in all blocks."""
-        return torch.stack(self._counts).sum()
+        counts.append(differs.view(torch.int8).sum(dtype=torch.int32))
+        old.copy_(new)
+    return torch.stack(counts).sum()
 
 
-def blocks(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the blocks of a tensor's memory, flat; see `blocks_fit`."""
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the blocks of a tensor's memory, flat."""
     return torch.split(x.as_strided((x.numel(),), (1,)), BLOCK)
 
 
-def blocks_fit(x: Tensor, *others: Tensor) -> bool:
-    """Return whether tensors can be taken by blocks.
-
-    They must be on the host, fill their memory without gaps in the same order, and the first must
-    be in single or double precision.
-    """
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+def _can_go_by_blocks(x: Tensor, codes: Tensor) -> bool:
+    """Return whether both fill their memory on the host without gaps, in the same order."""
+    dense: bool = torch.ops.aten.is_non_overlapping_and_dense(x)
     return (
-        dense
+        x.device.type == "cpu"
+        and dense
         and x.numel() > 0
-        and x.dtype in (torch.float32, torch.float64)
-        and all(t.device.type == "cpu" for t in (x, *others))
-        and all(t.stride() == x.stride() and t.shape == x.shape for t in others)
+        and x.dtype in (torch.float32, torch.float64)  # others are widened first
+        and codes.stride() == x.stride()
     )

@@ -10,7 +10,6 @@ Imported only for CUDA tensors. ``TRITON_INTERPRET=1`` runs the kernel on CPU te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tr_det.core.ops.grid import SCALE_FLOOR, Grid
-from tr_det.core.ops.sgd_step import SGDOptions
+from tr_det.core.ops.grid import SCALE_FLOOR
+from tr_det.core.ops.step import LayerStep, SGDOptions
 
 BLOCK = 2048
 """Elements per program."""
@@ -162,28 +161,6 @@ def _block(  # type: ignore[no-untyped-def]
     return changed
 
 
-@dataclass(frozen=True)
-class LayerStep:
-    """One quantized weight and what its update reads and writes.
-
-    Attributes:
-        weight: float32, dense; written.
-        direction: the gradient for SGD, else g_t of Eq. 12 (of descent); float32, strides of
-            weight.
-        buffer: momentum buffer, likewise; written; None without momentum.
-        codes: int8, strides of weight; written.
-        scale: 0-d float32.
-        grid: the integer grid.
-    """
-
-    weight: Tensor
-    direction: Tensor
-    buffer: Tensor | None
-    codes: Tensor
-    scale: Tensor
-    grid: Grid
-
-
 class StepKernel:
     """Launches the kernel; keeps the tables that describe the layers on the device."""
 
@@ -213,7 +190,7 @@ class StepKernel:
         """
         self._describe(layers)
         counts = torch.zeros(len(layers), dtype=torch.int32, device=talr.device)
-        options = sgd or SGDOptions(0.0, 0.0, 0.0, nesterov=False, maximize=False)
+        options = sgd or SGDOptions()
         _step_kernel[(len(self._owners),)](
             self._addresses,
             self._grids,

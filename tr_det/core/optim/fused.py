@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.core.ops import SGDOptions
+from tr_det.core.ops import LayerStep, SGDOptions
 from tr_det.core.ops.backends import has_triton
 from tr_det.core.optim.controllers import stack
 from tr_det.core.optim.groups import Group
@@ -62,7 +62,7 @@ class FusedSteps:
             keeps: what decoupled decay leaves of each weight.
             sgd: make SGD's step.
         """
-        from tr_det.core.ops.step_triton import LayerStep, StepKernel
+        from tr_det.core.ops.step_triton import StepKernel
 
         if sgd not in self._kernels:
             self._kernels[sgd] = StepKernel()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.optim.groups import Group
+from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import NAME, QUANTIZER
 from tr_det.core.transition.settings import check
 
@@ -53,7 +54,7 @@ class GradientGuard:
         self.settle()
         grads = [_values(p.grad) for group in groups for p in group["params"] if p.grad is not None]
         finite = torch.isfinite(_summary([grad for grad in grads if grad.numel()]))
-        if self.policy == "refuse" and not _is_on_host(finite):
+        if self.policy == "refuse" and not is_on_host(finite):
             self._pending = _fetch(finite)
             return True
         if bool(finite):
@@ -91,15 +92,11 @@ class GradientGuard:
 
 def _summary(grads: list[Tensor]) -> Tensor:
     """Return a number that is finite where all gradients are, 0-d on their device."""
-    if all(_is_on_host(grad) for grad in grads):
+    if all(is_on_host(grad) for grad in grads):
         # A sum keeps NaN and inf, and is far quicker here than a norm.
         sums = [grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32)) for grad in grads]
         return torch.stack(sums).sum() if sums else torch.zeros(())
     return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))  # all of them in one launch
-
-
-def _is_on_host(answer: Tensor) -> bool:
-    return answer.device.type == "cpu"
 
 
 def _fetch(answer: Tensor) -> Callable[[], bool]:

@@ -13,43 +13,28 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tr_det.core.ops import SGDOptions, blocks_fit, sgd_step_
+from tr_det.core.ops import SGDOptions
 from tr_det.core.optim.groups import Group
-from tr_det.core.optim.keys import QUANTIZER, RATE, TALR
 from tr_det.core.optim.scheduled import TransitionScheduled
-from tr_det.core.quantizers.fixed_grid import FixedGridQuantizer
 
 
 class SGDT(TransitionScheduled, torch.optim.SGD):
     """TR-scheduled SGD; the direction is the momentum buffer with weight decay folded in.
 
-    The buffer is at hand, so most updates need no torch step on zeros but one pass over memory:
-    the same numbers, sooner.
+    On a GPU most updates need no torch step on zeros: the kernel makes SGD's step as well.
     """
 
-    def _update(self, active: list[Group]) -> None:
-        quick = [group for group in active if self._fits_one_pass(group)]
-        taken = set(map(id, quick))
-        with _hidden_gradients(quick):
-            super()._update([group for group in active if id(group) not in taken])
+    def _update_on_device(self, active: list[Group]) -> None:
         launches: dict[SGDOptions, list[Group]] = {}
-        for group in quick:
-            options = SGDOptions(**{key: group[key] for key in SGDOptions.__annotations__})
-            if self._fused.fit(group):
+        rest = []
+        for group in active:
+            if self._fits_one_pass(group):
+                options = SGDOptions(**{key: group[key] for key in SGDOptions.__annotations__})
                 launches.setdefault(options, []).append(group)
-                continue
-            weight, quantizer = group["params"][0], group[QUANTIZER]
-            changed = sgd_step_(
-                weight,
-                weight.grad,
-                self._buffer(group),
-                self._codes[weight],
-                group[TALR],
-                quantizer.scale,
-                quantizer.grid,
-                options,
-            )
-            group[RATE] = changed.to(torch.float32) / weight.numel()
+            else:
+                rest.append(group)
+        with _hidden_gradients([group for groups in launches.values() for group in groups]):
+            super()._update_on_device(rest)
         for options, groups in launches.items():
             weights = [group["params"][0] for group in groups]
             self._fused.step(
@@ -69,11 +54,8 @@ class SGDT(TransitionScheduled, torch.optim.SGD):
         buffer = self._buffer(group)
         if group["momentum"] != 0 and buffer is None:  # the first update makes it
             return False
-        tensors = [t for t in (weight.grad, buffer, self._codes[weight]) if t is not None]
-        return (
-            isinstance(group[QUANTIZER], FixedGridQuantizer)
-            and self._tr.signal == "transition_rate"
-            and (self._fused.fit(group, *tensors) or blocks_fit(weight, *tensors))
+        return self._tr.signal == "transition_rate" and self._fused.fit(
+            group, weight.grad, buffer, self._codes[weight]
         )
 
 

@@ -8,11 +8,13 @@ Paper: *Scheduling Weight Transitions for Quantization-Aware Training*, Lee, Jeo
     Eq. 11    U_t = max(0, U_{t-1} + eta (R_t - K_t)), U_{-1} = eta = base learning rate
     Eq. 12    w_{t+1} = w_t - U_t g_t
 
-How one mechanism serves every torch optimizer: their updates are linear in the learning rate and
-do not read the parameter except for weight decay. So for the quantized weights the torch step runs
-at learning rate 1 and without decay on a zero tensor put in the parameter's place, which leaves
-``-g_t`` there; the latent weight is put back and moved by U_t times that. All options of the torch
-optimizer keep working.
+How one mechanism serves every torch optimizer: their updates are linear in the learning rate. On
+the host U_t is a number like any other, so the torch step runs with it for the quantized weights'
+learning rate. On a device reading U_t would wait for the device, so there the torch step runs at
+learning rate 1 and without decay on a zero tensor put in the weight's place (no optimizer reads the
+weight otherwise), which leaves ``-g_t``; the latent weight is put back and moved by U_t times that.
+All options of the torch optimizer keep working; where ``fused`` and ``foreach`` are left open, the
+quantized weights on the host take torch's fused implementation.
 
 Deviations from the paper, where it is silent:
   * a layer without gradient at a step is not touched: no update, and its controller stands still;
@@ -31,9 +33,10 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor
 
 from tr_det.core.optim.checks import check_same_state, checked_group
-from tr_det.core.optim.controllers import Controllers, TransitionMetrics
+from tr_det.core.optim.controllers import Controllers, TransitionMetrics, stack
 from tr_det.core.optim.fused import FusedSteps
 from tr_det.core.optim.groups import Group
+from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import (
     CONTROLLER,
     OPTIMIZER,
@@ -45,7 +48,6 @@ from tr_det.core.optim.keys import (
 )
 from tr_det.core.optim.move import move, recode
 from tr_det.core.optim.nonfinite import GradientGuard
-from tr_det.core.optim.workspace import Workspace
 from tr_det.core.transition import TransitionSettings
 from tr_det.core.transition.settings import check
 
@@ -125,7 +127,6 @@ class TransitionScheduled(torch.optim.Optimizer):
         )
         self._controllers = Controllers(self._tr)
         self._guard = GradientGuard(tr_nonfinite)
-        self._workspace = Workspace()
         self._fused = FusedSteps()
         self._codes: dict[Tensor, Tensor] = {}
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
@@ -200,21 +201,56 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     def _update(self, active: list[Group]) -> None:
         """Eq. 12 and what it does to the codes, for which the next step's controller waits."""
-        if not active:
+        if all(is_on_host(group["params"][0]) for group in active):
+            self._update_on_host(active)
+        else:
+            self._update_on_device(active)
+
+    def _update_on_host(self, active: list[Group]) -> None:
+        """Let the torch step make Eq. 12, with U for a learning rate: it can be read here."""
+        before = [dict(group) for group in active]
+        rates = stack(active, TALR).tolist() if active else []
+        try:
+            for group, rate in zip(active, rates, strict=True):
+                if self._decay_is_decoupled(group) and self._tr.decay == "lr":
+                    group["params"][0].mul_(self._keep(group))
+                    group["weight_decay"] = 0.0
+                group["lr"] = rate
+                if self._may_be_fused(group):
+                    group["fused"] = True
             self._torch_step()
-            return
+        finally:
+            for group, values in zip(active, before, strict=True):
+                group.update(values)
+        for group in active:
+            self._recode(group)
+
+    @staticmethod
+    def _may_be_fused(group: Group) -> bool:
+        """Return whether the choice of torch's quickest implementation has been left open."""
+        return group.get("fused", False) is None and group.get("foreach") is None
+
+    def _update_on_device(self, active: list[Group]) -> None:
+        """Take g_t from a torch step on zeros, and make Eq. 12 where U is."""
         directions, keeps = self._directions(active), [self._keep(group) for group in active]
         codes = [self._codes[group["params"][0]] for group in active]
-        if self._tr.signal == "transition_rate" and all(
-            self._fused.fit(group, *tensors)
-            for group, *tensors in zip(active, directions, codes, strict=True)
+        if (
+            active
+            and self._tr.signal == "transition_rate"
+            and all(
+                self._fused.fit(group, *tensors)
+                for group, *tensors in zip(active, directions, codes, strict=True)
+            )
         ):
             self._fused.step(active, directions, [None] * len(active), codes, keeps)
             return
-        for group, direction, keep, code in zip(active, directions, keeps, codes, strict=True):
-            weight = group["params"][0]
-            move(weight, direction, group[TALR], keep)
-            group[RATE] = recode(weight, group[QUANTIZER], code, self._tr.signal)
+        for group, direction, keep in zip(active, directions, keeps, strict=True):
+            move(group["params"][0], direction, group[TALR], keep)
+            self._recode(group)
+
+    def _recode(self, group: Group) -> None:
+        weight = group["params"][0]
+        group[RATE] = recode(weight, group[QUANTIZER], self._codes[weight], self._tr.signal)
 
     def _keep(self, group: Group) -> Tensor | float:
         """Return what decoupled decay leaves of a weight; 1.0 without such decay."""
@@ -234,13 +270,10 @@ class TransitionScheduled(torch.optim.Optimizer):
         latents = [weight.data for weight in weights]
         grads = [weight.grad for weight in weights]
         replaced = [(group["lr"], group["weight_decay"]) for group in active]
-        directions = [
-            self._workspace.own("direction", latent, weight).zero_()
-            for latent, weight in zip(latents, weights, strict=True)
-        ]
+        directions = [torch.zeros_like(latent) for latent in latents]
         try:
             for group, weight, direction in zip(active, weights, directions, strict=True):
-                weight.grad = self._decayed(group, self._workspace.own("grad", weight, weight))
+                weight.grad = self._decayed(group)
                 weight.data = direction
                 group["lr"], group["weight_decay"] = 1.0, 0.0
             self._torch_step()
@@ -253,8 +286,8 @@ class TransitionScheduled(torch.optim.Optimizer):
                 group["lr"], group["weight_decay"] = values
         return directions
 
-    def _decayed(self, group: Group, out: Tensor) -> Tensor:
-        """Return the gradient with decay that is not decoupled, in ``out`` if there is any.
+    def _decayed(self, group: Group) -> Tensor:
+        """Return the gradient with decay that is not decoupled.
 
         It is what the torch step would do, were the weight there; maximize flips the gradient, not
         the decay.
@@ -263,7 +296,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         if group["weight_decay"] == 0 or self._decay_is_decoupled(group):
             return grad
         sign = -1.0 if group.get("maximize") else 1.0
-        return torch.add(grad, group["params"][0], alpha=sign * group["weight_decay"], out=out)
+        return grad.add(group["params"][0], alpha=sign * group["weight_decay"])
 
     def _torch_step(self) -> None:
         # torch wraps a class' step to run the hooks and profiler once per call; ours is wrapped
@@ -318,7 +351,6 @@ class TransitionScheduled(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("step_callback", None)
         self._controllers = Controllers(self._tr)
-        self._workspace = Workspace()
         self._fused = FusedSteps()
         self._codes = {}
         self._disable_amp_inside_step()
