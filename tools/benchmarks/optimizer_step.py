@@ -13,21 +13,29 @@ from benchmarks.networks import Task, variants
 from tr_det.core import SGDT, AdamT, tr_param_groups, without_transition
 
 TITLE = "Optimizer step, plain and TR-scheduled, and the whole step around it"
-NETWORKS = ("resnet20", "retinanet-r18-half")
+NETWORKS = ("resnet20", "retinanet-r18-half", "retinanet-r50")
+BYTES = {"SGD": 20, "SGDT": 22, "Adam": 28, "AdamT": 30}
+"""Per weight, at least: parameter, gradient and moments read, parameter and moments written, and
+the codes read and written."""
+COPY_BYTES = 8
 STEPS = 10**9
 """Length of the run that TR-scheduled optimizers are told: the target stays where it starts."""
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
     """Return one row per network, optimizer and scope."""
-    return [row for name in NETWORKS for row in _rows_of(name, settings)]
+    names = NETWORKS[:-1] if settings.tiny else NETWORKS
+    return [row for name in names for row in _rows_of(name, settings)]
 
 
 def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
     task = variants(name, settings.device, settings.tiny)["tr_det W4A4"]
     table = []
     for family, base in (("SGD", "SGD (foreach)"), ("Adam", "Adam (foreach)")):
-        tasks = {label: Task(copy.deepcopy(task.model), task.loss) for label in _LABELS[family]}
+        labels = [
+            label for label in _LABELS[family] if name != NETWORKS[-1] or "fused" not in label
+        ]
+        tasks = {label: Task(copy.deepcopy(task.model), task.loss) for label in labels}
         built = {label: _optimizer(label, tasks[label]) for label in tasks}
         alone: dict[str, Call] = {}
         whole: dict[str, Call] = {}
@@ -35,16 +43,25 @@ def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
             tasks[label].forward().backward()
             alone[label] = optimizer.step
             whole[label] = _whole_step(tasks[label], optimizer)
+        weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
+        alone["copy"] = lambda weights=weights: weights.clone()
         for scope, calls in (("optimizer alone", alone), ("whole step", whole)):
             samples = alternate(calls, settings)
             for label, times in samples.items():
+                if label == "copy":
+                    continue
+                median = statistics.median(times)
                 row = {
                     "network": name,
                     "scope": scope,
                     "optimizer": label,
-                    "median, ms": statistics.median(times) * 1e3,
+                    "median, ms": median * 1e3,
                     "over foreach": ratio(samples, label, base),
                 }
+                if scope == "optimizer alone":
+                    copies = BYTES[label.split()[0]] / COPY_BYTES
+                    floor = copies * statistics.median(samples["copy"])
+                    row["share of copy bandwidth, %"] = 100 * floor / median
                 table.append({**row, "_seconds": times})
     return table
 
