@@ -112,6 +112,19 @@ def test_talr_stays_finite_for_a_layer_that_stands_still(rule: str) -> None:
     assert torch.isfinite(talr).all()
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_talr_rises_again_after_a_target_of_zero(rule: str) -> None:
+    """As at the start of a warm-up, or between two parts of a composite schedule."""
+    talr = [0.01]
+    for _ in range(50):
+        talr = UPDATE_RULES[rule](_feedback(talr, [0.02], [0.0], [0.1], 0.5, base=0.01))
+    low = float(talr[0])
+    for _ in range(200):
+        talr = UPDATE_RULES[rule](_feedback(talr, [0.0], [0.02], [0.1], 0.5, base=0.01))
+    assert low < 0.005
+    assert float(talr[0]) > 0.01
+
+
 def _run_pi(targets: list[float], rates: list[float], momentum: float) -> list[float]:
     """Return the TALR at each update, from 0.01; ``rates[t]`` is what update t causes."""
     talr, base, running, rate = _tensors(0.01, 0.01, 0.0, 0.0)

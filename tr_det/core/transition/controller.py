@@ -7,8 +7,9 @@ read like the paper's lines; `UPDATE_RULES` gives each what it needs. The paper'
 Deviations from the paper, all in S1 and S2, whose ratio R/K is undefined at K = 0 (the start, or a
 layer that stands still):
   * K is taken as at least ``RATE_FLOOR`` and the ratio as at most ``MAX_RATIO``;
-  * the TALR is held below ``MAX_TALR`` times the base learning rate, or a layer without gradient
-    would drive it to infinity.
+  * the TALR is held between ``MIN_TALR`` and ``MAX_TALR`` times the base learning rate: a layer
+    without gradient would drive it to infinity, and from zero, where a target of zero leads (the
+    start of a warm-up), a product cannot rise again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 RATE_FLOOR = 1e-8
 MAX_RATIO = 2.0
-MAX_TALR = 1e3
+MIN_TALR, MAX_TALR = 1e-6, 1e3
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,16 @@ def momentum(talr: Tensor, running: Tensor, target: Tensor, momentum: float) -> 
     return momentum * talr + (1.0 - momentum) * multiplicative(talr, running, target)
 
 
+def bounded(talr: Tensor, base: Tensor) -> Tensor:
+    """Return the TALR within its bounds; ``base`` is the base learning rate."""
+    return talr.maximum(MIN_TALR * base).minimum(MAX_TALR * base)
+
+
 UpdateRule = Callable[[Feedback], Tensor]
 
 UPDATE_RULES: dict[str, UpdateRule] = {
     "additive": lambda f: additive(f.talr, f.running, f.target, f.gain),
-    "multiplicative": lambda f: multiplicative(f.talr, f.running, f.target).minimum(
-        MAX_TALR * f.base
-    ),
-    "momentum": lambda f: momentum(f.talr, f.running, f.target, f.momentum).minimum(
-        MAX_TALR * f.base
-    ),
+    "multiplicative": lambda f: bounded(multiplicative(f.talr, f.running, f.target), f.base),
+    "momentum": lambda f: bounded(momentum(f.talr, f.running, f.target, f.momentum), f.base),
 }
 """Name -> rule."""

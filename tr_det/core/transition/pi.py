@@ -31,13 +31,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tr_det.core.transition.controller import MAX_TALR, UPDATE_RULES, Feedback
+from tr_det.core.transition.controller import UPDATE_RULES, Feedback, bounded
 
 KP = 1.0
 FLOOR = 0.01
 TINY = 1e-12
 MAX_STEP = 0.5
-MIN_TALR = 1e-6
 
 
 def default_momentum(total_steps: int) -> float:
@@ -58,9 +57,8 @@ def pi(f: Feedback) -> Tensor:
     change = change + KP * (1.0 - f.momentum) * error
     change = change + torch.where(f.previous_mass > 0, KP * (error - before), 0.0)
     talr = f.talr * change.clamp(-MAX_STEP, MAX_STEP).exp()
-    talr = talr.maximum(MIN_TALR * f.base).minimum(MAX_TALR * f.base)
     start = f.talr * (f.target + floor) / (f.first_target + floor)
-    return torch.where(f.mass > 0, talr, start)
+    return torch.where(f.mass > 0, bounded(talr, f.base), start)
 
 
 def _error(target: Tensor, running: Tensor, mass: Tensor, floor: Tensor) -> Tensor:
