@@ -114,8 +114,27 @@ def optimizers(device):
         assert all(map(torch.equal, codes, fused_codes))
 
 
+def schedules_and_versions(device):
+    """A momentum that changes makes no new tables; autograd sees that weights have changed."""
+    fused._runs_on = lambda weight: True
+    scheduled.is_on_host = lambda tensor: False
+    parameter = torch.nn.Parameter(torch.randn(40, device=device))
+    quantizer = build_quantizer("fixed_grid", 4, True, learn_scale=False).to(device)
+    group = {"params": [parameter], "name": "w", "quantizer": quantizer}
+    optimizer = tr_det.core.SGDT([group], lr=0.1, total_steps=9, momentum=0.5)
+    for step in range(5):
+        group = optimizer.param_groups[0]
+        group["momentum"] = 0.5 + 0.05 * step
+        parameter.grad = torch.ones(40, device=device)
+        before = parameter._version
+        optimizer.step()
+        assert parameter._version > before
+    assert len(optimizer._fused._kernels) == 1
+
+
 def main(device):
     optimizers(device)
+    schedules_and_versions(device)
     talr = torch.tensor([0.0, 0.1, 0.5, 0.01, 1.0, 0.3])
     kernel = StepKernel()
     for seed, options in enumerate(

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small_runs import NAMES, make_model, make_optimizer, pair, snapshot, tr_groups, train
+from small_runs import NAMES, loss, make_model, make_optimizer, pair, snapshot, tr_groups, train
 
 from tr_det.core import without_transition
 from tr_det.core.transition import factor_from, probe_steps
@@ -97,3 +97,36 @@ def test_a_group_that_comes_after_the_probe_takes_the_factor_found() -> None:
 def test_other_words_and_numbers_are_refused(factor) -> None:
     with pytest.raises(ValueError, match="tr_factor=.*positive and finite, or 'auto'"):
         pair(tr_factor=factor)
+
+
+def step_with(model, optimizer, step, awake):
+    """Make a step in which only these layers have gradients."""
+    optimizer.zero_grad()
+    loss(model, step).backward()
+    for name in ("3.weight", "5.weight"):
+        if name not in awake:
+            model.get_parameter(name).grad = None
+    optimizer.step()
+
+
+def test_a_layer_that_fell_asleep_before_it_was_measured_does_not_count() -> None:
+    """One update gives no rate: nothing divided by nothing."""
+    model, optimizer = auto()
+    step_with(model, optimizer, 0, ["3.weight", "5.weight"])
+    for step in range(1, PROBE + 3):
+        step_with(model, optimizer, step, ["3.weight"])
+    factors = {group["tr_factor"] for group in tr_groups(optimizer)}
+    assert len(factors) == 1
+    assert 0 < factors.pop() < 1
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_layers_that_sleep_at_first_are_probed_when_they_wake_up() -> None:
+    model, optimizer = auto()
+    for step in range(3 * PROBE):
+        step_with(model, optimizer, step, [])
+    assert [group["tr_factor"] for group in tr_groups(optimizer)] == [None, None]
+    for step in range(PROBE + 1):
+        assert tr_groups(optimizer)[1]["tr_factor"] is None
+        step_with(model, optimizer, step, ["5.weight"])
+    assert tr_groups(optimizer)[1]["tr_factor"] > 0

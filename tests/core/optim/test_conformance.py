@@ -193,3 +193,74 @@ def test_a_frozen_parameter_is_left_out(name, frozen) -> None:
     train(model, optimizer, range(4))
     assert torch.equal(model.get_parameter(frozen), before)
     assert frozen not in [group["name"] for group in tr_groups(optimizer)]
+
+
+def conv_run(name, steps, layout="flat", state=None):
+    """Return weights and optimizer after steps with given gradients, in a memory layout."""
+    torch.manual_seed(0)
+    values = torch.randn(8, 4, 3, 3)
+    if layout == "slice":
+        weight = nn.Parameter(torch.zeros(8, 6, 3, 3)[:, :4].copy_(values))
+    else:
+        form = torch.channels_last if layout == "channels last" else torch.contiguous_format
+        weight = nn.Parameter(values.contiguous(memory_format=form))
+    quantizer = tr_det.core.build_quantizer("fixed_grid", 2, signed=True, learn_scale=False)
+    group = {"params": [weight], "name": "w", "quantizer": quantizer}
+    options = {"momentum": 0.9} if name in ("SGDT", "RMSpropT") else {}
+    optimizer = getattr(tr_det.core, name)([group], lr=0.05, total_steps=20, **options)
+    if state is not None:
+        with torch.no_grad():
+            weight.copy_(state[0])
+        quantizer.load_state_dict(state[1])
+        optimizer.load_state_dict(state[2])
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        weight.grad = torch.randn(8, 4, 3, 3, generator=generator)  # always flat
+        if layout == "slice":
+            weight.grad = torch.zeros(8, 6, 3, 3)[:, :4].copy_(weight.grad)
+        optimizer.step()
+    return weight, quantizer, optimizer
+
+
+@every_optimizer
+@pytest.mark.parametrize("layout", ["channels last", "slice"])
+def test_the_layout_of_memory_changes_no_number(name, layout) -> None:
+    expected, ours = conv_run(name, range(6))[0], conv_run(name, range(6), layout)[0]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_optimizer
+def test_a_state_saved_in_another_layout_is_continued(name) -> None:
+    expected = conv_run(name, range(6))[0]
+    weight, quantizer, optimizer = conv_run(name, range(3), "channels last")
+    saved = (weight.detach(), quantizer.state_dict(), copy.deepcopy(optimizer.state_dict()))
+    ours = conv_run(name, range(3, 6), state=saved)[0]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_at_rest_shows_no_transitions() -> None:
+    model, optimizer = pair()
+    train(model, optimizer, range(3))
+    assert optimizer.transition_metrics().rate[1] > 0
+    optimizer.zero_grad()
+    loss(model, 3).backward()
+    model[5].weight.grad = None
+    optimizer.step()
+    assert optimizer.transition_metrics().rate[1] == 0
+    assert tr_groups(optimizer)[1]["transition_rate"] > 0  # what its next update will be told
+
+
+def test_hooks_after_loading_find_the_quantizers() -> None:
+    _, optimizer = pair()
+    found = []
+    optimizer.register_load_state_dict_post_hook(lambda o: found.append(len(tr_groups(o))))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert found == [2]
+
+
+def test_one_controller_for_all_asks_for_one_learning_rate() -> None:
+    groups = tr_param_groups(make_model(), 0.05)
+    tr = [group for group in groups if "quantizer" in group]
+    tr[1]["lr"] = 0.01
+    with pytest.raises(ValueError, match=r"lr=0\.01 of '5\.weight': must be that of '3\.weight'"):
+        tr_det.core.SGDT(groups, lr=0.05, total_steps=9, tr_granularity="model")

@@ -69,9 +69,10 @@ def test_without_quantized_weights_it_is_torchs_step() -> None:
 
 
 def test_large_finite_gradients_pass() -> None:
-    """Their squares overflow float32, they don't."""
+    """Their squares and their sum overflow float32, they don't."""
     model, optimizer = pair()
     spoil(model, optimizer, "5.weight", 1e30)
+    model[3].weight.grad.fill_(1e38)
     optimizer.step()
 
 
@@ -88,6 +89,27 @@ def test_on_a_device_the_refusal_comes_with_the_next_step_or_state(like_a_device
     optimizer.step()
     with pytest.raises(FloatingPointError, match="previous step .* resume from the last"):
         getattr(optimizer, then)()
+
+
+def test_on_a_device_a_refusal_stands_until_other_weights_are_loaded(like_a_device) -> None:
+    model, optimizer = pair()
+    train(model, optimizer, range(5))
+    good = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    spoil(model, optimizer, "3.weight", math.nan)
+    optimizer.step()
+    for _ in range(2):
+        with pytest.raises(FloatingPointError):
+            optimizer.state_dict()
+    model.load_state_dict(good[0])
+    optimizer.load_state_dict(good[1])
+    train(model, optimizer, range(5, 7))
+    assert_equal(snapshot(model, optimizer), snapshot(*_trained(7)))
+
+
+def _trained(steps):
+    model, optimizer = pair()
+    train(model, optimizer, range(steps))
+    return model, optimizer
 
 
 def test_on_a_device_good_steps_and_copies_pass(like_a_device) -> None:

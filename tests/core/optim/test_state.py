@@ -282,6 +282,9 @@ def test_tr_group_holds_exactly_one_weight(count: int) -> None:
     [
         ("total_steps", 0, "at least 1"),
         ("tr_factor", 0.0, "positive"),
+        ("tr_factor", None, "positive"),
+        ("tr_momentum", "x", r"in \[0, 1\)"),
+        ("tr_gain", float("inf"), "finite"),
         ("tr_momentum", 1.0, r"in \[0, 1\)"),
         ("tr_momentum", -0.1, r"in \[0, 1\)"),
         ("tr_schedule", "cosin", "'cosine'"),

@@ -1,12 +1,30 @@
-"""What there is to run kernels with."""
+"""What there is to run kernels with, and how numbers get there."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
+
+import torch
+from torch import Tensor
 
 
 @cache
 def has_triton() -> bool:
     """Return whether Triton is installed; it comes with torch on Linux."""
     return importlib.util.find_spec("triton") is not None
+
+
+def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a vector on a device, without waiting for what that does."""
+    here = torch.tensor(numbers, dtype=dtype)
+    pinned = here.pin_memory() if device.type == "cuda" else here
+    return pinned.to(device, non_blocking=True)
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one, on whose stream kernels are launched."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

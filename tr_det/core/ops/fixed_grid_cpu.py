@@ -34,7 +34,10 @@ _DOT_BLOCK = 2**20
 def gradients_cpu(
     grad: Tensor, x: Tensor, scale: Tensor, grid: Grid, want_scale: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what `gradients_plain` returns (see there), in fewer passes."""
+    """Return what `gradients_plain` returns (see there), in fewer passes.
+
+    But elements of x that are NaN may get a gradient of 0: ATen's kernel treats them either way.
+    """
     if x.dtype in (torch.float16, torch.bfloat16):
         wide, grad_scale = gradients_cpu(grad.float(), x.float(), scale, grid, want_scale)
         return wide.to(x.dtype), grad_scale

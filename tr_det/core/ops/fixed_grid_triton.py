@@ -9,14 +9,12 @@ Imported only for CUDA tensors. ``TRITON_INTERPRET=1`` runs the kernels on CPU t
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tr_det.core.ops.backends import on_device_of
 from tr_det.core.ops.grid import SCALE_FLOOR, Grid
 
 BLOCK = 2048
@@ -89,7 +87,7 @@ def quantize_triton(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     x = _dense(x)
     out = torch.empty_like(x)  # keeps x's strides
     if x.numel():
-        with _on_device_of(x):
+        with on_device_of(x):
             _quantize_kernel[(triton.cdiv(x.numel(), BLOCK),)](
                 x,
                 scale,
@@ -116,7 +114,7 @@ def gradients_triton(
     programs = triton.cdiv(x.numel(), BLOCK)
     sums = torch.empty(programs, dtype=torch.float32, device=x.device)
     if x.numel():
-        with _on_device_of(x):
+        with on_device_of(x):
             _gradient_kernel[(programs,)](
                 grad,
                 x,
@@ -138,7 +136,3 @@ def _dense(x: Tensor) -> Tensor:
     """Return x if its elements fill its memory without gaps, in any order; else a copy."""
     dense: bool = torch.ops.aten.is_non_overlapping_and_dense(x)
     return x if dense else x.contiguous()
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tr_det.core.ops.backends import on_device_of, send
 from tr_det.core.ops.grid import SCALE_FLOOR
 from tr_det.core.ops.step import LayerStep, SGDOptions
 
@@ -191,26 +192,31 @@ class StepKernel:
         self._describe(layers)
         counts = torch.zeros(len(layers), dtype=torch.int32, device=talr.device)
         options = sgd or SGDOptions()
-        _step_kernel[(len(self._owners),)](
-            self._addresses,
-            self._grids,
-            self._starts,
-            self._owners,
-            talr,
-            torch.ones_like(talr) if keep is None else keep,
-            counts,
-            options.momentum,
-            1.0 - options.dampening,
-            options.weight_decay,
-            SGD=sgd is not None,
-            MOMENTUM=options.momentum != 0,
-            NESTEROV=options.nesterov,
-            MAXIMIZE=options.maximize,
-            ALIGNMENT=self._alignment,
-            ROW=_ROW,
-            FLOOR=SCALE_FLOOR,
-            BLOCK=BLOCK,
-        )
+        with on_device_of(talr):
+            _step_kernel[(len(self._owners),)](
+                self._addresses,
+                self._grids,
+                self._starts,
+                self._owners,
+                talr,
+                torch.ones_like(talr) if keep is None else keep,
+                counts,
+                options.momentum,
+                1.0 - options.dampening,
+                options.weight_decay,
+                SGD=sgd is not None,
+                MOMENTUM=options.momentum != 0,
+                NESTEROV=options.nesterov,
+                MAXIMIZE=options.maximize,
+                ALIGNMENT=self._alignment,
+                ROW=_ROW,
+                FLOOR=SCALE_FLOOR,
+                BLOCK=BLOCK,
+            )
+        for layer in layers:  # so that autograd and caches see that these have changed
+            for changed in (layer.weight, layer.buffer):
+                if changed is not None:
+                    torch.autograd.graph.increment_version(changed)
         return counts.to(torch.float32) / self._sizes
 
     def _describe(self, layers: list[LayerStep]) -> None:
@@ -220,8 +226,8 @@ class StepKernel:
         if shapes != self._shapes:
             sizes = [layer.weight.numel() for layer in layers]
             spans = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, BLOCK)]
-            self._owners = _send([i for i, _ in spans], torch.int32, device)
-            self._starts = _send([start for _, start in spans], torch.int64, device)
+            self._owners = send([i for i, _ in spans], torch.int32, device)
+            self._starts = send([start for _, start in spans], torch.int64, device)
             grids = [
                 number
                 for layer in layers
@@ -232,8 +238,8 @@ class StepKernel:
                     float(layer.grid.binary),
                 )
             ]
-            self._grids = _send(grids, torch.float32, device)
-            self._sizes = _send(sizes, torch.float32, device)
+            self._grids = send(grids, torch.float32, device)
+            self._sizes = send(sizes, torch.float32, device)
             self._shapes, self._pointers = shapes, ()
         pointers = tuple(
             number
@@ -251,11 +257,5 @@ class StepKernel:
             # Gradients may be views into a bucket of DDP's, at any multiple of four bytes.
             places = (place for i, place in enumerate(pointers) if i % _ROW != _ROW - 1)
             self._alignment = 16 if all(place % 16 == 0 for place in places) else 1
-            self._addresses = _send(list(pointers), torch.int64, device)
+            self._addresses = send(list(pointers), torch.int64, device)
             self._pointers = pointers
-
-
-def _send(numbers: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Send numbers to a device without waiting for what it does."""
-    here = torch.tensor(numbers, dtype=dtype)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tr_det.core.ops.backends import send
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
     BASE_LR,
@@ -50,7 +51,8 @@ class TransitionMetrics:
         target: R_t, shape (layers,), float32, on the CPU; NaN while ``tr_factor="auto"`` probes.
         running: K_t, shape (layers,), float32, on the parameters' device.
         talr: U_t, likewise.
-        rate: share of codes that the step just made change (k_{t+1}), likewise.
+        rate: share of codes that the step just made change (k_{t+1}), likewise; 0 for a layer
+            without gradient.
     """
 
     names: tuple[str, ...]
@@ -60,13 +62,18 @@ class TransitionMetrics:
     rate: Tensor
 
     @classmethod
-    def of(cls, groups: list[Group]) -> TransitionMetrics:
-        """Collect what the groups show."""
-        vectors = [
-            stack(groups, key) if groups else torch.zeros(0) for key in (RUNNING_TR, TALR, RATE)
-        ]
-        target = torch.tensor([group[TARGET_TR] for group in groups])
-        return cls(tuple(group[NAME] for group in groups), target, *vectors)
+    def of(cls, groups: list[Group], at_rest: set[str]) -> TransitionMetrics:
+        """Collect what the groups show; ``at_rest`` names those that the step left alone."""
+        if not groups:
+            return cls((), *(torch.zeros(0) for _ in range(4)))
+        rates = [torch.zeros_like(g[RATE]) if g[NAME] in at_rest else g[RATE] for g in groups]
+        return cls(
+            names=tuple(group[NAME] for group in groups),
+            target=torch.tensor([group[TARGET_TR] for group in groups]),
+            running=stack(groups, RUNNING_TR),
+            talr=stack(groups, TALR),
+            rate=torch.stack(rates),
+        )
 
 
 class Controllers:
@@ -86,6 +93,13 @@ class Controllers:
         device = group["params"][0].device
         group[BITS] = group[QUANTIZER].bits
         group[BASE_LR] = float(group["lr"])
+        if self.settings.granularity == "model" and others:
+            first = others[0]
+            if first[BASE_LR] != group[BASE_LR]:
+                raise ValueError(
+                    f"lr={group[BASE_LR]!r} of {group[NAME]!r}: must be that of {first[NAME]!r}, "
+                    f"{first[BASE_LR]!r}, with tr_granularity='model'"
+                )
         group[TALR] = torch.tensor(group[BASE_LR], dtype=torch.float32, device=device)
         for key in (RUNNING_TR, RATE, MASS):
             group[key] = torch.zeros((), dtype=torch.float32, device=device)
@@ -112,10 +126,14 @@ class Controllers:
         if not active:
             return
         step = active[0][STEP]
+        self._constants_of(active)  # first: it sees to what is on another device
         before = stack(active, RUNNING_TR), stack(active, MASS)
         running, mass = self._measure(active, *before)
-        if active[0][FACTOR] is None and step >= probe_steps(self.settings.total_steps):
-            self._choose_factor(groups)
+        probe = probe_steps(self.settings.total_steps)
+        if active[0][FACTOR] is None and max(group[UPDATES] for group in groups) >= probe:
+            # A rate needs two updates; this step's is not counted yet.
+            awake = set(map(id, active))
+            self._choose_factor([g for g in groups if g[UPDATES] + (id(g) in awake) > 1], groups)
         if active[0][FACTOR] is not None:  # else the base learning rate stays
             self._follow(active, groups, step, running, mass, before)
         for group in active:
@@ -179,9 +197,8 @@ class Controllers:
                 if group["params"][0].grad is None:
                     group[TALR] = active[0][TALR]
 
-    def _choose_factor(self, groups: list[Group]) -> None:
+    def _choose_factor(self, measured: list[Group], groups: list[Group]) -> None:
         """End the probe: one read from the device gives lambda to every group."""
-        measured = [group for group in groups if group[UPDATES] > 0]
         rates = (stack(measured, RUNNING_TR) / stack(measured, MASS)).tolist()
         factor = factor_from(rates, [group[BITS] for group in measured])
         logging.getLogger(__name__).info(
@@ -191,7 +208,7 @@ class Controllers:
             len(rates),
             min(rates),
             max(rates),
-            groups[0][STEP],
+            max(group[UPDATES] for group in groups),
         )
         for group in groups:
             group[FACTOR] = factor
@@ -208,8 +225,17 @@ class Controllers:
         """
         weights = [group["params"][0] for group in active]
         measured = [group[UPDATES] > 0 for group in active]
-        key = (weights[0].device, *map(id, weights), *measured)
+        device = weights[0].device
+        key = (device, *map(id, weights), *measured)
         if key != self._constants_key:
+            for group, weight in zip(active, weights, strict=True):
+                if weight.device != device:
+                    raise ValueError(
+                        f"{group[NAME]!r} is on {weight.device}, {active[0][NAME]!r} on {device}: "
+                        "TR-scheduled weights must be on one device"
+                    )
+                if group[TALR].device != device:  # the model was moved after this was made
+                    self.restore(group)
             base = [group[BASE_LR] for group in active]
             total = max(sum(weight.numel() for weight in weights), 1)
             gain = self.settings.gain
@@ -220,8 +246,8 @@ class Controllers:
                 [weight.numel() / total for weight in weights],
             )
             self._constants = (
-                *(torch.tensor(row, dtype=torch.float32, device=weights[0].device) for row in rows),
-                torch.tensor(measured, device=weights[0].device),
+                *(send(row, torch.float32, device) for row in rows),
+                send(measured, torch.bool, device),
             )
             self._constants_key = key
         return self._constants

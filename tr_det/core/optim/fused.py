@@ -14,12 +14,15 @@ from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import QUANTIZER, RATE, TALR
 from tr_det.core.quantizers.fixed_grid import FixedGridQuantizer
 
+MOST_KERNELS = 16
+"""Sets of layers whose tables are kept; which layers have gradients may change by step."""
+
 
 class FusedSteps:
     """Launches the kernel for groups that it fits."""
 
     def __init__(self) -> None:
-        self._kernels: dict[SGDOptions | None, Any] = {}
+        self._kernels: dict[tuple[int, ...], Any] = {}
 
     @staticmethod
     def fit(group: Group, *tensors: Tensor | None) -> bool:
@@ -64,8 +67,11 @@ class FusedSteps:
         """
         from tr_det.core.ops.step_triton import StepKernel
 
-        if sgd not in self._kernels:
-            self._kernels[sgd] = StepKernel()
+        key = tuple(id(group["params"][0]) for group in groups)
+        if key not in self._kernels:
+            if len(self._kernels) >= MOST_KERNELS:
+                self._kernels.clear()
+            self._kernels[key] = StepKernel()
         layers = [
             LayerStep(
                 weight=group["params"][0].detach(),
@@ -85,7 +91,7 @@ class FusedSteps:
             keep = torch.stack(
                 [k if isinstance(k, Tensor) else torch.full_like(talr[0], k) for k in keeps]
             )
-        rates = self._kernels[sgd](layers, talr, keep=keep, sgd=sgd)
+        rates = self._kernels[key](layers, talr, keep=keep, sgd=sgd)
         for group, rate in zip(groups, rates.unbind(), strict=True):
             group[RATE] = rate
 

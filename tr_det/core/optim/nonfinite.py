@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tr_det.core.ops.backends import on_device_of
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import NAME, QUANTIZER
@@ -54,12 +55,14 @@ class GradientGuard:
         self.settle()
         grads = [_values(p.grad) for group in groups for p in group["params"] if p.grad is not None]
         finite = torch.isfinite(_summary([grad for grad in grads if grad.numel()]))
-        if self.policy == "refuse" and not is_on_host(finite):
+        if self.policy == "refuse" and _answers_later(finite):
             self._pending = _fetch(finite)
             return True
         if bool(finite):
             return True
         where = _first_bad(groups)
+        if where is None:
+            return True
         if self.policy == "refuse":
             raise FloatingPointError(
                 f"{where} has NaN or inf; nothing was updated (tr_nonfinite='skip' would go on)"
@@ -76,14 +79,16 @@ class GradientGuard:
         Raises:
             FloatingPointError: if it says that the last step was made with NaN or inf.
         """
-        if self._pending is None:
-            return
-        answer, self._pending = self._pending, None
-        if not answer():
+        if self._pending is not None and not self._pending():
             raise FloatingPointError(
                 "a gradient of the previous step had NaN or inf, the weights have it now: resume "
                 "from the last checkpoint (tr_nonfinite='skip' would leave such steps out)"
             )
+        self._pending = None
+
+    def forget(self) -> None:
+        """Forget the last step: other weights have been loaded."""
+        self._pending = None
 
     def __getstate__(self) -> dict[str, object]:
         """Return what a copy keeps; what is on its way cannot be copied."""
@@ -99,11 +104,17 @@ def _summary(grads: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))  # all of them in one launch
 
 
+def _answers_later(answer: Tensor) -> bool:
+    """Return whether reading a value would wait for a queue of work."""
+    return answer.is_cuda
+
+
 def _fetch(answer: Tensor) -> Callable[[], bool]:
     """Start bringing a flag to the host; the result waits for this one copy alone."""
-    copy = answer.to("cpu", non_blocking=True)  # into pinned memory
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
+    with on_device_of(answer):
+        copy = answer.to("cpu", non_blocking=True)  # into pinned memory
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
 
     def result() -> bool:
         arrived.synchronize()
@@ -116,12 +127,15 @@ def _values(grad: Tensor) -> Tensor:
     return grad._values() if grad.is_sparse else grad
 
 
-def _first_bad(groups: list[Group]) -> str:
-    """Return a name for the first gradient that is not finite; the quantized weights have one."""
+def _first_bad(groups: list[Group]) -> str | None:
+    """Return a name for the first gradient that is not finite; the quantized weights have one.
+
+    None if all are: the summary of large numbers may be infinite.
+    """
     ordered = sorted(groups, key=lambda group: QUANTIZER not in group)
     for group in ordered:
         for index, parameter in enumerate(group["params"]):
             if parameter.grad is not None and not torch.isfinite(_values(parameter.grad)).all():
                 name = repr(group[NAME]) if NAME in group else f"parameter {index} of a plain group"
                 return f"the gradient of {name}"
-    return "the norm of the gradients"  # finite parts, but too large for their dtype
+    return None

@@ -39,6 +39,7 @@ from tr_det.core.optim.groups import Group
 from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import (
     CONTROLLER,
+    NAME,
     OPTIMIZER,
     QUANTIZER,
     RATE,
@@ -129,6 +130,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._guard = GradientGuard(tr_nonfinite)
         self._fused = FusedSteps()
         self._codes: dict[Tensor, Tensor] = {}
+        self._at_rest: set[str] = set()
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
         self._disable_amp_inside_step()
@@ -165,14 +167,17 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._controllers.advance(active, groups)
                 self._update(active)
             except BaseException:
-                # The quantized weights are as they were; a repeated step must not count twice.
+                # A repeated step must not be controlled twice. Some weights may have moved, as with
+                # the torch optimizer.
                 for group, values in zip(groups, before, strict=True):
                     group.update(values)
+                self._codes = {}
                 raise
             for group in groups:
                 group[STEP] += 1
             for group in active:
                 group[UPDATES] += 1
+            self._at_rest = {group[NAME] for group in groups} - {group[NAME] for group in active}
         if self.step_callback is not None:
             self.step_callback(self)
         return loss
@@ -184,7 +189,7 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     def transition_metrics(self) -> TransitionMetrics:
         """Return what the last step used; reading the tensors' values is left to the caller."""
-        return TransitionMetrics.of(self._tr_groups())
+        return TransitionMetrics.of(self._tr_groups(), self._at_rest)
 
     def _tr_groups(self) -> list[Group]:
         return [group for group in self.param_groups if QUANTIZER in group]
@@ -193,7 +198,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         """Take the codes before the first update since construction or loading."""
         for group in active:
             weight = group["params"][0]
-            if weight not in self._codes:
+            if weight not in self._codes or self._codes[weight].device != weight.device:
                 quantizer = group[QUANTIZER]
                 if not quantizer.is_initialized:
                     quantizer.initialize(weight, pooled=False)
@@ -225,10 +230,22 @@ class TransitionScheduled(torch.optim.Optimizer):
         for group in active:
             self._recode(group)
 
-    @staticmethod
-    def _may_be_fused(group: Group) -> bool:
-        """Return whether the choice of torch's quickest implementation has been left open."""
-        return group.get("fused", False) is None and group.get("foreach") is None
+    def _may_be_fused(self, group: Group) -> bool:
+        """Return whether torch's quickest implementation may be taken, the choice being open.
+
+        On the host it goes through memory without looking at strides, so they must all be alike.
+        """
+        weight = group["params"][0]
+        state = self.state.get(weight, {}).values()
+        others = [t for t in state if isinstance(t, Tensor) and t.shape == weight.shape]
+        dense: bool = torch.ops.aten.is_non_overlapping_and_dense(weight)
+        return (
+            group.get("fused", False) is None
+            and group.get("foreach") is None
+            and dense
+            and weight.grad.layout == torch.strided
+            and all(t.stride() == weight.stride() for t in (weight.grad, *others))
+        )
 
     def _update_on_device(self, active: list[Group]) -> None:
         """Take g_t from a torch step on zeros, and make Eq. 12 where U is."""
@@ -333,13 +350,12 @@ class TransitionScheduled(torch.optim.Optimizer):
                 another optimizer (named in the message).
         """
         check_same_state(state_dict["param_groups"], self.param_groups)
-        quantizers = [group.get(QUANTIZER) for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, quantizer in zip(self.param_groups, quantizers, strict=True):
-            if quantizer is not None:
-                group[QUANTIZER] = quantizer
-                self._controllers.restore(group)
-        self._codes = {}
+        self._loading = [group.get(QUANTIZER) for group in self.param_groups]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._loading = []
+        self._guard.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and deepcopy keep; the callback belongs to the run."""
@@ -352,5 +368,12 @@ class TransitionScheduled(torch.optim.Optimizer):
         self.__dict__.setdefault("step_callback", None)
         self._controllers = Controllers(self._tr)
         self._fused = FusedSteps()
-        self._codes = {}
+        self._codes, self._at_rest = {}, set()
         self._disable_amp_inside_step()
+        # Here, because torch's hooks after loading come next.
+        for group, quantizer in zip(
+            self.param_groups, self.__dict__.get("_loading", ()), strict=False
+        ):
+            if quantizer is not None:
+                group[QUANTIZER] = quantizer
+                self._controllers.restore(group)

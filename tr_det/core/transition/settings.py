@@ -39,14 +39,14 @@ class TransitionSettings:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        factor_fits = (
-            self.factor == AUTO if isinstance(self.factor, str) else 0 < self.factor < math.inf
-        )
-        check("tr_factor", self.factor, factor_fits, f"positive and finite, or {AUTO!r}")
-        in_range = self.momentum is None or 0 <= self.momentum < 1
-        check("tr_momentum", self.momentum, in_range, "None or in [0, 1)")
-        check("tr_final", self.final, 0 <= self.final <= 1, "in [0, 1]")
-        check("tr_gain", self.gain, self.gain is None or self.gain >= 0, "None or not negative")
+        fits = self.factor == AUTO or (_is_finite(self.factor) and self.factor > 0)  # type: ignore[operator]
+        check("tr_factor", self.factor, fits, f"positive and finite, or {AUTO!r}")
+        fits = self.momentum is None or (_is_finite(self.momentum) and 0 <= self.momentum < 1)
+        check("tr_momentum", self.momentum, fits, "None or in [0, 1)")
+        fits = _is_finite(self.final) and 0 <= self.final <= 1
+        check("tr_final", self.final, fits, "in [0, 1]")
+        fits = self.gain is None or (_is_finite(self.gain) and self.gain >= 0)
+        check("tr_gain", self.gain, fits, "None or finite and not negative")
         for name, value, allowed in (
             ("tr_update", self.update, sorted(UPDATE_RULES)),
             ("tr_signal", self.signal, sorted(SIGNALS)),
@@ -77,3 +77,8 @@ def check(name: str, value: object, holds: bool, allowed: str) -> None:
     """Raise ValueError with the name, the value and what is allowed, unless it holds."""
     if not holds:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+def _is_finite(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
