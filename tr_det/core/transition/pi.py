@@ -10,6 +10,10 @@ error it must first unwind what it has piled up. Here
 
 - The first increment is feed-forward: the target's course is known, so the TALR moves with it
   instead of waiting for an error.
+- A change of the target counts once more through the proportional term, on purpose: K lags, and
+  that lead lets K, not only the rate behind it, meet a target that moves smoothly. On a simulated
+  cosine of 300 updates mean |K - R| / R_0 is 1.2 %, with a lag-free comparison (target filtered
+  like K) 2.8 %.
 - In logarithms one pair of gains suits every layer, and the TALR cannot become negative.
 - K_t is the running TR corrected for its start from zero, ``K_t / (1 - m^n)`` after a layer's n
   measurements. It lags by tau = 1 / (1 - m) updates. With ``kp = 1`` and ``ki = kp / tau`` the
@@ -21,6 +25,10 @@ error it must first unwind what it has piled up. Here
   lowered if the target warms up or a layer's first gradient comes late.
 - The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
   at most a factor of ``e^MAX_STEP``.
+
+Limits: where the target jumps (the "step" schedule, a warm-up of fewer than tau updates) the lead is
+too much or is cut by ``MAX_STEP``, and feedback needs about tau updates to make up for it; a layer
+that sleeps misses the feed-forward of the updates it slept through.
 
 ``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
 forty-fifth of the run, at least 5 and at most the paper's 100 updates.
