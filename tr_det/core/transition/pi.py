@@ -26,9 +26,9 @@ error it must first unwind what it has piled up. Here
 - The floor f keeps the logarithm finite as the target goes to zero; one step changes the TALR by
   at most a factor of ``e^MAX_STEP``.
 
-Limits: where the target jumps (the "step" schedule, a warm-up of fewer than tau updates) the lead is
-too much or is cut by ``MAX_STEP``, and feedback needs about tau updates to make up for it; a layer
-that sleeps misses the feed-forward of the updates it slept through.
+Limits: where the target jumps (the "step" schedule, a warm-up of fewer than tau updates) the lead
+is too much or is cut by ``MAX_STEP``, and feedback needs about tau updates to make up for it; a
+layer that sleeps misses the feed-forward of the updates it slept through.
 
 ``default_momentum`` derives m from the run's length, so that the loop is quick enough: tau is a
 forty-fifth of the run, at least 5 and at most the paper's 100 updates.
