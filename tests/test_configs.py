@@ -55,7 +55,7 @@ def test_a_config_builds_what_its_name_says(path):
     scheduled = any("talr" in group for group in optimizer.param_groups)
     assert scheduled == path.stem.endswith("_sgdt")
     depth = re.search(r"_R_?(\d+)", path.stem)
-    assert cfg.MODEL.RESNETS.DEPTH == int(depth[1])
+    assert int(depth[1]) == cfg.MODEL.RESNETS.DEPTH
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habit
 
 from tr_det.core import QuantConfig, QuantRule
+
+FIRST_AND_LAST = ("*stem.conv1", "head.cls_score", "head.bbox_pred")
+"""Globs of a RetinaNet's first and last layers."""
 
 
 def add_tr_det_config(cfg: CN) -> None:
@@ -40,7 +44,7 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.MODEL.QUANT.HEAD_INPUT_RELU = True
     # Layers kept in full precision: globs over layer names. The paper's choice: the first and the
     # last ones.
-    cfg.MODEL.QUANT.SKIP = ["*stem.conv1", "head.cls_score", "head.bbox_pred"]
+    cfg.MODEL.QUANT.SKIP = list(FIRST_AND_LAST)
     # Exceptions, one string per rule: "GLOB key=value ...", keys weight_bits, act_bits,
     # signed_input, output_scale; e.g. "head.cls_score weight_bits=8 act_bits=8".
     cfg.MODEL.QUANT.RULES = []
@@ -107,11 +111,11 @@ def quant_config_from(cfg: CN) -> QuantConfig:
         ValueError: naming the key, the value and what is allowed.
     """
     node = cfg.MODEL.QUANT
-    rules = [QuantRule(pattern=pattern, skip=True) for pattern in node.SKIP]
-    rules += signed_input_rules(cfg)
-    rules += [parse_rule(text) for text in node.RULES]
     try:
-        return QuantConfig(
+        return retinanet_quant_config(
+            node.SKIP,
+            node.RULES,
+            head_input_relu=node.HEAD_INPUT_RELU,
             weight_bits=node.WEIGHT_BITS,
             act_bits=node.ACT_BITS,
             weight_quantizer=node.WEIGHT_QUANTIZER,
@@ -119,20 +123,38 @@ def quant_config_from(cfg: CN) -> QuantConfig:
             learn_weight_scale=node.LEARN_WEIGHT_SCALE,
             output_scale=node.OUTPUT_SCALE,
             recompute_inputs=node.RECOMPUTE_INPUTS,
-            rules=tuple(rules),
         )
     except ValueError as error:
+        if str(error).startswith("MODEL."):
+            raise
         key, _, rest = str(error).partition("=")
         raise ValueError(f"MODEL.QUANT.{key.upper()}={rest}") from None
 
 
-def signed_input_rules(cfg: CN) -> list[QuantRule]:
+def retinanet_quant_config(
+    skip: Sequence[str], rules: Sequence[str], *, head_input_relu: bool, **options: Any
+) -> QuantConfig:
+    """Return the core's config of a RetinaNet.
+
+    Args:
+        skip: globs of layers to keep in full precision.
+        rules: exceptions, as in ``MODEL.QUANT.RULES``.
+        head_input_relu: whether the head has a ReLU on its inputs.
+        **options: fields of `QuantConfig`.
+    """
+    made = [QuantRule(pattern=pattern, skip=True) for pattern in skip]
+    made += signed_input_rules(head_input_relu)
+    made += [parse_rule(text) for text in rules]
+    return QuantConfig(rules=tuple(made), **options)
+
+
+def signed_input_rules(head_input_relu: bool) -> list[QuantRule]:
     """Return rules for the layers of a RetinaNet FPN whose inputs can be negative.
 
     These are the image, sums of FPN features, and what follows an FPN level without a ReLU between.
     """
     patterns = ["*stem.conv1", "*fpn_output*"]
-    if not cfg.MODEL.QUANT.HEAD_INPUT_RELU:
+    if not head_input_relu:
         patterns += ["head.cls_subnet.0", "head.bbox_subnet.0"]
     return [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in patterns]
 
