@@ -20,6 +20,7 @@ from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.checks import check_rules, with_rule_key
 from tr_det.detection.data import named_dataset_errors
+from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
 from tr_det.detection.sampling import build_train_loader
 from tr_det.detection.solver import build_optimizer
@@ -69,13 +70,16 @@ class QuantTrainer(DefaultTrainer):
             raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
         except ValueError as error:
             raise ValueError(with_rule_key(cfg, str(error))) from None
+        try:
+            quantize_detector(model, cfg)
+        except ValueError as error:
+            raise ValueError(with_rule_key(cfg, str(error))) from None
         freeze_scales_of_frozen_layers(model)
         if cfg.MODEL.QUANT.ENABLED:
             if not any(quantized_layers(model)):
                 raise ValueError(
-                    f"MODEL.QUANT.ENABLED=True, but {cfg.MODEL.META_ARCHITECTURE} with "
-                    f"{cfg.MODEL.BACKBONE.NAME} has no quantized layer; use QuantRetinaNet or one "
-                    "of the quantized backbones"
+                    f"MODEL.QUANT.ENABLED=True, but no layer of {cfg.MODEL.META_ARCHITECTURE} with "
+                    f"{cfg.MODEL.BACKBONE.NAME} is quantized"
                 )
             check_rules(cfg, model)
         return model
