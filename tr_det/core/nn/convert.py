@@ -41,6 +41,18 @@ def register_quant_layer(source: type[nn.Module], target: type[nn.Module]) -> No
     _QUANT_LAYERS[source] = target
 
 
+def source_class(quantized: type[nn.Module]) -> type[nn.Module]:
+    """Return the layer class that a quantized class replaces.
+
+    Raises:
+        ValueError: if no class is registered for it.
+    """
+    for source, target in _QUANT_LAYERS.items():
+        if target is quantized:
+            return source
+    raise ValueError(f"{quantized.__name__}: not registered; see register_quant_layer")
+
+
 def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> QuantReport:
     """Replace a model's convolution and linear layers by quantized ones, in place.
 
