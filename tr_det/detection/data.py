@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from tr_det.demo.digits import CLASS_NAMES, SPLITS, build_digit_scenes
+from tr_det.detection.images import check_files, check_readable
 
 NAMES = {split: f"digit_scenes_{split}" for split in SPLITS}
 
@@ -64,6 +65,14 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                         f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
                         f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
                     )
+
+
+def check_test_images(name: str) -> None:
+    """Raise ValueError for a test dataset with a broken annotation file, or with broken images."""
+    with named_dataset_errors([name]):
+        dicts = DatasetCatalog.get(name)
+    check_files(dicts, name)
+    check_readable(dicts, name)
 
 
 @contextmanager
