@@ -19,6 +19,7 @@ from tr_det.detection.amp import build_loop
 from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.checks import check_rules, with_rule_key
+from tr_det.detection.cost import log_cost
 from tr_det.detection.data import check_test_images, named_dataset_errors
 from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
@@ -46,6 +47,7 @@ class QuantTrainer(DefaultTrainer):
             check_test_images(name)
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
+        log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))

@@ -32,6 +32,17 @@ def dequantize_model(model: nn.Module) -> int:
     weights = [dequantized_weight(layer) for layer in layers]
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight.copy_(weight)
+    return dequantize_layers(model)
+
+
+def dequantize_layers(model: nn.Module) -> int:
+    """Replace quantized layers by full-precision ones, in place, with their latent weights.
+
+    Returns:
+        How many layers were replaced.
+    """
+    layers = [layer for _, layer in quantized_layers(model)]
+    for layer in layers:
         for child in ("weight_quantizer", "input_quantizer", "output_scale"):
             delattr(layer, child)
         layer.__class__ = source_class(type(layer))  # type: ignore[assignment]
