@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 
 from tr_det.detection import QuantTrainer, add_tr_det_config, build_optimizer
@@ -146,6 +147,10 @@ def test_every_key_of_a_config_is_read_by_something(path, tiny, scenes, tmp_path
         trainer.resume_or_load()
     trainer.build_test_loader(cfg, tiny.VAL)
     trainer.build_evaluator(cfg, tiny.VAL)
+    expected = {}  # what verify_results finds as it should be; not read by attribute
+    for task, metric, value, _ in cfg["TEST"]["EXPECTED_RESULTS"]:
+        expected.setdefault(task, {})[metric] = value
+    verify_results(cfg, expected)
     for hook in trainer._hooks:
         for writer in getattr(hook, "_writers", []):
             writer.close()
