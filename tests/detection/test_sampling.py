@@ -137,7 +137,7 @@ def test_another_image_is_drawn_where_the_mapper_gives_none():
 
 
 def test_a_mapper_that_gives_nothing_is_an_error():
-    with pytest.raises(RuntimeError, match="returned None for 100 images"):
+    with pytest.raises(RuntimeError, match="had no sample of 100 images"):
         take(make_loader(mapper=lambda image: None), 1)
 
 

@@ -27,15 +27,19 @@ def build_quant_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbon
     The same as Detectron2's ``build_resnet_backbone``; besides, ResNet-18 and -34 may be of any
     width (``RES2_OUT_CHANNELS`` and ``STEM_OUT_CHANNELS``).
     """
-    return _quantized(_build_resnet(cfg, input_shape), cfg)
+    return quantize_backbone(_build_resnet(cfg, input_shape), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_quant_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build ResNet + FPN with levels p3 to p7 for RetinaNet, quantized by ``cfg.MODEL.QUANT``."""
-    bottom_up = _build_resnet(cfg, input_shape)
+    return quantize_backbone(build_fpn(cfg, _build_resnet(cfg, input_shape)), cfg)
+
+
+def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """Return an FPN with levels p3 to p7 over a backbone with a feature res5."""
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    backbone = FPN(
+    return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=out_channels,
@@ -43,10 +47,10 @@ def build_retinanet_quant_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSp
         top_block=LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-    return _quantized(backbone, cfg)
 
 
-def _quantized(backbone: Backbone, cfg: CfgNode) -> Backbone:
+def quantize_backbone(backbone: Backbone, cfg: CfgNode) -> Backbone:
+    """Quantize a backbone in place by ``cfg.MODEL.QUANT``, if that is enabled, and return it."""
     if not cfg.MODEL.QUANT.ENABLED:
         return backbone
     config = quant_config_from(cfg)

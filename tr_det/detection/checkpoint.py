@@ -8,6 +8,8 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from tr_det.detection.torchvision_names import from_torchvision
+
 QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
 """What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
 
@@ -24,6 +26,9 @@ def is_harmless(key: str) -> bool:
 
 class QuantCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict about everything but new quantizer state.
+
+    Besides its own it reads what Detectron2's does (model-zoo ``.pkl``, with Caffe2's names too),
+    and torchvision's classifiers as they are, for the backbone (with ``allow_partial``).
 
     A full-precision checkpoint of the same model loads by name; quantizer state that it lacks is
     logged and set at the first training forward. Any other missing, unexpected or mis-shaped key
@@ -60,10 +65,16 @@ class QuantCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Any:
         try:
-            return super()._load_file(filename)
+            loaded = super()._load_file(filename)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{filename}: not a readable checkpoint ({reason})") from None
+        if not loaded.get("matching_heuristics"):
+            backbone = from_torchvision(loaded["model"])
+            if backbone is not None:
+                self.logger.info("Reading a torchvision classifier's weights from %s", filename)
+                loaded = {"model": backbone, "matching_heuristics": True}
+        return loaded
 
     def _load_model(self, checkpoint: Any) -> Any:
         self._is_quantized = any(map(is_quantizer_state, checkpoint["model"]))

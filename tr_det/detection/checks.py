@@ -16,7 +16,7 @@ from tr_det.core import QuantRule, quantized_layers
 from tr_det.detection.amp import amp_dtype
 from tr_det.detection.backbone import check_resnet
 from tr_det.detection.clipping import CLIP_TYPES
-from tr_det.detection.config import parse_rule, quant_config_from
+from tr_det.detection.config import FIRST_AND_LAST, parse_rule, quant_config_from
 from tr_det.detection.solver import OPTIMIZER_REGISTRY
 
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -119,7 +119,9 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 def _rules(
     cfg: CfgNode, everywhere: list[str], reachable: list[str]
 ) -> Iterator[tuple[str, Any, list[str]]]:
-    for pattern in cfg.MODEL.QUANT.SKIP:
+    # The default speaks of several architectures at once.
+    default = tuple(cfg.MODEL.QUANT.SKIP) == FIRST_AND_LAST
+    for pattern in () if default else cfg.MODEL.QUANT.SKIP:
         yield "SKIP", QuantRule(pattern=pattern), everywhere
     for text in cfg.MODEL.QUANT.RULES:
         yield "RULES", parse_rule(text), reachable

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habit
 
 from tr_det.core import QuantConfig, QuantRule
+
+FIRST_AND_LAST = ("*stem.conv1", "head.cls_score", "head.bbox_pred")
+"""Globs of a RetinaNet's first and last layers."""
+
+OTHERS_FIRST_AND_LAST = (
+    "*stem.conv",
+    "*bottom_up.features.0.0",
+    "head.ctrness",
+    "proposal_generator.rpn_head.objectness_logits",
+    "proposal_generator.rpn_head.anchor_deltas",
+    "roi_heads.box_predictor*",
+    "roi_heads.mask_head.predictor",
+    "roi_heads.keypoint_head.score_lowres",
+    "sem_seg_head.predictor",
+)
+"""The same of Detectron2's other backbones and detectors; they go with the default of
+``MODEL.QUANT.SKIP``."""
+
+SIGNED_INPUTS = ("*stem.conv1", "*stem.conv", "*fpn_output*")
+"""The image, and sums of FPN features."""
+
+MOBILENET_SIGNED_INPUTS = (
+    "*bottom_up.features.0.0",
+    *(f"*bottom_up.features.{block}.conv.0.0" for block in range(2, 18)),
+    "*bottom_up.features.18.0",
+    "*fpn_lateral2",
+    "*fpn_lateral3",
+    "*fpn_lateral4",
+)
+"""The image, and what reads a linear bottleneck."""
 
 
 def add_tr_det_config(cfg: CN) -> None:
@@ -40,13 +71,22 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.MODEL.QUANT.HEAD_INPUT_RELU = True
     # Layers kept in full precision: globs over layer names. The paper's choice: the first and the
     # last ones.
-    cfg.MODEL.QUANT.SKIP = ["*stem.conv1", "head.cls_score", "head.bbox_pred"]
+    cfg.MODEL.QUANT.SKIP = list(FIRST_AND_LAST)
+    # In other architectures than QuantRetinaNet the default also names their first and last layers.
     # Exceptions, one string per rule: "GLOB key=value ...", keys weight_bits, act_bits,
     # signed_input, output_scale; e.g. "head.cls_score weight_bits=8 act_bits=8".
     cfg.MODEL.QUANT.RULES = []
     # Training batches that set scales and re-estimate BN when a full-precision checkpoint is
     # evaluated quantized.
     cfg.MODEL.QUANT.CALIBRATION_BATCHES = 16
+
+    # ---- MobileNetV2, for backbones with that name ----
+    cfg.MODEL.MOBILENETV2 = CN()
+    # Multiplier of all channels.
+    cfg.MODEL.MOBILENETV2.WIDTH = 1.0
+    cfg.MODEL.MOBILENETV2.NORM = "BN"
+    # Of res2 to res5, named by their strides as a ResNet's.
+    cfg.MODEL.MOBILENETV2.OUT_FEATURES = ["res3", "res4", "res5"]
 
     # ---- checkpoints ----
     # Allow MODEL.WEIGHTS to lack keys, have others or other shapes, e.g. to start from an ImageNet
@@ -107,11 +147,12 @@ def quant_config_from(cfg: CN) -> QuantConfig:
         ValueError: naming the key, the value and what is allowed.
     """
     node = cfg.MODEL.QUANT
-    rules = [QuantRule(pattern=pattern, skip=True) for pattern in node.SKIP]
-    rules += signed_input_rules(cfg)
-    rules += [parse_rule(text) for text in node.RULES]
     try:
-        return QuantConfig(
+        return retinanet_quant_config(
+            node.SKIP,
+            node.RULES,
+            head_input_relu=node.HEAD_INPUT_RELU,
+            mobilenet="mobilenet" in cfg.MODEL.BACKBONE.NAME,
             weight_bits=node.WEIGHT_BITS,
             act_bits=node.ACT_BITS,
             weight_quantizer=node.WEIGHT_QUANTIZER,
@@ -119,22 +160,44 @@ def quant_config_from(cfg: CN) -> QuantConfig:
             learn_weight_scale=node.LEARN_WEIGHT_SCALE,
             output_scale=node.OUTPUT_SCALE,
             recompute_inputs=node.RECOMPUTE_INPUTS,
-            rules=tuple(rules),
         )
     except ValueError as error:
+        if str(error).startswith("MODEL."):
+            raise
         key, _, rest = str(error).partition("=")
         raise ValueError(f"MODEL.QUANT.{key.upper()}={rest}") from None
 
 
-def signed_input_rules(cfg: CN) -> list[QuantRule]:
-    """Return rules for the layers of a RetinaNet FPN whose inputs can be negative.
+def retinanet_quant_config(
+    skip: Sequence[str],
+    rules: Sequence[str],
+    *,
+    head_input_relu: bool,
+    mobilenet: bool = False,
+    **options: Any,
+) -> QuantConfig:
+    """Return the core's config of a RetinaNet.
 
-    These are the image, sums of FPN features, and what follows an FPN level without a ReLU between.
+    Args:
+        skip: globs of layers to keep in full precision; of the default, `FIRST_AND_LAST`, some may
+            match nothing.
+        rules: exceptions, as in ``MODEL.QUANT.RULES``.
+        head_input_relu: whether the head has a ReLU on its inputs.
+        mobilenet: whether the backbone is MobileNetV2, with its linear bottlenecks.
+        **options: fields of `QuantConfig`.
     """
-    patterns = ["*stem.conv1", "*fpn_output*"]
-    if not cfg.MODEL.QUANT.HEAD_INPUT_RELU:
-        patterns += ["head.cls_subnet.0", "head.bbox_subnet.0"]
-    return [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in patterns]
+    is_default = tuple(skip) == FIRST_AND_LAST
+    if is_default:
+        skip = (*FIRST_AND_LAST, *OTHERS_FIRST_AND_LAST)
+    signed = list(SIGNED_INPUTS)
+    if mobilenet:
+        signed += MOBILENET_SIGNED_INPUTS
+    if not head_input_relu:
+        signed += ["head.cls_subnet.0", "head.bbox_subnet.0"]
+    made = [QuantRule(pattern=pattern, skip=True, optional=is_default) for pattern in skip]
+    made += [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in signed]
+    made += [parse_rule(text) for text in rules]
+    return QuantConfig(rules=tuple(made), **options)
 
 
 def parse_rule(text: str) -> QuantRule:

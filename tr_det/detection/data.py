@@ -13,8 +13,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from tr_det.demo.digits import CLASS_NAMES, SPLITS, build_digit_scenes
+from tr_det.detection.images import check_files, check_readable
 
-NAMES = {split: f"digit_scenes_{split}" for split in SPLITS}
+FULL, MINI = "digit_scenes", "digit_scenes_mini"
+SIZES: dict[str, dict[str, int]] = {FULL: {}, MINI: {"num_train": 64, "num_val": 32}}
+"""Dataset -> what it has other than `build_digit_scenes`'s defaults."""
+
+NAMES = {(dataset, split): f"{dataset}_{split}" for dataset in SIZES for split in SPLITS}
 
 
 def datasets_root() -> str:
@@ -23,12 +28,15 @@ def datasets_root() -> str:
 
 
 def register_digit_scenes() -> None:
-    """Register ``digit_scenes_train`` and ``digit_scenes_val``, built when first loaded."""
-    for split, name in NAMES.items():
+    """Register ``digit_scenes_{train,val}`` and the small ``digit_scenes_mini_{train,val}``.
+
+    They are built when first loaded.
+    """
+    for (dataset, split), name in NAMES.items():
         if name in DatasetCatalog.list():
             continue
-        folder = os.path.join(datasets_root(), "digit_scenes")
-        DatasetCatalog.register(name, partial(_load, split))
+        folder = os.path.join(_root(dataset), "digit_scenes")
+        DatasetCatalog.register(name, partial(_load, dataset, split))
         MetadataCatalog.get(name).set(
             json_file=os.path.join(folder, "annotations", f"instances_{split}.json"),
             image_root=os.path.join(folder, split),
@@ -37,13 +45,17 @@ def register_digit_scenes() -> None:
         )
 
 
-def _load(split: str) -> list[dict[str, Any]]:
-    scenes = build_digit_scenes(datasets_root())
+def _root(dataset: str) -> str:
+    return datasets_root() if dataset == FULL else os.path.join(datasets_root(), dataset)
+
+
+def _load(dataset: str, split: str) -> list[dict[str, Any]]:
+    scenes = build_digit_scenes(_root(dataset), **SIZES[dataset])
     json_file, image_root = {
         "train": (scenes.train_json, scenes.train_images),
         "val": (scenes.val_json, scenes.val_images),
     }[split]
-    return load_coco_json(str(json_file), str(image_root), NAMES[split])
+    return load_coco_json(str(json_file), str(image_root), NAMES[dataset, split])
 
 
 def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> None:
@@ -64,6 +76,14 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                         f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
                         f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
                     )
+
+
+def check_test_images(name: str) -> None:
+    """Raise ValueError for a test dataset with a broken annotation file, or with broken images."""
+    with named_dataset_errors([name]):
+        dicts = DatasetCatalog.get(name)
+    check_files(dicts, name)
+    check_readable(dicts, name)
 
 
 @contextmanager

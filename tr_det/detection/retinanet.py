@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from torch import Tensor
+from torch import Tensor, nn
 
 from tr_det.core import QuantConfig, QuantReport, quantize_model, quantized_weights_once
 from tr_det.detection import layers as _  # noqa: F401  registers the quantized Conv2d
@@ -64,8 +64,28 @@ class QuantRetinaNet(RetinaNet):
         """Return the constructor's arguments from a config."""
         # First, so that a bad value is reported before anything is built from it.
         quant = quant_config_from(cfg) if cfg.MODEL.QUANT.ENABLED else None
+        parts = _parts_with_group_norm if cfg.MODEL.RETINANET.NORM == "GN" else super().from_config
         return {
-            **super().from_config(cfg),
+            **parts(cfg),
             "quant": quant,
             "head_input_relu": cfg.MODEL.QUANT.HEAD_INPUT_RELU,
         }
+
+
+def _parts_with_group_norm(cfg: CfgNode) -> dict[str, Any]:
+    """Return RetinaNet's arguments with group norm in the head.
+
+    Detectron2 makes a norm of one channel to see its kind, which torch refuses for 32 groups.
+    """
+    without = cfg.clone()
+    without.defrost()
+    without.MODEL.RETINANET.NORM = ""
+    parts = RetinaNet.from_config(without)
+    shapes = parts["backbone"].output_shape()
+    head = RetinaNetHead.from_config(without, [shapes[name] for name in parts["head_in_features"]])
+    parts["head"] = RetinaNetHead(**{**head, "norm": _group_norm})
+    return parts
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels), channels)

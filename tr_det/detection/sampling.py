@@ -24,6 +24,12 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tr_det.detection.images import (
+    SkipUnreadable,
+    check_categories,
+    check_files,
+    log_empty_boxes,
+)
 from tr_det.detection.rng import sample_states
 
 Place = tuple[int, int]
@@ -106,7 +112,7 @@ class SeededSamples(Dataset):
                 sample = self.mapper(self.dataset[index])
             if sample is not None:
                 return sample
-        raise RuntimeError(f"the dataset mapper returned None for {MAX_TRIES} images")
+        raise RuntimeError(f"the dataset mapper had no sample of {MAX_TRIES} images in a row")
 
 
 def planned_batches(
@@ -173,6 +179,10 @@ def build_train_loader(cfg: CfgNode) -> Any:
         )
         # Called with all arguments, it does not look for a config.
         return build_detection_train_loader(**parts)
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    check_files(parts["dataset"], names)
+    check_categories(parts["dataset"], cfg)
+    log_empty_boxes(parts["dataset"])
     world_size = comm.get_world_size()
     if parts["total_batch_size"] < 1 or parts["total_batch_size"] % world_size:
         raise ValueError(
@@ -181,7 +191,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
         )
     return TrainLoader(
         parts["dataset"],
-        parts["mapper"],
+        SkipUnreadable(parts["mapper"]),
         parts["sampler"],
         parts["total_batch_size"] // world_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),

@@ -57,20 +57,53 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def build_param_groups(cfg: CfgNode, model: nn.Module, transition: bool) -> list[dict[str, Any]]:
     """Return the optimizer's groups; see `build_optimizer`."""
     solver = cfg.SOLVER
-    own = core.scale_group(model, lr=solver.BASE_LR * solver.SCALE_LR_FACTOR, weight_decay=0.0)
-    if transition:
-        own = (
-            core.quantized_weight_groups(model, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
-            + own
-        )
-    taken = {p for group in own for p in group["params"]}
-    groups = get_default_optimizer_params(
+    return optimizer_groups(
         model,
+        transition=transition,
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        scale_lr_factor=solver.SCALE_LR_FACTOR,
+    )
+
+
+def optimizer_groups(
+    model: nn.Module,
+    *,
+    transition: bool,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float | None = 0.0,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
+    scale_lr_factor: float = 0.1,
+) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: Detectron2's own, quantized weights, scales.
+
+    Args:
+        model: the model.
+        transition: whether the optimizer schedules transition rates, and so wants a group for each
+            quantized weight.
+        base_lr: learning rate.
+        weight_decay: of weights.
+        weight_decay_norm: of norms' parameters; None means the same.
+        bias_lr_factor: learning rate of biases, relative to base_lr.
+        weight_decay_bias: of biases; None means the same as of weights.
+        scale_lr_factor: learning rate of scales, relative to base_lr; they get no decay.
+    """
+    own = core.scale_group(model, lr=base_lr * scale_lr_factor, weight_decay=0.0)
+    if transition:
+        own = core.quantized_weight_groups(model, lr=base_lr, weight_decay=weight_decay) + own
+    taken = {p for group in own for p in group["params"]}
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
+        weight_decay_norm=weight_decay_norm,
+        bias_lr_factor=bias_lr_factor,
+        weight_decay_bias=weight_decay_bias,
     )
     for group in groups:
         group["params"] = [p for p in group["params"] if p not in taken]

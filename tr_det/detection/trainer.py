@@ -19,7 +19,9 @@ from tr_det.detection.amp import build_loop
 from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.checks import check_rules, with_rule_key
-from tr_det.detection.data import named_dataset_errors
+from tr_det.detection.cost import log_cost
+from tr_det.detection.data import check_test_images, named_dataset_errors
+from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
 from tr_det.detection.sampling import build_train_loader
 from tr_det.detection.solver import build_optimizer
@@ -41,8 +43,11 @@ class QuantTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
+            check_test_images(name)
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
+        log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
@@ -69,13 +74,16 @@ class QuantTrainer(DefaultTrainer):
             raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
         except ValueError as error:
             raise ValueError(with_rule_key(cfg, str(error))) from None
+        try:
+            quantize_detector(model, cfg)
+        except ValueError as error:
+            raise ValueError(with_rule_key(cfg, str(error))) from None
         freeze_scales_of_frozen_layers(model)
         if cfg.MODEL.QUANT.ENABLED:
             if not any(quantized_layers(model)):
                 raise ValueError(
-                    f"MODEL.QUANT.ENABLED=True, but {cfg.MODEL.META_ARCHITECTURE} with "
-                    f"{cfg.MODEL.BACKBONE.NAME} has no quantized layer; use QuantRetinaNet or one "
-                    "of the quantized backbones"
+                    f"MODEL.QUANT.ENABLED=True, but no layer of {cfg.MODEL.META_ARCHITECTURE} with "
+                    f"{cfg.MODEL.BACKBONE.NAME} is quantized"
                 )
             check_rules(cfg, model)
         return model
@@ -104,7 +112,8 @@ class QuantTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build a test loader; a broken annotation file is named."""
+        """Build a test loader; broken annotations and images are named."""
+        check_test_images(dataset_name)
         with named_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
 

@@ -2,6 +2,7 @@
 
 from tr_det.core.nn.config import QuantConfig, QuantRule
 from tr_det.core.nn.convert import quantize_model, quantized_layers, register_quant_layer
+from tr_det.core.nn.dequantize import dequantize_layers, dequantize_model
 from tr_det.core.nn.layers import OutputScale, QuantConv2d, QuantLinear
 from tr_det.core.nn.once import quantized_weights_anew, quantized_weights_once
 from tr_det.core.nn.report import LayerReport, QuantReport
@@ -14,6 +15,8 @@ __all__ = [
     "QuantLinear",
     "QuantReport",
     "QuantRule",
+    "dequantize_layers",
+    "dequantize_model",
     "quantize_model",
     "quantized_layers",
     "quantized_weights_anew",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -16,6 +17,7 @@ _QUANT_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QuantLinear,
 }
 _WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
+_Plan = list[tuple[str, nn.Module, LayerReport]]
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -39,6 +41,18 @@ def register_quant_layer(source: type[nn.Module], target: type[nn.Module]) -> No
             "and from QuantConv2d or QuantLinear"
         )
     _QUANT_LAYERS[source] = target
+
+
+def source_class(quantized: type[nn.Module]) -> type[nn.Module]:
+    """Return the layer class that a quantized class replaces.
+
+    Raises:
+        ValueError: if no class is registered for it.
+    """
+    for source, target in _QUANT_LAYERS.items():
+        if target is quantized:
+            return source
+    raise ValueError(f"{quantized.__name__}: not registered; see register_quant_layer")
 
 
 def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> QuantReport:
@@ -73,10 +87,13 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
             )
     normed = _layers_before_a_norm(model)
     # Plan first, convert after: an error must not leave a model half converted.
-    plan = [(name, layer, _plan(name, layer, config, layer in normed)) for name, layer in layers]
+    plan: _Plan = [
+        (name, layer, _plan(name, layer, config, layer in normed)) for name, layer in layers
+    ]
     for name, layer, entry in plan:
         if not entry.reason and not isinstance(layer, _QuantLayer):
             _convert(layer, name, config, entry)
+    plan = _with_ties(plan)
     sizes = {id(getattr(layer, "weight", layer)): entry.num_weights for _, layer, entry in plan}
     counted = sum(sizes.values())  # a weight that layers share counts once
     own_state = sum(
@@ -196,6 +213,16 @@ def _is_trainable_norm(module: nn.Module) -> bool:
         and not any(isinstance(part, _WEIGHT_LAYERS) for part in parts)
         and any(p.requires_grad for p in module.parameters())
     )
+
+
+def _with_ties(plan: _Plan) -> _Plan:
+    """Return the plan with the layers marked that have an earlier one's weight."""
+    first: dict[int, str] = {}
+    marked: _Plan = []
+    for name, layer, entry in plan:
+        owner = first.setdefault(id(getattr(layer, "weight", layer)), name)
+        marked.append((name, layer, entry if owner == name else replace(entry, tied_to=owner)))
+    return marked
 
 
 def _examples(layers: Sequence[tuple[str, nn.Module]]) -> str:

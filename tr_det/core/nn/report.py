@@ -18,6 +18,7 @@ class LayerReport:
         signed_input: whether the input's grid is signed.
         output_scale: whether it has a learnable output scale.
         reason: why it was left alone; empty if it was quantized.
+        tied_to: the earlier layer that has the same weight, or empty.
     """
 
     name: str
@@ -28,6 +29,7 @@ class LayerReport:
     signed_input: bool = False
     output_scale: bool = False
     reason: str = ""
+    tied_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class QuantReport:
         return tuple(layer for layer in self.layers if layer.reason)
 
     def storage_mb(self, quantized: bool = True) -> float:
-        """Return the storage of all parameters in MB (10^6 bytes).
+        """Return the storage of all parameters in MB (10^6 bytes); a shared weight counts once.
 
         Args:
             quantized: count quantized weights at their bit-width; otherwise everything at 32 bits.
         """
         bits = sum(
-            layer.num_weights * (layer.weight_bits if quantized else 32) for layer in self.layers
+            layer.num_weights * (layer.weight_bits if quantized else 32)
+            for layer in self.layers
+            if not layer.tied_to
         )
         return (bits + 32 * self.other_parameters) / 8e6
 

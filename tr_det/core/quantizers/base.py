@@ -76,6 +76,10 @@ class Quantizer(nn.Module):
         """Return the real value of every code, ascending, float32, shape (number of codes,)."""
         raise NotImplementedError
 
+    def gain(self) -> Tensor:
+        """Return q(x) / x where neither rounding nor clipping changes x: 1 for most quantizers."""
+        return torch.ones_like(self.scale)
+
     def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         """Return the initial scale from element count, sum and sum of squares (0-d float64)."""
         raise NotImplementedError

@@ -64,6 +64,10 @@ class FixedGridQuantizer(Quantizer):
             / self.grid.gamma
         )
 
+    def gain(self) -> Tensor:
+        """Return 1 / scale: the output grid is fixed."""
+        return 1.0 / self.scale.detach()
+
     def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         """Return 3 std (signed) or 3 std / sqrt(1 - 2/pi) (unsigned) from pooled moments."""
         variance = (squares - total.square() / count) / (count - 1)

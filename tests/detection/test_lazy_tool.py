@@ -1,0 +1,86 @@
+"""Detectron2's lazyconfig_train_net.py trains, resumes and evaluates our LazyConfigs as it is."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAF = ROOT / "configs/COCO-Detection/retinanet_R_18_FPN_w4a4_sgdt.py"
+
+SMALL = """
+from detectron2.config import LazyConfig
+
+cfg = LazyConfig.load({leaf!r})
+model, dataloader = cfg.model, cfg.dataloader
+optimizer, lr_multiplier, train = cfg.optimizer, cfg.lr_multiplier, cfg.train
+
+model.num_classes = 10
+model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
+dataloader.train.dataset.names, dataloader.test.dataset.names = {train!r}, {val!r}
+dataloader.train.mapper.augmentations[0].short_edge_length = (64,)
+dataloader.test.mapper.augmentations[0].short_edge_length = 64
+dataloader.train.total_batch_size = 2
+dataloader.train.num_workers = dataloader.test.num_workers = 0
+dataloader.evaluator.output_dir = train.output_dir = {output!r}
+optimizer.log_period = train.log_period = 1
+train.init_checkpoint, train.device, train.max_iter = "", "cpu", 2
+train.checkpointer.period = 2
+"""
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tiny, scenes, tmp_path, monkeypatch):
+    """Return ``run(*arguments)``, which runs the tool in this process."""
+    monkeypatch.setattr("logging.raiseExceptions", False)  # handlers of earlier tests are closed
+    script = load(
+        load(Path(__file__).with_name("upstream_tools.py")).tool("lazyconfig_train_net.py")
+    )
+    config = tmp_path / "small.py"
+    config.write_text(
+        SMALL.format(leaf=str(LEAF), train=tiny.TRAIN, val=tiny.VAL, output=str(tmp_path))
+    )
+
+    def call(*arguments):
+        return script.main(
+            default_argument_parser().parse_args(["--config-file", str(config), *arguments])
+        )
+
+    return call
+
+
+def groups(path):
+    saved = torch.load(path, weights_only=True)
+    return [g for g in saved["trainer"]["optimizer"]["param_groups"] if "talr" in g]
+
+
+def test_it_trains_resumes_and_evaluates(run, tmp_path, capsys):
+    run()
+    first = groups(tmp_path / "model_final.pth")
+    assert len(first) == 35  # all convolutions but the first and the last ones
+    assert {group["tr_updates"] for group in first} == {2}
+    run("--resume", "train.max_iter=4", "optimizer.total_steps=4")
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 3
+    resumed = groups(tmp_path / "model_final.pth")
+    # The controllers have gone on, they have not started anew.
+    assert {group["tr_updates"] for group in resumed} == {4}
+    assert {float(group["running_tr"]) for group in resumed} != {0.0}
+    # AP and the TR curves are in metrics.json, with no hook of ours.
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    curves = [line["iteration"] for line in lines if {"tr/running", "tr/talr"} <= set(line)]
+    assert curves == [0, 1, 2, 3]
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [2, 4]  # after training
+    capsys.readouterr()
+    run("--eval-only", f"train.init_checkpoint={tmp_path / 'model_final.pth'}")
+    assert "'AP'" in capsys.readouterr().out

@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Write a quantized checkpoint as one that plain Detectron2 loads, with de-quantized weights.
+
+    tools/dequantize.py --output OUT.pth --config-file configs/... [KEY VALUE ...]
+
+The config must be the checkpoint's own, MODEL.WEIGHTS the checkpoint. OUT.pth has the keys and
+shapes of the full-precision model; what the grids did to the scale of outputs is in the weights.
+Activations are no longer quantized. With MODEL.QUANT.HEAD_INPUT_RELU the head has a ReLU that
+Detectron2's RetinaNet lacks: load OUT.pth in QuantRetinaNet with MODEL.QUANT.ENABLED False.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.utils.logger import setup_logger
+
+from tr_det.core import dequantize_model
+from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
+from tr_det.detection.checks import check_config
+from tr_det.detection.cli import one_line_errors
+from tr_det.detection.config_input import merge_file, merge_pairs
+
+
+def dequantize(output: str, config_file: str, opts: list[str]) -> None:
+    """Convert one checkpoint."""
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    merge_file(cfg, config_file)
+    merge_pairs(cfg, [*opts, "MODEL.DEVICE", "cpu"])
+    check_config(cfg)
+    if not (cfg.MODEL.QUANT.ENABLED and cfg.MODEL.WEIGHTS):
+        raise ValueError("MODEL.QUANT.ENABLED, MODEL.WEIGHTS: must be True and name a checkpoint")
+    model = QuantTrainer.build_model(cfg)
+    QuantCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    try:
+        count = dequantize_model(model)
+    except RuntimeError as error:  # a full-precision checkpoint
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from None
+    torch.save({"model": model.state_dict(), "__author__": "tr_det"}, f"{output}.part")
+    os.replace(f"{output}.part", output)
+    print(f"{output}: {count} layers de-quantized")
+    if cfg.MODEL.META_ARCHITECTURE == "QuantRetinaNet" and cfg.MODEL.QUANT.HEAD_INPUT_RELU:
+        print("the head's inputs have a ReLU: keep QuantRetinaNet, with MODEL.QUANT.ENABLED False")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    setup_logger(name="fvcore")
+    with one_line_errors():
+        dequantize(args.output, args.config_file, args.opts)
+
+
+if __name__ == "__main__":
+    main()

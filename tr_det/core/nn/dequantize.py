@@ -1,0 +1,63 @@
+"""From quantized layers back to torch's own, with what they compute as ordinary weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tr_det.core.nn.convert import quantized_layers, source_class
+from tr_det.core.nn.layers import QuantConv2d, QuantLinear
+
+
+@torch.no_grad()
+def dequantize_model(model: nn.Module) -> int:
+    """Replace quantized layers by full-precision ones with de-quantized weights, in place.
+
+    Parameter names are those of the model before `quantize_model`. What a layer's grid does to the
+    scale of its output, by its weight, its input and its output scale, goes into the weight:
+
+        output_scale * f(q(x), w_q) + bias = f(x, output_scale * gain * w_q) + bias
+
+    up to rounding and clipping of x, where ``gain`` is `Quantizer.gain` of the input's quantizer.
+    With inputs in full precision the outputs are the same up to float rounding.
+
+    Returns:
+        How many layers were replaced.
+
+    Raises:
+        RuntimeError: a scale that was never set.
+    """
+    layers = [layer for _, layer in quantized_layers(model)]
+    # All first: layers may share a weight.
+    weights = [dequantized_weight(layer) for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight.copy_(weight)
+    return dequantize_layers(model)
+
+
+def dequantize_layers(model: nn.Module) -> int:
+    """Replace quantized layers by full-precision ones, in place, with their latent weights.
+
+    Returns:
+        How many layers were replaced.
+    """
+    layers = [layer for _, layer in quantized_layers(model)]
+    for layer in layers:
+        for child in ("weight_quantizer", "input_quantizer", "output_scale"):
+            delattr(layer, child)
+        layer.__class__ = source_class(type(layer))  # type: ignore[assignment]
+    return len(layers)
+
+
+@torch.no_grad()
+def dequantized_weight(layer: QuantConv2d | QuantLinear) -> Tensor:
+    """Return the weight with which a full-precision layer does what this one does."""
+    weight = layer.quantized_weight()
+    for part in (layer.input_quantizer, layer.output_scale):
+        if part is not None and not part.is_initialized:
+            raise RuntimeError(f"{part.label}: no scale yet, so nothing to de-quantize")
+    if layer.input_quantizer is not None:
+        weight = weight * layer.input_quantizer.gain()
+    if layer.output_scale is not None:
+        weight = weight * layer.output_scale.scale
+    return weight

@@ -1,0 +1,150 @@
+"""What a detector costs: storage at its bit-widths, multiply-accumulates and bit operations.
+
+MACs are counted per layer on a copy without storage (the meta device), so that an image of full
+size costs nothing. Counted are the layers that run on an image's pixels: backbone, FPN, and the
+head of a dense detector or the RPN. What runs per proposal (ROI heads) depends on the image and is
+named as left out. BOPs are MACs times bits of the weight times bits of the input, 32 x 32 for
+layers in full precision.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from tr_det.core import QuantConv2d, QuantLinear, dequantize_layers
+from tr_det.core.nn.config import FULL_PRECISION
+
+_COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of a detector.
+
+    Attributes:
+        image_size: height and width that the operations are for.
+        macs: multiply-accumulates of one image.
+        bops: bit operations of one image.
+        full_bops: the same, were all layers in full precision.
+        megabytes: storage of all parameters (10^6 bytes) at their bit-widths; shared ones once.
+        full_megabytes: the same at 32 bits.
+        per_proposal: top-level parts that run once per proposal and are not in the operations.
+    """
+
+    image_size: tuple[int, int]
+    macs: int
+    bops: int
+    full_bops: int
+    megabytes: float
+    full_megabytes: float
+    per_proposal: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """Return the costs as text."""
+        height, width = self.image_size
+        without = f", without {', '.join(self.per_proposal)}" if self.per_proposal else ""
+        return (
+            f"parameters {self.megabytes:.2f} MB ({self.full_megabytes:.2f} MB at 32 bits); at "
+            f"{height} x {width}{without}: {self.macs / 1e9:.2f} G MACs, {self.bops / 1e9:.1f} G "
+            f"BOPs ({self.full_bops / 1e9:.1f} G at 32 bits)"
+        )
+
+
+def storage_bits(model: nn.Module) -> tuple[int, int]:
+    """Return bits of all parameters at their bit-widths, and at 32; a shared parameter once.
+
+    Scales of quantizers are parameters like any other, at 32 bits.
+    """
+    bits: dict[nn.Parameter, int] = dict.fromkeys(model.parameters(), FULL_PRECISION)
+    for module in model.modules():
+        if isinstance(module, QuantConv2d | QuantLinear):
+            bits[module.weight] = _bits(module)[0]
+    return (
+        sum(p.numel() * width for p, width in bits.items()),
+        sum(p.numel() * FULL_PRECISION for p in bits),
+    )
+
+
+def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
+    """Return the costs of a detector of Detectron2's.
+
+    Args:
+        model: with a ``backbone``, and a ``head`` or a ``proposal_generator``; others are counted
+            as far as the backbone.
+        image_size: height and width, rounded up to what the backbone divides by.
+    """
+    twin = copy.deepcopy(model).to("meta").eval()
+    bits = {
+        name: _bits(module) for name, module in twin.named_modules() if isinstance(module, _COUNTED)
+    }
+    dequantize_layers(twin)
+    divisor = max(1, twin.backbone.size_divisibility)
+    height, width = (-(-side // divisor) * divisor for side in image_size)
+    with torch.no_grad(), counted_macs(twin) as macs:
+        _run_dense_parts(twin, torch.empty(1, 3, height, width, device="meta"))
+    own, full = storage_bits(model)
+    return Cost(
+        image_size=(height, width),
+        macs=sum(macs.values()),
+        bops=sum(count * bits[name][0] * bits[name][1] for name, count in macs.items()),
+        full_bops=sum(macs.values()) * FULL_PRECISION**2,
+        megabytes=own / 8e6,
+        full_megabytes=full / 8e6,
+        per_proposal=("roi_heads",) if hasattr(model, "roi_heads") else (),
+    )
+
+
+def log_cost(model: nn.Module, cfg: CfgNode) -> Cost | None:
+    """Log the costs at the config's test size, if the model has a backbone of Detectron2's."""
+    logger = logging.getLogger(__name__)
+    if not hasattr(model, "backbone"):
+        logger.info("Cost: not counted, as the model has no backbone")
+        return None
+    short = cfg.INPUT.MIN_SIZE_TEST
+    cost = measure_cost(model, (short, min(cfg.INPUT.MAX_SIZE_TEST, short * 4 // 3)))
+    logger.info("Cost: %s", cost.line())
+    return cost
+
+
+@contextmanager
+def counted_macs(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Count the multiply-accumulates of each layer, by name, over all of its calls."""
+    macs: dict[str, int] = {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        name, weight = names[module], module.weight
+        # Each element of the output, or of a transposed convolution's input, meets one filter.
+        sites = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+        macs[name] = macs.get(name, 0) + sites.numel() * weight[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in names if isinstance(m, _COUNTED)]
+    try:
+        yield macs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run_dense_parts(model: Any, image: Tensor) -> None:
+    features = model.backbone(image)
+    if hasattr(model, "head") and hasattr(model, "head_in_features"):
+        model.head([features[name] for name in model.head_in_features])
+    elif hasattr(model, "proposal_generator"):
+        rpn = model.proposal_generator
+        rpn.rpn_head([features[name] for name in rpn.in_features])
+
+
+def _bits(module: nn.Module) -> tuple[int, int]:
+    quantizers = (getattr(module, f"{part}_quantizer", None) for part in ("weight", "input"))
+    weight, act = (FULL_PRECISION if q is None else q.bits for q in quantizers)
+    return weight, act

@@ -1,0 +1,86 @@
+"""Detectron2's own train_net.py and plain_train_net.py on our YAML configs, unmodified.
+
+    DETECTRON2_ENV_MODULE=tr_det.detection.env python /path/to/detectron2/tools/train_net.py ...
+
+The variable is Detectron2's one injection point: `setup_environment` runs while ``detectron2`` is
+imported, so what follows is in place before any script has read a name:
+
+  * our keys are among the defaults of ``get_cfg``;
+  * backbones, ``QuantRetinaNet`` and the embedded datasets are registered;
+  * ``build_optimizer`` is ours, wherever Detectron2 has it by name;
+  * ``build_model`` quantizes detectors that do not do so themselves (`quantize_detector`);
+  * on v0.6 ``DefaultTrainer`` saves its optimizer, as upstream has it since.
+
+What only tools/train_net.py has: the check of a whole config, strict checkpoints, calibration of
+an unquantized checkpoint in ``--eval-only``, exact resume, and processes without GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_OPTIMIZER_PLACES = ("detectron2.solver.build", "detectron2.solver", "detectron2.engine.defaults")
+_MODEL_PLACES = (
+    "detectron2.modeling.meta_arch.build",
+    "detectron2.modeling.meta_arch",
+    "detectron2.modeling",
+    "detectron2.engine.defaults",
+)
+
+
+def setup_environment() -> None:
+    """Put tr_det into Detectron2; a second call changes nothing."""
+    # Here, because Detectron2 is being imported and these modules import from it.
+    from detectron2.config import defaults
+
+    from tr_det.detection.config import add_tr_det_config
+
+    if "QUANT" in defaults._C.MODEL:
+        return
+    add_tr_det_config(defaults._C)
+
+    import tr_det.detection  # noqa: F401  registers backbones, architecture, datasets
+    from tr_det.detection.solver import build_optimizer
+
+    _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
+    _replace("build_model", _MODEL_PLACES, _quantizing(_original("build_model", _MODEL_PLACES[0])))
+    _save_optimizer_on_v06()
+
+
+def _original(name: str, place: str) -> Any:
+    return getattr(importlib.import_module(place), name)
+
+
+def _replace(name: str, places: tuple[str, ...], function: Any) -> None:
+    for place in places:
+        setattr(importlib.import_module(place), name, function)
+
+
+def _quantizing(build_model: Any) -> Any:
+    """Return build_model followed by `quantize_detector`."""
+    from tr_det.detection.quantize import quantize_detector
+
+    def build_quantized_model(cfg: Any) -> Any:
+        model = build_model(cfg)
+        quantize_detector(model, cfg)
+        return model
+
+    return build_quantized_model
+
+
+def _save_optimizer_on_v06() -> None:
+    """Give v0.6's DefaultTrainer the optimizer in its state, without which no TR run resumes."""
+    from detectron2.engine import DefaultTrainer, TrainerBase
+
+    if DefaultTrainer.state_dict is not TrainerBase.state_dict:
+        return  # upstream has it since November 2021
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state)
+        self._trainer.load_state_dict(state["_trainer"])
+
+    DefaultTrainer.state_dict, DefaultTrainer.load_state_dict = state_dict, load_state_dict

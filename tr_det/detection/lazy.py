@@ -1,0 +1,271 @@
+"""LazyConfigs: the rows of ``configs/COCO-Detection`` for Detectron2's lazyconfig_train_net.py.
+
+`retinanet_coco` returns the five objects that the tool asks of a config file, as lazy nodes: any
+part can be changed on the command line (``model.quant.weight_bits=3``) or in a file of one's own.
+TR scheduling is inside the optimizer, so the tool needs no change. It knows no learning rate
+but the optimizer's, no strict loading and no exact resume: for those there is tools/train_net.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T
+from detectron2.evaluation import COCOEvaluator
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicStem
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
+from omegaconf import DictConfig
+
+from tr_det import core
+from tr_det.core import QuantConfig
+from tr_det.detection.config import FIRST_AND_LAST, retinanet_quant_config
+from tr_det.detection.events import TransitionLogger
+from tr_det.detection.retinanet import QuantRetinaNet
+from tr_det.detection.solver import optimizer_groups
+
+PROTOCOLS = ("paper", "all")
+ANCHORS = [
+    [round(side * 2 ** (third / 3), 1) for third in range(3)] for side in (32, 64, 128, 256, 512)
+]
+"""Three octave scales per level, rounded as in the YAML configs."""
+
+
+def retinanet_coco(
+    depth: int, bits: int = 32, optimizer: str = "SGD", protocol: str = "paper"
+) -> tuple[DictConfig, DictConfig, DictConfig, DictConfig, DictConfig]:
+    """Return a row of the paper's COCO tables: model, dataloader, optimizer, lr_multiplier, train.
+
+    Args:
+        depth: of the ResNet: 18, 34 or 50.
+        bits: of weights and activations; 32 is full precision.
+        optimizer: ``"SGD"``, which trains the scales of weight quantizers, or ``"SGDT"``.
+        protocol: ``"paper"`` keeps the first and the last layers in full precision; ``"all"``
+            quantizes them to 8 bits.
+
+    Raises:
+        ValueError: an argument that is none of these.
+    """
+    for name, value, allowed in (
+        ("depth", depth, (18, 34, 50)),
+        ("optimizer", optimizer, ("SGD", "SGDT")),
+        ("protocol", protocol, PROTOCOLS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: must be one of {list(allowed)}")
+    row = f"w{bits}a{bits}_{optimizer.lower()}" if bits < 32 else "fp"
+    folder = "output/coco/all" if protocol == "all" and bits < 32 else "output/coco"
+    name = f"retinanet_R_{depth}_FPN"
+    model = retinanet(depth)
+    if bits < 32:
+        weights = f"output/coco/{name}_fp/model_final.pth"
+        model.quant = L(quant_config)(
+            weight_bits=bits,
+            act_bits=bits,
+            protocol=protocol,
+            learn_weight_scale=optimizer == "SGD",
+        )
+    elif depth == 50:
+        weights = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    else:
+        weights = f"r{depth}.pkl"
+    return (
+        model,
+        coco_loaders(),
+        sgd(optimizer),
+        cosine(warmup_share=0.0 if bits < 32 else 1000 / 90_000),
+        DictConfig(train_options(f"{folder}/{name}_{row}", weights)),
+    )
+
+
+def quant_config(
+    weight_bits: int = 4,
+    act_bits: int = 4,
+    protocol: str = "paper",
+    learn_weight_scale: bool = False,
+    head_input_relu: bool = True,
+) -> QuantConfig:
+    """Return how to quantize a RetinaNet by a protocol; see `retinanet_coco`."""
+    if protocol == "all":
+        skip, rules = [], [f"{pattern} weight_bits=8 act_bits=8" for pattern in FIRST_AND_LAST]
+    else:
+        skip, rules = list(FIRST_AND_LAST), []
+    return retinanet_quant_config(
+        skip,
+        rules,
+        head_input_relu=head_input_relu,
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        learn_weight_scale=learn_weight_scale,
+    )
+
+
+def retinanet(depth: int, norm: str = "SyncBN", num_classes: int = 80) -> DictConfig:
+    """Return RetinaNet with ResNet and FPN, in full precision: ``quant`` is None."""
+    channels = 2048 if depth == 50 else 512
+    stages = {"stride_in_1x1": False} if depth == 50 else {}  # a basic block has no 1x1
+    return L(QuantRetinaNet)(
+        backbone=L(FPN)(
+            bottom_up=L(ResNet)(
+                stem=L(BasicStem)(in_channels=3, out_channels=64, norm=norm),
+                stages=L(ResNet.make_default_stages)(depth=depth, norm=norm, **stages),
+                out_features=["res3", "res4", "res5"],
+            ),
+            in_features="${.bottom_up.out_features}",
+            out_channels=256,
+            top_block=L(LastLevelP6P7)(in_channels=channels, out_channels="${..out_channels}"),
+        ),
+        head=L(RetinaNetHead)(
+            input_shape=[ShapeSpec(channels=256)] * 5,
+            num_classes="${..num_classes}",
+            num_anchors=9,
+            conv_dims=[256] * 4,
+        ),
+        head_in_features=["p3", "p4", "p5", "p6", "p7"],
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=ANCHORS,
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32, 64, 128],
+            offset=0.0,
+        ),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
+        ),
+        num_classes=num_classes,
+        smooth_l1_beta=0.0,
+        pixel_mean=[123.675, 116.280, 103.530],
+        pixel_std=[58.395, 57.120, 57.375],
+        input_format="RGB",
+        quant=None,
+        head_input_relu=True,
+    )
+
+
+def sgd(name: str = "SGDT") -> DictConfig:
+    """Return SGD or SGDT with the paper's hyperparameters."""
+    transition = name.endswith("T")
+    return L(make_optimizer)(
+        # The tool sets params.model before it instantiates the optimizer.
+        params=L(optimizer_groups)(
+            transition=transition,
+            base_lr="${..lr}",
+            weight_decay="${..weight_decay}",
+            weight_decay_norm=0.0,
+            scale_lr_factor=0.1,
+        ),
+        name=name,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=1e-4,
+        **(
+            {"total_steps": "${train.max_iter}", "tr_factor": 1e-3, "tr_momentum": 0.99}
+            if transition
+            else {}
+        ),
+    )
+
+
+def make_optimizer(
+    params: list[dict[str, Any]], name: str, log_period: int = 20, **options: Any
+) -> torch.optim.Optimizer:
+    """Build an optimizer by name; a TR-scheduled one records its curves in the EventStorage.
+
+    Args:
+        params: groups; see `optimizer_groups`.
+        name: of a class of torch.optim, or of `tr_det.core`, e.g. ``"SGDT"``.
+        log_period: iterations between two records of the TR curves.
+        **options: of the optimizer.
+
+    Raises:
+        ValueError: there is no optimizer of that name.
+    """
+    optimizer = getattr(core, name, None) or getattr(torch.optim, name, None)
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer.name={name!r}: no optimizer of torch.optim or tr_det.core")
+    built = optimizer(params, **options)
+    if isinstance(built, core.TransitionScheduled):
+        built.step_callback = TransitionLogger(log_period)
+    return built
+
+
+def cosine(warmup_share: float = 0.0) -> DictConfig:
+    """Return the learning rate's course: cosine to zero, after a warm-up from a thousandth."""
+    course = L(CosineParamScheduler)(start_value=1.0, end_value=0.0)
+    if not warmup_share:
+        return course
+    return L(WarmupParamScheduler)(
+        scheduler=course, warmup_length=warmup_share, warmup_factor=1e-3, warmup_method="linear"
+    )
+
+
+def coco_loaders() -> DictConfig:
+    """Return loaders of COCO 2017 and its evaluation."""
+    return DictConfig(
+        {
+            "train": L(build_detection_train_loader)(
+                dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+                mapper=L(DatasetMapper)(
+                    is_train=True,
+                    augmentations=[
+                        L(T.ResizeShortestEdge)(
+                            short_edge_length=(640, 672, 704, 736, 768, 800),
+                            sample_style="choice",
+                            max_size=1333,
+                        ),
+                        L(T.RandomFlip)(horizontal=True),
+                    ],
+                    image_format="RGB",
+                ),
+                total_batch_size=16,
+                num_workers=4,
+            ),
+            "test": L(build_detection_test_loader)(
+                dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+                mapper=L(DatasetMapper)(
+                    is_train=False,
+                    augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+                    image_format="${...train.mapper.image_format}",
+                ),
+                num_workers=4,
+            ),
+            "evaluator": L(COCOEvaluator)(
+                dataset_name="${..test.dataset.names}", use_fast_impl=False
+            ),
+        },
+        flags={"allow_objects": True},
+    )
+
+
+def train_options(output_dir: str, init_checkpoint: str) -> dict[str, Any]:
+    """Return what the tool looks up under ``train``."""
+    return {
+        "output_dir": output_dir,
+        "init_checkpoint": init_checkpoint,
+        "max_iter": 90_000,
+        "amp": {"enabled": False},
+        "ddp": {
+            "broadcast_buffers": False,
+            "find_unused_parameters": False,
+            "fp16_compression": False,
+        },
+        "checkpointer": {"period": 5000, "max_to_keep": 100},
+        "eval_period": 5000,
+        "log_period": 20,
+        "device": "cuda",
+    }
