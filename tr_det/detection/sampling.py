@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tr_det.detection.rng import sample_states
+from tr_det.training.rng import sample_states
 
 Place = tuple[int, int]
 """Number of a sample in the stream of all processes, and its index in the dataset."""

@@ -76,6 +76,14 @@ class Quantizer(nn.Module):
         """Return the real value of every code, ascending, float32, shape (number of codes,)."""
         raise NotImplementedError
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return x as the discretiser sees it, clipped, in units of codes; float32, no gradient."""
+        raise NotImplementedError
+
+    def transition_points(self) -> Tensor:
+        """Return where `normalized` values change their code, ascending, float32."""
+        raise NotImplementedError
+
     def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         """Return the initial scale from element count, sum and sum of squares (0-d float64)."""
         raise NotImplementedError
