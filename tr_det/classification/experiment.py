@@ -37,14 +37,22 @@ class Run:
         bits: of weights and activations.
         steps: optimizer updates.
         seed: of the full-precision model and of the batches.
+        lr: base learning rate; None takes the optimizer's from `LEARNING_RATES`.
+        schedule: course of the learning rate, and of the target unless ``tr`` names another.
+        learn_weight_scale: None trains the scales of plain optimizers' weights, as the paper does.
         tr: arguments of `TransitionScheduled`, without ``total_steps``.
+        watch: updates between two looks at the weights (`Outcome.watched`); 0 for none.
     """
 
     optimizer: str = "SGDT"
     bits: int = 2
     steps: int = 600
     seed: int = 0
+    lr: float | None = None
+    schedule: str = "cosine"
+    learn_weight_scale: bool | None = None
     tr: dict[str, Any] = field(default_factory=dict)
+    watch: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,9 @@ class Laboratory:
         config = QuantConfig(
             weight_bits=run.bits,
             act_bits=run.bits,
-            learn_weight_scale=not scheduled,
+            learn_weight_scale=(
+                not scheduled if run.learn_weight_scale is None else run.learn_weight_scale
+            ),
             rules=(*FIRST_AND_LAST, QuantRule(pattern="blocks.*", output_scale=False)),
         )
         quantize_model(model, config)
@@ -122,6 +132,7 @@ class Laboratory:
             self.data,
             run.steps,
             seed=run.seed + 1000,
+            schedule=run.schedule,
             on_step=record if scheduled else None,
         )
         columns = [torch.stack(column) for column in zip(*history, strict=True)]
@@ -133,10 +144,11 @@ class Laboratory:
 
     def _optimizer(self, model: nn.Module, run: Run, scheduled: bool) -> Any:
         name = run.optimizer.removesuffix("T") if scheduled else run.optimizer
-        lr = LEARNING_RATES.get(name, 1e-3)
+        lr = LEARNING_RATES.get(name, 1e-3) if run.lr is None else run.lr
         decay = 1e-2 if name == "AdamW" else 1e-4  # supplement, S2.4
         groups = tr_param_groups(model, lr=lr, weight_decay=decay)
         options = {"lr": lr, **OPTIONS.get(name, {})}
         if scheduled:
-            return getattr(core, run.optimizer)(groups, total_steps=run.steps, **options, **run.tr)
+            tr = {"tr_schedule": run.schedule, **run.tr}
+            return getattr(core, run.optimizer)(groups, total_steps=run.steps, **options, **tr)
         return getattr(torch.optim, name)(without_transition(groups), **options)
