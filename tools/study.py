@@ -7,6 +7,7 @@
     tools/study.py optimizers         Table S5: seven optimizers, plain and TR-scheduled
     tools/study.py final-target       Table S6: the last target TR
     tools/study.py update-rules       Fig. S5: TALR rules on a step-decayed target
+    tools/study.py step-decay         Table S3: plain and TR-scheduled under step decay and cosine
     tools/study.py paired             TR-scheduled against plain, seed by seed, at W2A2 and W1A1
     tools/study.py tuned              the same with learning rates and TR factors searched alike
 
@@ -187,6 +188,27 @@ def tuned(study: Study, lengths: list[int]) -> list[Row]:
     return rows
 
 
+def step_decay(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies with LR and target divided by 5 after each quarter, and with cosine."""
+    del lengths
+    rows: list[Row] = []
+    for bits, name in itertools.product((2, 1), ("SGD", "SGDT", "Adam", "AdamT")):
+        settings: dict[str, dict[str, Any]] = {
+            f"W{bits}A{bits}, {name}, {schedule}": {
+                "optimizer": name,
+                "bits": bits,
+                "schedule": schedule,
+                "tr": {"tr_factor": 5e-3, **QUICK},
+            }
+            for schedule in ("cosine", "step")
+        }
+        found = list(study.rows(settings, f"W{bits}A{bits}, {name}"))
+        pairs = zip(found[1]["accuracy"], found[0]["accuracy"], strict=True)
+        found[1]["drop"] = [step - cosine for step, cosine in pairs]
+        rows += found
+    return rows
+
+
 STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
     "tracking": tracking,
     "tr-factor": tr_factor,
@@ -194,6 +216,7 @@ STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
     "optimizers": optimizers,
     "final-target": final_target,
     "update-rules": update_rules,
+    "step-decay": step_decay,
     "paired": paired,
     "tuned": tuned,
 }
@@ -204,6 +227,7 @@ def table(rows: list[Row]) -> str:
     columns = {
         "accuracy": "accuracy, %",
         "difference": "paired difference from plain",
+        "drop": "paired difference from cosine",
         "lambda": "lambda found",
         "tracking error": "mean abs(K - R) / R_0, %",
         "last TR over first target": "K at the end / R_0, %",
