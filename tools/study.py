@@ -9,7 +9,7 @@
     tools/study.py update-rules       Fig. S5: TALR rules on a step-decayed target
     tools/study.py step-decay         Table S3: plain and TR-scheduled under step decay and cosine
     tools/study.py paired             TR-scheduled against plain, seed by seed, at W2A2 and W1A1
-    tools/study.py tuned              the same with learning rates and TR factors searched alike
+    tools/study.py tuned              how much of that a search of the learning rate gives
 
 Each runs a small ResNet on 8 x 8 digits over several seeds; budgets are minutes, not GPU days, so
 orderings are what can be compared with the paper, not accuracies. Writes NAME.json and NAME.md to
@@ -180,9 +180,13 @@ def tuned(study: Study, lengths: list[int]) -> list[Row]:
         for factor in (0.3, 1, 3, 10):
             lr = usual * factor
             settings[f"{name}, lr {lr:g}"] = {"optimizer": name, "lr": lr}
-        for factor in (2e-3, 5e-3, 1e-2, 2e-2):
+        # lr of a TR run is that of the parameters that are not quantized, and where TALR begins.
+        usual_lr = [(1, factor) for factor in (2e-3, 5e-3, 1e-2, 2e-2)]
+        for times, factor in [*usual_lr, (3, 5e-3), (3, 1e-2), (10, 5e-3), (10, 1e-2)]:
             tr = {"tr_factor": factor, **QUICK}
-            settings[f"{name}T, lambda {factor:g}"] = {"optimizer": f"{name}T", "tr": tr}
+            lr = usual * times
+            key = f"{name}T, lr {lr:g}, lambda {factor:g}"
+            settings[key] = {"optimizer": f"{name}T", "lr": lr, "tr": tr}
         settings = {f"W{bits}A{bits}, {k}": {"bits": bits, **v} for k, v in settings.items()}
         rows += study.rows(settings, f"W{bits}A{bits}, {name}")
     return rows
