@@ -27,7 +27,7 @@ from tr_det.classification.solver import build_optimizer, build_scheduler
 from tr_det.core import TransitionScheduled
 from tr_det.training.checkpoint import StrictCheckpointer, is_quantizer_state
 from tr_det.training.metrics import MetricsWriter
-from tr_det.training.processes import processes, rank, summed
+from tr_det.training.processes import processes, rank, summed, take_from_first
 from tr_det.training.rng import seed_step
 from tr_det.training.watch import WeightWatcher
 
@@ -129,7 +129,10 @@ class ClassifierTrainer:
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return accuracy and loss on the test images."""
+        """Return accuracy and loss on the test images, of the model as checkpoints keep it."""
+        # Since the last forward began, each process' batch norms have gone their own way.
+        statistics = [b for n, b in self.model.named_buffers() if not is_quantizer_state(n)]
+        take_from_first(statistics)
         share = evaluation_batches(
             self.data.test,
             self.config.solver.batch_size,

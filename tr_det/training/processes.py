@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -42,6 +42,13 @@ def summed(values: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(values)
     return values
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors by the first process'."""
+    if processes() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def wait_for_all() -> None:
