@@ -30,6 +30,7 @@ def read_readme() -> str:
 
 
 DEMO = ["scikit-learn>=1.2"]
+TIMM = ["timm>=1.0,<2"]  # DeiT and EfficientNet-lite0 of the classification companion
 TEST = ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", "mypy>=1.11"]
 
 setup(
@@ -68,5 +69,5 @@ setup(
         "tqdm",
         "yacs>=0.1.8",
     ],
-    extras_require={"demo": DEMO, "test": TEST + DEMO},
+    extras_require={"demo": DEMO, "timm": TIMM, "test": TEST + DEMO + TIMM},
 )

@@ -46,8 +46,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     # Slow to import, so not before --help has been answered.
-    from tr_det.detection.cli import one_line_errors
     from tr_det.detection.demo import DemoOptions, run_demo
+    from tr_det.training.cli import one_line_errors
 
     with one_line_errors():
         options = DemoOptions(

@@ -7,6 +7,9 @@
     tools/study.py optimizers         Table S5: seven optimizers, plain and TR-scheduled
     tools/study.py final-target       Table S6: the last target TR
     tools/study.py update-rules       Fig. S5: TALR rules on a step-decayed target
+    tools/study.py step-decay         Table S3: plain and TR-scheduled under step decay and cosine
+    tools/study.py paired             TR-scheduled against plain, seed by seed, at W2A2 and W1A1
+    tools/study.py tuned              how much of that a search of the learning rate gives
 
 Each runs a small ResNet on 8 x 8 digits over several seeds; budgets are minutes, not GPU days, so
 orderings are what can be compared with the paper, not accuracies. Writes NAME.json and NAME.md to
@@ -16,6 +19,7 @@ output/studies.
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import statistics
 import time
@@ -26,7 +30,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tr_det.classification.experiment import Laboratory, Outcome, Run
+from tr_det.classification.experiment import LEARNING_RATES, Laboratory, Outcome, Run
 from tr_det.core.transition import AUTO
 from tr_det.demo.report import write_json
 
@@ -140,6 +144,75 @@ def update_rules(study: Study, lengths: list[int]) -> list[Row]:
     return list(study.rows(settings, "update rules"))
 
 
+def paired(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies of plain and TR-scheduled runs and their differences, seed by seed.
+
+    A seed gives both runs of a pair the same full-precision model and the same batches.
+    """
+    del lengths
+    rows: list[Row] = []
+    for bits, name in itertools.product((2, 1), ("SGD", "Adam")):
+        variants: dict[str, dict[str, Any]] = {
+            name: {"optimizer": name},
+            f"{name}, weight scales frozen": {"optimizer": name, "learn_weight_scale": False},
+            f"{name}T, lambda auto": {"tr": {"tr_factor": AUTO, **QUICK}},
+            f"{name}T, lambda 0.005": {"tr": {"tr_factor": 5e-3, **QUICK}},
+        }
+        settings = {
+            f"W{bits}A{bits}, {key}": {"optimizer": f"{name}T", "bits": bits, **arguments}
+            for key, arguments in variants.items()
+        }
+        found = list(study.rows(settings, f"W{bits}A{bits}, {name}"))
+        for row in found[1:]:
+            pairs = zip(row["accuracy"], found[0]["accuracy"], strict=True)
+            row["difference"] = [own - plain for own, plain in pairs]
+        rows += found
+    return rows
+
+
+def tuned(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies of plain optimizers by learning rate, of TR-scheduled ones by lambda."""
+    del lengths
+    rows: list[Row] = []
+    for bits, name in itertools.product((2, 1), ("SGD", "Adam")):
+        usual = LEARNING_RATES.get(name, 1e-3)
+        settings: dict[str, dict[str, Any]] = {}
+        for factor in (0.3, 1, 3, 10):
+            lr = usual * factor
+            settings[f"{name}, lr {lr:g}"] = {"optimizer": name, "lr": lr}
+        # lr of a TR run is that of the parameters that are not quantized, and where TALR begins.
+        usual_lr = [(1, factor) for factor in (2e-3, 5e-3, 1e-2, 2e-2)]
+        for times, factor in [*usual_lr, (3, 5e-3), (3, 1e-2), (10, 5e-3), (10, 1e-2)]:
+            tr = {"tr_factor": factor, **QUICK}
+            lr = usual * times
+            key = f"{name}T, lr {lr:g}, lambda {factor:g}"
+            settings[key] = {"optimizer": f"{name}T", "lr": lr, "tr": tr}
+        settings = {f"W{bits}A{bits}, {k}": {"bits": bits, **v} for k, v in settings.items()}
+        rows += study.rows(settings, f"W{bits}A{bits}, {name}")
+    return rows
+
+
+def step_decay(study: Study, lengths: list[int]) -> list[Row]:
+    """Return accuracies with LR and target divided by 5 after each quarter, and with cosine."""
+    del lengths
+    rows: list[Row] = []
+    for bits, name in itertools.product((2, 1), ("SGD", "SGDT", "Adam", "AdamT")):
+        settings: dict[str, dict[str, Any]] = {
+            f"W{bits}A{bits}, {name}, {schedule}": {
+                "optimizer": name,
+                "bits": bits,
+                "schedule": schedule,
+                "tr": {"tr_factor": 5e-3, **QUICK},
+            }
+            for schedule in ("cosine", "step")
+        }
+        found = list(study.rows(settings, f"W{bits}A{bits}, {name}"))
+        pairs = zip(found[1]["accuracy"], found[0]["accuracy"], strict=True)
+        found[1]["drop"] = [step - cosine for step, cosine in pairs]
+        rows += found
+    return rows
+
+
 STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
     "tracking": tracking,
     "tr-factor": tr_factor,
@@ -147,6 +220,9 @@ STUDIES: dict[str, Callable[[Study, list[int]], list[Row]]] = {
     "optimizers": optimizers,
     "final-target": final_target,
     "update-rules": update_rules,
+    "step-decay": step_decay,
+    "paired": paired,
+    "tuned": tuned,
 }
 
 
@@ -154,6 +230,8 @@ def table(rows: list[Row]) -> str:
     """Return rows as a Markdown table of means and standard deviations over seeds."""
     columns = {
         "accuracy": "accuracy, %",
+        "difference": "paired difference from plain",
+        "drop": "paired difference from cosine",
         "lambda": "lambda found",
         "tracking error": "mean abs(K - R) / R_0, %",
         "last TR over first target": "K at the end / R_0, %",

@@ -26,10 +26,10 @@ from tr_det.detection import (
 )
 from tr_det.detection.calibration import is_calibrated
 from tr_det.detection.checks import check_config
-from tr_det.detection.cli import one_line_errors
 from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import check_datasets
 from tr_det.detection.processes import run_processes
+from tr_det.training.cli import one_line_errors
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

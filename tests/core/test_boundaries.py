@@ -56,6 +56,20 @@ def test_only_detection_imports_detectron2(path: Path) -> None:
         assert [name for name in _imports(path) if _is_within(name, ("detectron2",))] == []
 
 
+@pytest.mark.parametrize(
+    ("package", "barred"),
+    [
+        ("training", ("detection", "classification", "demo")),
+        ("classification", ("detection",)),
+        ("detection", ("classification",)),
+    ],
+)
+def test_arrows_go_one_way(package: str, barred: tuple[str, ...]) -> None:
+    folders = tuple(f"tr_det.{name}" for name in barred)
+    for path in (ROOT / "tr_det" / package).rglob("*.py"):
+        assert [name for name in _imports(path) if _is_within(name, folders)] == [], path
+
+
 @pytest.mark.parametrize("path", CORE, ids=_relative)
 def test_core_imports_only_torch_and_fvcore_common(path: Path) -> None:
     allowed = (*CORE_MAY_IMPORT, "triton") if path.stem.endswith("_triton") else CORE_MAY_IMPORT

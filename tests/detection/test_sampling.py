@@ -12,7 +12,6 @@ from detectron2.data.samplers import (
 )
 
 from tr_det.detection import QuantTrainer
-from tr_det.detection.rng import sample_states, seed_step
 from tr_det.detection.sampling import (
     TrainLoader,
     aspect_groups,
@@ -20,6 +19,7 @@ from tr_det.detection.sampling import (
     planned_batches,
     reseeded,
 )
+from tr_det.training.rng import sample_states, seed_step
 
 SIZES = [(3, 2), (2, 3), (2, 2), (5, 1), (1, 5), (4, 3), (3, 4)]
 DICTS = [{"number": n, "width": w, "height": h} for n, (w, h) in enumerate(SIZES)]

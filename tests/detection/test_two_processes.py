@@ -9,8 +9,8 @@ from detectron2.engine import default_argument_parser
 from torch.multiprocessing import ProcessRaisedException
 
 from tests.detection import two_processes
-from tr_det.detection.cli import one_line_errors
 from tr_det.detection.processes import run_processes
+from tr_det.training.cli import one_line_errors
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,15 @@ from tr_det import core
 from tr_det.classification.digits import DigitImages, load_digit_images
 from tr_det.classification.resnet_cifar import ResNetCIFAR
 from tr_det.classification.training import accuracy, train
-from tr_det.core import QuantConfig, QuantRule, quantize_model, tr_param_groups, without_transition
+from tr_det.core import (
+    QuantConfig,
+    QuantRule,
+    quantize_model,
+    quantized_layers,
+    tr_param_groups,
+    without_transition,
+)
+from tr_det.training.watch import Sight, WeightWatcher
 
 FIRST_AND_LAST = (QuantRule(pattern="conv1", skip=True), QuantRule(pattern="fc", skip=True))
 
@@ -37,14 +45,45 @@ class Run:
         bits: of weights and activations.
         steps: optimizer updates.
         seed: of the full-precision model and of the batches.
+        lr: base learning rate; None takes the optimizer's from `LEARNING_RATES`.
+        schedule: course of the learning rate, and of the target unless ``tr`` names another.
+        learn_weight_scale: None trains the scales of plain optimizers' weights, as the paper does.
         tr: arguments of `TransitionScheduled`, without ``total_steps``.
+        watch: look at the weights after every update (`Outcome.trace`); takes a third longer.
     """
 
     optimizer: str = "SGDT"
     bits: int = 2
     steps: int = 600
     seed: int = 0
+    lr: float | None = None
+    schedule: str = "cosine"
+    learn_weight_scale: bool | None = None
     tr: dict[str, Any] = field(default_factory=dict)
+    watch: bool = False
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was seen of a run's quantized weights, and how well it did on the way.
+
+    Attributes:
+        step_size: mean change of levels, shape (updates - 1, layers), from the second update on.
+        distance: mean distance to the nearest transition point in units of codes, likewise.
+        rate: learning rate of parameters that are not quantized, by update.
+        accuracy: on held-out digits, by number of updates made.
+        latents: normalised latent weights of the middle layer, by number of updates made.
+        layer: its name.
+        transition_points: its quantizer's.
+    """
+
+    step_size: Tensor
+    distance: Tensor
+    rate: list[float]
+    accuracy: dict[int, float]
+    latents: dict[int, Tensor]
+    layer: str
+    transition_points: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +97,7 @@ class Outcome:
         talr: U, likewise.
         factor: lambda; NaN without TR scheduling.
         first_target: R_0 = lambda sqrt(b) of every layer.
+        trace: with ``Run.watch``.
     """
 
     accuracy: float
@@ -66,12 +106,59 @@ class Outcome:
     talr: Tensor
     factor: float
     first_target: Tensor
+    trace: Trace | None = None
 
     def tracking_error(self) -> float:
         """Return mean |K - R| / R_0 over layers and updates after the first tenth."""
         skip = len(self.running) // 10
         error = (self.running - self.target).abs()[skip:] / self.first_target
         return error.mean().item()
+
+
+class _Tracer:
+    """Makes a `Trace`; looks only, so a watched run has the numbers of one that is not."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: DigitImages, steps: int
+    ) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.watcher = WeightWatcher(model)
+        layers = dict(quantized_layers(model))
+        self.name = self.watcher.names[len(self.watcher.names) // 2]
+        self.layer = layers[self.name]
+        self.accuracy_period = max(1, steps // 30)
+        # After a first update, which sets the scales, and after each third.
+        self.pictured = {1, *(round(steps * third / 3) for third in (1, 2, 3))}
+        self.sights: list[Sight] = []
+        self.rates: list[float] = []
+        self.accuracy: dict[int, float] = {}
+        self.latents: dict[int, Tensor] = {}
+
+    def see(self, step: int) -> None:
+        done = step + 1
+        if step:
+            self.sights.append(self.watcher.look())
+        self.watcher.remember()
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        if done % self.accuracy_period == 0:
+            self.accuracy[done] = accuracy(self.model, self.data)
+        if done in self.pictured:
+            quantizer = self.layer.weight_quantizer
+            assert quantizer is not None
+            self.latents[done] = quantizer.normalized(self.layer.weight).flatten().clone()
+
+    def trace(self) -> Trace:
+        quantizer = self.layer.weight_quantizer
+        assert quantizer is not None
+        return Trace(
+            torch.stack([sight.step_size for sight in self.sights]),
+            torch.stack([sight.distance for sight in self.sights]),
+            self.rates,
+            self.accuracy,
+            self.latents,
+            self.name,
+            quantizer.transition_points(),
+        )
 
 
 class Laboratory:
@@ -105,16 +192,23 @@ class Laboratory:
         config = QuantConfig(
             weight_bits=run.bits,
             act_bits=run.bits,
-            learn_weight_scale=not scheduled,
+            learn_weight_scale=(
+                not scheduled if run.learn_weight_scale is None else run.learn_weight_scale
+            ),
             rules=(*FIRST_AND_LAST, QuantRule(pattern="blocks.*", output_scale=False)),
         )
         quantize_model(model, config)
         optimizer = self._optimizer(model, run, scheduled)
         history: list[tuple[Tensor, Tensor, Tensor]] = []
 
+        tracer = _Tracer(model, optimizer, self.data, run.steps) if run.watch else None
+
         def record(step: int, loss: Tensor) -> None:
-            metrics = optimizer.transition_metrics()
-            history.append((metrics.running, metrics.target, metrics.talr))
+            if scheduled:
+                metrics = optimizer.transition_metrics()
+                history.append((metrics.running, metrics.target, metrics.talr))
+            if tracer:
+                tracer.see(step)
 
         train(
             model,
@@ -122,21 +216,26 @@ class Laboratory:
             self.data,
             run.steps,
             seed=run.seed + 1000,
-            on_step=record if scheduled else None,
+            schedule=run.schedule,
+            on_step=record,
         )
         columns = [torch.stack(column) for column in zip(*history, strict=True)]
         running, target, talr = columns or [torch.zeros(0)] * 3
         groups = [group for group in optimizer.param_groups if "tr_factor" in group]
         factor = groups[0]["tr_factor"] if groups else math.nan
         first_target = torch.tensor([factor * math.sqrt(group["bits"]) for group in groups])
-        return Outcome(accuracy(model, self.data), running, target, talr, factor, first_target)
+        trace = tracer.trace() if tracer else None
+        return Outcome(
+            accuracy(model, self.data), running, target, talr, factor, first_target, trace
+        )
 
     def _optimizer(self, model: nn.Module, run: Run, scheduled: bool) -> Any:
         name = run.optimizer.removesuffix("T") if scheduled else run.optimizer
-        lr = LEARNING_RATES.get(name, 1e-3)
+        lr = LEARNING_RATES.get(name, 1e-3) if run.lr is None else run.lr
         decay = 1e-2 if name == "AdamW" else 1e-4  # supplement, S2.4
         groups = tr_param_groups(model, lr=lr, weight_decay=decay)
         options = {"lr": lr, **OPTIONS.get(name, {})}
         if scheduled:
-            return getattr(core, run.optimizer)(groups, total_steps=run.steps, **options, **run.tr)
+            tr = {"tr_schedule": run.schedule, **run.tr}
+            return getattr(core, run.optimizer)(groups, total_steps=run.steps, **options, **tr)
         return getattr(torch.optim, name)(without_transition(groups), **options)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import Tensor, nn
 
 from tr_det.classification.digits import DigitImages
+from tr_det.core.transition.schedule import TargetSchedule
 
 
 def train(
@@ -20,8 +20,9 @@ def train(
     batch_size: int = 64,
     seed: int = 0,
     on_step: Callable[[int, Tensor], None] | None = None,
+    schedule: str = "cosine",
 ) -> None:
-    """Train with cross-entropy and a cosine learning rate to zero.
+    """Train with cross-entropy and a scheduled learning rate.
 
     Images are shifted by up to one pixel, which is all the augmentation that 8 x 8 digits bear.
 
@@ -33,12 +34,10 @@ def train(
         batch_size: images per update, drawn without replacement epoch by epoch.
         seed: of the batches and the shifts.
         on_step: called with (step, loss) after each update.
+        schedule: course of the learning rate, by the names that a target TR has.
     """
     generator = torch.Generator().manual_seed(seed)
-    schedule = CosineParamScheduler(1.0, 0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule(min(step / steps, 1.0))
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, TargetSchedule(schedule, steps))
     model.train()
     count = len(data.train_labels)
     order = torch.empty(0, dtype=torch.int64)

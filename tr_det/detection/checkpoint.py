@@ -9,19 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from tr_det.detection.torchvision_names import from_torchvision
-
-QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
-"""What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
-
-
-def is_quantizer_state(key: str) -> bool:
-    """Return whether a state-dict key belongs to a quantizer or an output scale."""
-    return any(part in f".{key}" for part in QUANTIZER_STATE)
-
-
-def is_harmless(key: str) -> bool:
-    """Return whether a key may come and go: a counter that frozen batch norms lack."""
-    return key.endswith(".num_batches_tracked")
+from tr_det.training.checkpoint import QUANTIZER_STATE, is_harmless, is_quantizer_state
 
 
 class QuantCheckpointer(DetectionCheckpointer):

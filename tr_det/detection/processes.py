@@ -12,7 +12,7 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from tr_det.detection.cli import mistakes_for_parent
+from tr_det.training.cli import mistakes_for_parent
 
 Main = Callable[[argparse.Namespace], Any]
 

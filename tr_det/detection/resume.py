@@ -12,8 +12,8 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
-from tr_det.detection.rng import seed_step
 from tr_det.detection.sampling import TrainLoader
+from tr_det.training.rng import seed_step
 
 NORMALIZER = "loss_normalizer"
 """A moving average of the number of foreground anchors: a plain attribute of RetinaNet and FCOS."""
@@ -23,7 +23,7 @@ class RunState(HookBase):
     """Keeps the seed and the loss normalizers in checkpoints, and winds the data forward.
 
     The place in the data follows from the iteration (`tr_det.detection.sampling`), random states
-    from the seed and the iteration (`tr_det.detection.rng`). Loss normalizers differ between
+    from the seed and the iteration (`tr_det.training.rng`). Loss normalizers differ between
     processes while only the first one saves, so they are gathered where a checkpoint is due; a
     checkpoint written at another iteration holds the first process' normalizer for all.
 

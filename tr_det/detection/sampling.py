@@ -30,7 +30,7 @@ from tr_det.detection.images import (
     check_files,
     log_empty_boxes,
 )
-from tr_det.detection.rng import sample_states
+from tr_det.training.rng import sample_states
 
 Place = tuple[int, int]
 """Number of a sample in the stream of all processes, and its index in the dataset."""

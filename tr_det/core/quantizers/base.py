@@ -80,6 +80,14 @@ class Quantizer(nn.Module):
         """Return q(x) / x where neither rounding nor clipping changes x: 1 for most quantizers."""
         return torch.ones_like(self.scale)
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return x as the discretiser sees it, clipped, in units of codes; float32, no gradient."""
+        raise NotImplementedError
+
+    def transition_points(self) -> Tensor:
+        """Return where `normalized` values change their code, ascending, float32."""
+        raise NotImplementedError
+
     def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         """Return the initial scale from element count, sum and sum of squares (0-d float64)."""
         raise NotImplementedError

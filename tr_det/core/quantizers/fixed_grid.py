@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.ops import fixed_grid_codes, fixed_grid_quantize, fixed_grid_recode_
+from tr_det.core.ops.grid import SCALE_FLOOR
 from tr_det.core.quantizers.base import Quantizer, register_quantizer
 
 HALF_NORMAL_STD = math.sqrt(1.0 - 2.0 / math.pi)
@@ -67,6 +68,17 @@ class FixedGridQuantizer(Quantizer):
     def gain(self) -> Tensor:
         """Return 1 / scale: the output grid is fixed."""
         return 1.0 / self.scale.detach()
+
+    @torch.no_grad()
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return ``clip(gamma x / s, alpha, beta)``, float32."""
+        units = x.float() / (self.scale.clamp_min(SCALE_FLOOR) / self.grid.gamma)
+        return units.clamp(self.grid.alpha, self.grid.beta)
+
+    def transition_points(self) -> Tensor:
+        """Return the midpoints between codes."""
+        codes = torch.tensor(self.grid.codes(), dtype=torch.float32, device=self.scale.device)
+        return (codes[1:] + codes[:-1]) / 2
 
     def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         """Return 3 std (signed) or 3 std / sqrt(1 - 2/pi) (unsigned) from pooled moments."""

@@ -45,7 +45,7 @@ def sample_states(*key: int) -> Iterator[None]:
 def _seed_python_and_numpy(*key: int) -> np.ndarray:
     words = np.random.SeedSequence(key).generate_state(8)
     random.seed(_joined(words[2:4]))
-    np.random.seed(words[4:])  # noqa: NPY002  Detectron2's augmentations draw from the global state
+    np.random.seed(words[4:])  # noqa: NPY002  augmentations draw from the global state
     return words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 import yaml
 from torch.multiprocessing import ProcessRaisedException
 
-_LOGGER = "detectron2"
+_LOGGERS = ("detectron2", "tr_det")
+"""Whose log files get the traceback."""
 
 USER_ERRORS = (ValueError, OSError, yaml.YAMLError)
 """What bad input raises. Other exceptions are our bugs and keep their tracebacks."""
@@ -70,12 +72,17 @@ def _wants_traceback() -> bool:
 
 
 def _log_to_files(error: BaseException) -> None:
-    """Write the traceback to the log files; Detectron2's console handler would show it as well."""
-    record = logging.LogRecord(_LOGGER, logging.ERROR, __file__, 0, "Stopped by an error", (), None)
+    """Write the traceback to the log files, each once; console handlers would show it as well."""
+    record = logging.LogRecord(
+        "tr_det", logging.ERROR, __file__, 0, "Stopped by an error", (), None
+    )
     record.exc_info = (type(error), error, error.__traceback__)
-    for handler in logging.getLogger(_LOGGER).handlers:
+    files: dict[str, logging.Handler] = {}
+    for handler in itertools.chain(*(logging.getLogger(name).handlers for name in _LOGGERS)):
         # Both kinds are StreamHandlers; a file's stream is named by its path.
         stream = getattr(handler, "stream", None)
         name = getattr(stream, "name", "")
         if isinstance(name, str) and os.path.isfile(name) and not stream.closed:
-            handler.handle(record)
+            files.setdefault(name, handler)
+    for handler in files.values():
+        handler.handle(record)

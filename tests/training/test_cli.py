@@ -1,7 +1,7 @@
 import pytest
 from torch.multiprocessing import ProcessRaisedException
 
-from tr_det.detection.cli import UserMistakeError, mistakes_for_parent, one_line_errors
+from tr_det.training.cli import UserMistakeError, mistakes_for_parent, one_line_errors
 
 
 @pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b")])

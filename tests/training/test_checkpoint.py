@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from tr_det.core import QuantConfig, quantize_model
+from tr_det.training.checkpoint import StrictCheckpointer
+
+
+def network(width=3):
+    return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Linear(width, 2))
+
+
+def quantized(bits=4):
+    model = network()
+    quantize_model(model, QuantConfig(weight_bits=bits, act_bits=32))
+    return model
+
+
+def test_full_precision_weights_load_into_a_quantized_model(tmp_path):
+    first, second = network(), quantized()
+    StrictCheckpointer(first, str(tmp_path)).save("fp")
+    StrictCheckpointer(second).load(str(tmp_path / "fp.pth"))
+    torch.testing.assert_close(second[0].weight, first[0].weight, rtol=0, atol=0)
+
+
+def test_a_bare_state_dict_will_do(tmp_path):
+    first, second = network(), network()
+    torch.save(first.state_dict(), tmp_path / "bare.pth")
+    StrictCheckpointer(second).load(str(tmp_path / "bare.pth"))
+    torch.testing.assert_close(second[1].weight, first[1].weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (network(width=4), r"keys of other shape: 0.weight \(4, 2\) \(here \(3, 2\)\)"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 3)), "missing: 1.weight, 1.bias"),
+        (torch.nn.Sequential(*network(), torch.nn.Linear(2, 2)), "unexpected: 2.weight"),
+        (quantized(bits=2), "codes -2..1, this model has -8..7"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(tmp_path, saved, message):
+    StrictCheckpointer(saved, str(tmp_path)).save("other")
+    with pytest.raises(ValueError, match=message):
+        StrictCheckpointer(quantized()).load(str(tmp_path / "other.pth"))
+
+
+def test_a_broken_or_missing_file_is_named(tmp_path):
+    (tmp_path / "broken.pth").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken.pth: not a readable checkpoint"):
+        StrictCheckpointer(network()).load(str(tmp_path / "broken.pth"))
+    with pytest.raises(FileNotFoundError, match=r"none.pth"):
+        StrictCheckpointer(network()).load(str(tmp_path / "none.pth"))

@@ -1,0 +1,268 @@
+"""The classification configuration: frozen values, checked when they are made.
+
+A section is a dataclass; its comments say what each key means. `tr_det.classification.config_file`
+makes them from YAML and ``KEY VALUE`` pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from tr_det.core.transition.auto import AUTO
+from tr_det.core.transition.schedule import SCHEDULES
+
+OPTIMIZERS = ("SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad")
+LOSSES = ("cross_entropy", "distributional")
+PRECISIONS = ("float32", "float16", "bfloat16")
+FULL_PRECISION = 32
+LIBRARY = "library"
+_BITS = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, and where its weights come from."""
+
+    # Name in tr_det.classification.models.MODELS.
+    name: str = "resnet_cifar"
+    # Arguments of its builder, e.g. {depth: 20, width: 16}.
+    options: dict[str, Any] = field(default_factory=dict)
+    # First weights: a checkpoint, "library" for those that torchvision or timm publish, "" for
+    # random ones or those of `pretraining`.
+    weights: str = ""
+    # A config whose result this run starts from; it is trained first where there is none. Relative
+    # to the folder of the file that names it.
+    pretraining: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what one key allows of another."""
+        free = not (self.weights and self.pretraining)
+        check("model.weights", self.weights, free, "'' where model.pretraining is given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSection:
+    """Bits and scales; which layers have signed inputs is known to the model."""
+
+    # "FP", or W<weights>A<inputs> with 1 to 8 or 32: W2A2, W32A1.
+    bits: str = "FP"
+    # Train the scales of weight quantizers: "auto" does so under plain optimizers, as the paper
+    # does. True cannot go with TR scheduling.
+    learn_weight_scale: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every key."""
+        good = all(1 <= bits <= 8 or bits == FULL_PRECISION for bits in self._both() or (0,))
+        check("quant.bits", self.bits, good, "FP or like W2A2, with 1 to 8 or 32 for each")
+        known = isinstance(self.learn_weight_scale, bool) or self.learn_weight_scale == "auto"
+        allowed = "true, false or 'auto'"
+        check("quant.learn_weight_scale", self.learn_weight_scale, known, allowed)
+
+    def _both(self) -> tuple[int, ...]:
+        if self.bits.upper() == "FP":
+            return FULL_PRECISION, FULL_PRECISION
+        match = _BITS.fullmatch(self.bits)
+        return tuple(int(bits) for bits in match.groups()) if match else ()
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of the weights, 32 for full precision."""
+        return self._both()[0]
+
+    @property
+    def act_bits(self) -> int:
+        """Bits of the layers' inputs, 32 for full precision."""
+        return self._both()[1]
+
+    @property
+    def enabled(self) -> bool:
+        """True if anything is quantized."""
+        return self._both() != (FULL_PRECISION, FULL_PRECISION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images."""
+
+    # Name in tr_det.classification.datasets.DATASETS.
+    name: str = "digits"
+    # Folder of the dataset; the digits come with scikit-learn.
+    root: str = "datasets"
+    # Side of the training images in pixels; 0 takes the dataset's usual one.
+    image_size: int = 0
+    # Fetch CIFAR if the folder lacks it.
+    download: bool = False
+    # Processes that read images; 0 reads in the training process. Changes no number.
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every key."""
+        check("data.image_size", self.image_size, self.image_size >= 0, "0 or more")
+        check("data.workers", self.workers, self.workers >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """Optimizer, its schedule and the loss (Table S8's columns)."""
+
+    # SGD, Adam, NAdam, Adamax, AdamW, RMSprop, Adagrad; with a T at the end TR-scheduled.
+    optimizer: str = "SGD"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    # Learning rate of all scales, relative to lr (S4.1: a tenth).
+    scale_lr_factor: float = 0.1
+    # Images per update, over all processes.
+    batch_size: int = 256
+    # Length of the run: epochs, or updates where iterations is above 0.
+    epochs: int = 1
+    iterations: int = 0
+    # Course of the learning rate, and of the target TR unless tr.schedule says otherwise: cosine,
+    # linear, step (divided by 5 after each quarter) or constant.
+    schedule: str = "cosine"
+    # Updates over which the learning rate rises from 0.
+    warmup: int = 0
+    # cross_entropy, or distributional (ReActNet): the divergence from model.teacher's output.
+    loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    # Name of the teacher for the distributional loss, with published weights unless
+    # teacher_weights names a checkpoint.
+    teacher: str = ""
+    teacher_weights: str = "library"
+    # Largest norm of the gradient of all parameters; 0 does not clip.
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every key."""
+        allowed = [*OPTIMIZERS, *(f"{name}T" for name in OPTIMIZERS)]
+        _among("solver.optimizer", self.optimizer, allowed)
+        _among("solver.schedule", self.schedule, SCHEDULES)
+        _among("solver.loss", self.loss, LOSSES)
+        check("solver.lr", self.lr, 0 < self.lr < float("inf"), "positive and finite")
+        for key in ("weight_decay", "scale_lr_factor", "clip_norm", "warmup", "iterations"):
+            value = getattr(self, key)
+            check(f"solver.{key}", value, 0 <= value < float("inf"), "finite and not negative")
+        for key in ("momentum", "label_smoothing"):
+            check(f"solver.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, "in [0, 1)")
+        pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        check("solver.betas", self.betas, pair, "two numbers in [0, 1)")
+        for key in ("batch_size", "epochs"):
+            check(f"solver.{key}", getattr(self, key), getattr(self, key) >= 1, "at least 1")
+        needed = (self.loss == "distributional") == bool(self.teacher)
+        check("solver.teacher", self.teacher, needed, "given with loss=distributional, and only so")
+
+    @property
+    def scheduled(self) -> bool:
+        """True under TR scheduling."""
+        return self.optimizer not in OPTIMIZERS
+
+    @property
+    def plain_name(self) -> str:
+        """The torch optimizer's name."""
+        return self.optimizer.removesuffix("T") if self.scheduled else self.optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionConfig:
+    """Transition-rate scheduling, for optimizers whose name ends in T; the rest is checked there.
+
+    `tr_det.core.TransitionScheduled` documents the keys as ``tr_*``.
+    """
+
+    # lambda, or "auto".
+    factor: float | str = 1e-3
+    # m, or -1 to derive it from the run's length.
+    momentum: float = 0.99
+    update: str = "additive"
+    # "" takes the learning rate's course.
+    schedule: str = ""
+    warmup: int = 0
+    final: float = 0.0
+    signal: str = "transition_rate"
+    granularity: str = "layer"
+    # eta; 0 means solver.lr.
+    gain: float = 0.0
+    decay: str = "talr"
+    nonfinite: str = "refuse"
+
+    def __post_init__(self) -> None:
+        """Check what the optimizer does not."""
+        if isinstance(self.factor, str):
+            _among("tr.factor", self.factor, (AUTO,))
+        check(
+            "tr.momentum",
+            self.momentum,
+            self.momentum == -1 or 0 <= self.momentum < 1,
+            "-1 or in [0, 1)",
+        )
+        _among("tr.schedule", self.schedule, ("", *SCHEDULES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a run happens."""
+
+    # Folder of checkpoints, metrics and the table; "" means output/classification/<config>_<bits>.
+    output_dir: str = ""
+    # Of weights, data order and augmentation.
+    seed: int = 0
+    # "auto": a GPU if there is one.
+    device: str = "auto"
+    # Precision of the forward under autocast; float16 needs a GPU.
+    precision: str = "float32"
+    # Updates between two records of the metrics, evaluations and checkpoints; 0: at the end only.
+    log_period: int = 20
+    eval_period: int = 0
+    checkpoint_period: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every key."""
+        _among("run.precision", self.precision, PRECISIONS)
+        check("run.seed", self.seed, self.seed >= 0, "0 or more")
+        check("run.log_period", self.log_period, self.log_period >= 1, "at least 1")
+        for key in ("eval_period", "checkpoint_period"):
+            check(f"run.{key}", getattr(self, key), getattr(self, key) >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """All of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantSection = field(default_factory=QuantSection)
+    data: DataConfig = field(default_factory=DataConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    tr: TransitionConfig = field(default_factory=TransitionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Check combinations of sections."""
+        clash = self.solver.scheduled and self.quant.learn_weight_scale is True
+        check(
+            "quant.learn_weight_scale",
+            self.quant.learn_weight_scale,
+            not clash,
+            f"false or 'auto' with solver.optimizer={self.solver.optimizer}: a moving scale lets "
+            "weights transit without being updated",
+        )
+
+    @property
+    def learn_weight_scale(self) -> bool:
+        """Whether the scales of weight quantizers are trained."""
+        if isinstance(self.quant.learn_weight_scale, bool):
+            return self.quant.learn_weight_scale
+        return not self.solver.scheduled
+
+
+def check(key: str, value: object, holds: bool, allowed: str) -> None:
+    """Raise ValueError with the key, the value and what is allowed, unless it holds."""
+    if not holds:
+        raise ValueError(f"{key}={value!r}: must be {allowed}")
+
+
+def _among(key: str, value: object, allowed: Any) -> None:
+    check(key, value, value in allowed, f"one of {list(allowed)}")

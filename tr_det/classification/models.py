@@ -1,0 +1,194 @@
+"""Networks by name, and what quantizing them must know: a short list of rules for each.
+
+Definitions come from torchvision and timm where they have them. Input signs are written down and
+not taken from data, because one batch proves nothing; the tests run data through every network and
+hold the lists to be right both ways. No first or last layer is quantized (S4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tr_det.classification.reactnet import ReActNet18
+from tr_det.classification.resnet_cifar import ResNetCIFAR
+from tr_det.core import QuantConfig, QuantReport, QuantRule, quantize_model
+
+Builder = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its rules; globs over layer names.
+
+    Attributes:
+        build: called with ``num_classes``, ``in_channels``, ``pretrained`` and options.
+        full_precision: layers that are not quantized: the first and the last ones, and what the
+            network's authors keep.
+        signed: layers whose input can be negative.
+        normed: layers that a batch norm follows where `quantize_model` cannot see it.
+    """
+
+    build: Builder
+    full_precision: tuple[str, ...]
+    signed: tuple[str, ...] = ()
+    normed: tuple[str, ...] = ()
+
+    def rules(self) -> tuple[QuantRule, ...]:
+        """Return the rules for `quantize_model`."""
+        return (
+            *(QuantRule(pattern=p, output_scale=False) for p in self.normed),
+            *(QuantRule(pattern=p, signed_input=True) for p in self.signed),
+            *(QuantRule(pattern=p, skip=True) for p in self.full_precision),
+        )
+
+
+def build_model(
+    name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any
+) -> nn.Module:
+    """Build a network in full precision.
+
+    Args:
+        name: one of `MODELS`.
+        num_classes: classes, >= 2.
+        in_channels: channels of the images.
+        pretrained: load the weights that torchvision or timm publish.
+        **options: the builder's own, e.g. ``depth=20``.
+
+    Raises:
+        ValueError: unknown name or option, or no such published weights.
+    """
+    try:
+        return _network(name).build(
+            num_classes=num_classes, in_channels=in_channels, pretrained=pretrained, **options
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"model.options={options!r}: must be arguments of {name}: {error}"
+        ) from None
+
+
+def quantize_network(
+    model: nn.Module,
+    name: str,
+    weight_bits: int,
+    act_bits: int,
+    learn_weight_scale: bool = False,
+) -> QuantReport:
+    """Quantize a network of `build_model` in place, by its rules."""
+    config = QuantConfig(
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        learn_weight_scale=learn_weight_scale,
+        rules=_network(name).rules(),
+    )
+    return quantize_model(model, config)
+
+
+def _network(name: str) -> Network:
+    if name not in MODELS:
+        raise ValueError(f"model.name={name!r}: must be one of {sorted(MODELS)}")
+    return MODELS[name]
+
+
+def _own(network: Builder) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        if pretrained:
+            raise ValueError("model.weights='library': nobody publishes weights of this network")
+        return network(num_classes=num_classes, in_channels=in_channels, **options)
+
+    return build
+
+
+def _torchvision(name: str) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        from torchvision import models
+
+        _check_images(name, in_channels)
+        _check_classes(num_classes, pretrained)
+        # V1: what the papers of the time started from, ResNet-18 69.8 %, MobileNetV2 71.9 %.
+        weights = "IMAGENET1K_V1" if pretrained else None
+        return models.get_model(name, weights=weights, num_classes=num_classes, **options)
+
+    return build
+
+
+def _timm(name: str) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        try:
+            import timm
+        except ImportError:
+            raise ValueError(
+                f"model.name: {name} comes from timm, which is not installed: "
+                "pip install -e '.[timm]'"
+            ) from None
+        _check_classes(num_classes, pretrained)
+        return timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
+        )
+
+    return build
+
+
+def _check_images(name: str, in_channels: int) -> None:
+    if in_channels != 3:
+        raise ValueError(f"model.name={name!r}: must be resnet_cifar or reactnet18 for grey images")
+
+
+def _check_classes(num_classes: int, pretrained: bool) -> None:
+    if pretrained and num_classes != 1000:
+        raise ValueError(
+            f"model.weights='library': has ImageNet's 1000 classes, the data has {num_classes}"
+        )
+
+
+_BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))
+_RESNET = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
+# Expansions start from a linear bottleneck; the first block has none.
+_MOBILENET_V2 = {
+    "full_precision": ("features.0.0", "classifier.1"),
+    "signed": (*(f"features.{block}.conv.0.0" for block in range(2, 18)), "features.18.0"),
+}
+# Hard swish from the fourth block on, and in the stem; squeeze layers end in a ReLU inside.
+_MOBILENET_V3_SMALL = {
+    "full_precision": ("features.0.0", "classifier.3"),
+    "signed": (
+        "features.1.block.0.0",
+        "features.2.block.0.0",
+        "features.3.block.0.0",
+        *(
+            f"features.{block}.block.{part}"
+            for block in range(4, 12)
+            for part in ("0.0", "1.0", "2.fc1", "3.0")
+        ),
+        "features.12.0",
+        "classifier.0",
+    ),
+}
+# The stem ends in a ReLU6, all other blocks in a linear bottleneck.
+_EFFICIENTNET_LITE0 = {
+    "full_precision": ("conv_stem", "classifier"),
+    "signed": ("blocks.[1-6].*.conv_pw", "conv_head"),
+    "normed": ("blocks.*", "conv_head"),
+}
+_DEIT = {"full_precision": ("patch_embed.proj", "head"), "signed": ("blocks.*",)}
+
+MODELS: dict[str, Network] = {
+    "resnet_cifar": Network(_own(ResNetCIFAR), ("conv1", "fc"), normed=("blocks.*",)),
+    "reactnet18": Network(
+        _own(ReActNet18),
+        ("conv1", "fc", "units.*.shortcut.1"),
+        signed=("units.*.conv",),
+        normed=("units.*.conv",),
+    ),
+    "resnet18": Network(_torchvision("resnet18"), **_RESNET),
+    "resnet34": Network(_torchvision("resnet34"), **_RESNET),
+    "mobilenet_v2": Network(_torchvision("mobilenet_v2"), **_MOBILENET_V2),
+    "mobilenet_v3_small": Network(_torchvision("mobilenet_v3_small"), **_MOBILENET_V3_SMALL),
+    "efficientnet_lite0": Network(_timm("efficientnet_lite0"), **_EFFICIENTNET_LITE0),
+    "deit_tiny": Network(_timm("deit_tiny_patch16_224"), **_DEIT),
+    "deit_small": Network(_timm("deit_small_patch16_224"), **_DEIT),
+}

@@ -1,0 +1,80 @@
+"""Which keys of a checkpoint a quantized model may lack, and fvcore's checkpointer made strict."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from fvcore.common.checkpoint import Checkpointer
+
+QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
+"""What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
+
+
+def is_quantizer_state(key: str) -> bool:
+    """Return whether a state-dict key belongs to a quantizer or an output scale."""
+    return any(part in f".{key}" for part in QUANTIZER_STATE)
+
+
+def is_harmless(key: str) -> bool:
+    """Return whether a key may come and go: a counter that frozen batch norms lack."""
+    return key.endswith(".num_batches_tracked")
+
+
+class StrictCheckpointer(Checkpointer):
+    """fvcore's checkpointer, strict about everything but new quantizer state.
+
+    A full-precision checkpoint of the same model loads by name; quantizer state that it lacks is
+    set at the first training forward. Any other missing, unexpected or mis-shaped key is an error.
+    """
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; return what is in it besides model and checkpointables.
+
+        Raises:
+            ValueError: if it is not a checkpoint or does not fit the model.
+            FileNotFoundError: if there is no such file.
+        """
+        self._path = path
+        try:
+            extra: dict[str, Any] = super().load(path, checkpointables)
+        except AssertionError as error:
+            raise FileNotFoundError(str(error)) from None
+        return extra
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        try:
+            loaded = super()._load_file(f)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{f}: not a readable checkpoint ({reason})") from None
+        # What torch.save(model.state_dict()) writes will do as well.
+        return loaded if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        try:
+            found = super()._load_model(checkpoint)
+        except RuntimeError as error:  # a quantizer of another bit-width refuses
+            lines = [line.strip() for line in str(error).splitlines()]
+            details = [line for line in lines if line and not line.startswith("Error(s)")]
+            raise ValueError(f"{self._path} does not fit the model: {details[0]}") from None
+        mis_shaped = {key for key, *_ in found.incorrect_shapes}
+        missing = [
+            key
+            for key in found.missing_keys
+            if not (is_quantizer_state(key) or is_harmless(key) or key in mis_shaped)
+        ]
+        unexpected = [key for key in found.unexpected_keys if not is_harmless(key)]
+        shapes = [f"{key} {theirs} (here {ours})" for key, theirs, ours in found.incorrect_shapes]
+        problems = {"missing": missing, "unexpected": unexpected, "of other shape": shapes}
+        told = [
+            f"{kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)} in all)"
+            for kind, keys in problems.items()
+            if keys
+        ]
+        if told:
+            raise ValueError(f"{self._path} does not fit the model: keys {'; '.join(told)}")
+        return found
+
+    def _log_incompatible_keys(self, incompatible_keys: Any) -> None:
+        """Say nothing of what `_load_model` has let pass: a line for each layer says no more."""
