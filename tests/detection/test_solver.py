@@ -72,7 +72,7 @@ def test_transition_scheduling_refuses_trained_weight_scales(make_config):
         ("SOLVER.TR.UPDATE", "pid", r"SOLVER\.TR\.UPDATE='pid': must be one of"),
         ("SOLVER.TR.SIGNAL", "steps", r"SOLVER\.TR\.SIGNAL='steps': must be one of"),
         ("SOLVER.TR.GRANULARITY", "net", r"SOLVER\.TR\.GRANULARITY='net': must be one of"),
-        ("SOLVER.TR.GAIN", -1.0, r"SOLVER\.TR\.GAIN=-1\.0: must be None or finite and not negative"),
+        ("SOLVER.TR.GAIN", -1.0, r"SOLVER\.TR\.GAIN=-1\.0: must be None or finite"),
         ("SOLVER.TR.LOG_PERIOD", 0, r"SOLVER\.TR\.LOG_PERIOD=0: must be at least 1"),
     ],
 )

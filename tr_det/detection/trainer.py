@@ -43,12 +43,12 @@ class QuantTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
-            check_test_images(name)
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
+        for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
+            check_test_images(name)
         loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
         self._trainer = build_loop(cfg, model, loader, optimizer)
