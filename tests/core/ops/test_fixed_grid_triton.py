@@ -1,43 +1,25 @@
 """The Triton kernels: interpreted on the CPU, compiled for GPUs, and run where there is one."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tr_det.core.ops import Grid, fixed_grid_quantize
 
-ROOT = Path(__file__).resolve().parents[3]
-CASES = Path(__file__).with_name("triton_cases.py")
-
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
 
-def run_cases(device: str, **environment: str) -> None:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        [sys.executable, str(CASES), device],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-
-
-def test_interpreted_kernels_give_the_codes_and_gradients_of_eq_13() -> None:
-    run_cases("cpu", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+def test_interpreted_kernels_give_the_codes_and_gradients_of_eq_13(run_cases) -> None:
+    run_cases("triton_cases", "cpu", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_kernels_on_the_gpu_give_the_codes_and_gradients_of_eq_13() -> None:
-    run_cases("cuda")
+def test_kernels_on_the_gpu_give_the_codes_and_gradients_of_eq_13(run_cases) -> None:
+    run_cases("triton_cases", "cuda")
 
 
 @pytest.mark.gpu

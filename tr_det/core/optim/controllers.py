@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from tr_det.core.optim.keys import (
     STEP,
     TALR,
     TARGET_TR,
+    TENSORS,
     UPDATES,
 )
 from tr_det.core.transition import (
@@ -62,11 +63,11 @@ class TransitionMetrics:
     rate: Tensor
 
     @classmethod
-    def of(cls, groups: list[Group], at_rest: set[str]) -> TransitionMetrics:
-        """Collect what the groups show; ``at_rest`` names those that the step left alone."""
+    def of(cls, groups: list[Group], at_rest: set[int]) -> TransitionMetrics:
+        """Collect what the groups show; ``at_rest`` has the ids of those the step left alone."""
         if not groups:
             return cls((), *(torch.zeros(0) for _ in range(4)))
-        rates = [torch.zeros_like(g[RATE]) if g[NAME] in at_rest else g[RATE] for g in groups]
+        rates = [torch.zeros_like(g[RATE]) if id(g) in at_rest else g[RATE] for g in groups]
         return cls(
             names=tuple(group[NAME] for group in groups),
             target=torch.tensor([group[TARGET_TR] for group in groups]),
@@ -74,6 +75,16 @@ class TransitionMetrics:
             talr=stack(groups, TALR),
             rate=torch.stack(rates),
         )
+
+
+class _Constants(NamedTuple):
+    """Vectors over the active layers, on their device: float32, the last one bool."""
+
+    root_bits: Tensor  # sqrt(b)
+    base: Tensor  # base learning rate
+    gain: Tensor  # eta
+    share: Tensor  # of all active weights
+    measured: Tensor  # whether there is a rate yet
 
 
 class Controllers:
@@ -86,7 +97,7 @@ class Controllers:
     def __init__(self, settings: TransitionSettings) -> None:
         self.settings = settings
         self._constants_key: tuple[Any, ...] = ()
-        self._constants: tuple[Tensor, ...] = ()
+        self._constants: _Constants
 
     def start(self, group: Group, others: list[Group]) -> None:
         """Give a new TR group its controller; one that comes late joins the others' clock."""
@@ -111,7 +122,7 @@ class Controllers:
 
     def restore(self, group: Group) -> None:
         """Make a loaded group ours: tensors on its device, lambda from the settings if given."""
-        for key in (TALR, RUNNING_TR, RATE, MASS):
+        for key in TENSORS:
             group[key] = group[key].to(group["params"][0].device)
         if self.settings.factor != AUTO:
             group[FACTOR] = float(self.settings.factor)
@@ -126,25 +137,28 @@ class Controllers:
         if not active:
             return
         step = active[0][STEP]
-        self._constants_of(active)  # first: it sees to what is on another device
+        constants = self._constants_of(active)  # first: it sees to what is on another device
         before = stack(active, RUNNING_TR), stack(active, MASS)
-        running, mass = self._measure(active, *before)
+        running, mass = self._measure(active, constants, *before)
         probe = probe_steps(self.settings.total_steps)
         if active[0][FACTOR] is None and max(group[UPDATES] for group in groups) >= probe:
             # A rate needs two updates; this step's is not counted yet.
             awake = set(map(id, active))
             self._choose_factor([g for g in groups if g[UPDATES] + (id(g) in awake) > 1], groups)
         if active[0][FACTOR] is not None:  # else the base learning rate stays
-            self._follow(active, groups, step, running, mass, before)
+            self._follow(active, groups, constants, step, running, mass, before)
         for group in active:
             group[TARGET_TR] = self._target(group, step)
 
-    def _measure(self, active: list[Group], running: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(
+        self, active: list[Group], constants: _Constants, running: Tensor, mass: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 10, and what K's measurements weigh: nothing before a layer's first update."""
         momentum = self.settings.running_momentum()
-        measured = self._constants_of(active)[-1]
         running = running_rate(running, stack(active, RATE), momentum)
-        mass = running_rate(mass, measured, momentum)  # stays 0 until there is a measurement
+        mass = running_rate(
+            mass, constants.measured, momentum
+        )  # stays 0 until there is a measurement
         for group, new_running, new_mass in zip(
             active, running.unbind(), mass.unbind(), strict=True
         ):
@@ -155,6 +169,7 @@ class Controllers:
         self,
         active: list[Group],
         groups: list[Group],
+        constants: _Constants,
         step: int,
         running: Tensor,
         mass: Tensor,
@@ -162,8 +177,7 @@ class Controllers:
     ) -> None:
         """Eq. 11 or another rule."""
         settings = self.settings
-        root_bits, base, gain, share, _ = self._constants_of(active)
-        first_target: Tensor = active[0][FACTOR] * root_bits
+        first_target: Tensor = active[0][FACTOR] * constants.root_bits
 
         def target_at(step: int) -> Tensor:
             # The same numbers as TransitionSettings.target, without sending anything to the device.
@@ -173,7 +187,7 @@ class Controllers:
         vectors = [target_at(step), target_at(max(step - 1, 0)), first_target, running, mass]
         vectors += before
         if settings.granularity == "model":
-            vectors = [(share * vector).sum().expand_as(vector) for vector in vectors]
+            vectors = [(constants.share * vector).sum().expand_as(vector) for vector in vectors]
         target, previous_target, first_target, running, mass, previous, previous_mass = vectors
         talr = UPDATE_RULES[settings.update](
             Feedback(
@@ -183,8 +197,8 @@ class Controllers:
                 previous_running=previous,
                 previous_target=previous_target,
                 first_target=first_target,
-                base=base,
-                gain=gain,
+                base=constants.base,
+                gain=constants.gain,
                 momentum=settings.running_momentum(),
                 mass=mass,
                 previous_mass=previous_mass,
@@ -218,10 +232,10 @@ class Controllers:
             return math.nan
         return self.settings.target(group[FACTOR], group[BITS], step)
 
-    def _constants_of(self, active: list[Group]) -> tuple[Tensor, ...]:
-        """Return vectors over layers: sqrt(b), base LR, eta, share of all weights, "has a rate".
+    def _constants_of(self, active: list[Group]) -> _Constants:
+        """Return what does not change as a rule.
 
-        They are sent to the device when the set of active or of measured layers changes.
+        It is sent to the device when the set of active or of measured layers changes.
         """
         weights = [group["params"][0] for group in active]
         measured = [group[UPDATES] > 0 for group in active]
@@ -239,15 +253,15 @@ class Controllers:
             base = [group[BASE_LR] for group in active]
             total = max(sum(weight.numel() for weight in weights), 1)
             gain = self.settings.gain
-            rows = (
-                [math.sqrt(group[BITS]) for group in active],
-                base,
-                base if gain is None else [gain] * len(weights),
-                [weight.numel() / total for weight in weights],
-            )
-            self._constants = (
-                *(send(row, torch.float32, device) for row in rows),
-                send(measured, torch.bool, device),
+            rows = {
+                "root_bits": [math.sqrt(group[BITS]) for group in active],
+                "base": base,
+                "gain": base if gain is None else [gain] * len(weights),
+                "share": [weight.numel() / total for weight in weights],
+            }
+            self._constants = _Constants(
+                **{name: send(row, torch.float32, device) for name, row in rows.items()},
+                measured=send(measured, torch.bool, device),
             )
             self._constants_key = key
         return self._constants

@@ -4,6 +4,8 @@
 QUANTIZER = "quantizer"
 NAME, BITS, OPTIMIZER = "name", "bits", "tr_optimizer"
 # ... 0-d float32 tensors on the parameter's device, which loading a state dict does not cast ...
+# (the last, what K's measurements weigh, follows from the layer's updates, but a number would have
+# to be sent there in every step) ...
 TALR, RUNNING_TR, RATE, MASS = "talr", "running_tr", "transition_rate", "tr_mass"
 # ... and Python numbers: R_t, lambda (None while it is being found), the learning rate that the
 # group was made with, the optimizer's clock and the layer's own count of updates.

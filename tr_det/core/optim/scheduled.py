@@ -39,7 +39,6 @@ from tr_det.core.optim.groups import Group
 from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import (
     CONTROLLER,
-    NAME,
     OPTIMIZER,
     QUANTIZER,
     RATE,
@@ -130,7 +129,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._guard = GradientGuard(tr_nonfinite)
         self._fused = FusedSteps()
         self._codes: dict[Tensor, Tensor] = {}
-        self._at_rest: set[str] = set()
+        self._at_rest: set[int] = set()  # ids of groups
         self.step_callback: Callable[[TransitionScheduled], None] | None = None
         super().__init__(params, *args, **kwargs)
         self._disable_amp_inside_step()
@@ -177,7 +176,7 @@ class TransitionScheduled(torch.optim.Optimizer):
                 group[STEP] += 1
             for group in active:
                 group[UPDATES] += 1
-            self._at_rest = {group[NAME] for group in groups} - {group[NAME] for group in active}
+            self._at_rest = {id(group) for group in groups} - {id(group) for group in active}
         if self.step_callback is not None:
             self.step_callback(self)
         return loss
