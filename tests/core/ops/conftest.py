@@ -1,4 +1,7 @@
-"""Triton decides when it is imported whether it interprets, so its cases run as programs."""
+"""Implementations to choose from: built kernels or none, and Triton's, which run as programs.
+
+Triton decides when it is imported whether it interprets.
+"""
 
 import os
 import subprocess
@@ -6,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tr_det.core.ops import fixed_grid_compiled
+from tr_det.core.ops.build import library
 
 FOLDER = Path(__file__).parent
 
@@ -25,3 +31,14 @@ def run_cases():
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+@pytest.fixture(scope="module", params=["kernels", "torch operations"])
+def either(request):
+    """Run a test with the compiled kernels and without; skipped where they cannot be built."""
+    if request.param == "kernels" and library() is None:
+        pytest.skip("no C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "kernels":
+            patch.setattr(fixed_grid_compiled, "library", lambda: None)
+        yield

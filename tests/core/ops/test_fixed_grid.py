@@ -23,6 +23,8 @@ _SPEC = importlib.util.spec_from_file_location("eq13", Path(__file__).with_name(
 eq13 = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(eq13)
 
+pytestmark = pytest.mark.usefixtures("either")
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_grid = pytest.mark.parametrize(("bits", "signed"), eq13.GRIDS)

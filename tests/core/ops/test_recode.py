@@ -6,6 +6,8 @@ import torch
 from tr_det.core.ops import Grid, fixed_grid_codes, fixed_grid_recode_
 from tr_det.core.ops import recode as module
 
+pytestmark = pytest.mark.usefixtures("either")
+
 GRIDS = [(1, True), (2, True), (4, True), (8, True), (1, False), (4, False), (8, False)]
 LAYOUTS = {
     "flat": lambda x: x,

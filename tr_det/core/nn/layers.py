@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tr_det.core.nn.once import once
 from tr_det.core.nn.recompute import recomputed_input
 from tr_det.core.ops import scale_output, tie_scale
+from tr_det.core.ops.backends import is_watched
 from tr_det.core.quantizers import Quantizer
 from tr_det.core.quantizers.base import no_scale
 
@@ -81,7 +82,7 @@ def _scaled(
     output_scale: OutputScale, weight: Tensor, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Return ``function(weight) * scale``; function is linear, its output nobody else's."""
-    if torch.compiler.is_compiling():
+    if is_watched():
         out: Tensor = output_scale(function(weight))
         return out
     scale = output_scale.scale

@@ -18,6 +18,18 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def is_watched() -> bool:
+    """Return whether somebody records or replaces torch operations, and would miss a kernel.
+
+    That is a compiler, a tracer (TorchScript, ONNX) or a dispatch mode (``make_fx``, counters).
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as a vector on a device, without waiting for what that does."""
     here = torch.tensor(numbers, dtype=dtype)

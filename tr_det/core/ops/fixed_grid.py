@@ -15,8 +15,9 @@ Deviations from the paper:
 Rounding is half to even. gamma is a power of two, so gamma * x / s, x / (s / gamma) and ONNX'
 x / y_scale are the same float, and every x_q is exact in float32, float16 and bfloat16.
 
-`fixed_grid_plain` is the definition. `fixed_grid_cpu` and `fixed_grid_triton` give the same codes
-to the bit and the same gradients up to float rounding, in fewer passes.
+`fixed_grid_plain` is the definition. `fixed_grid_compiled`, `fixed_grid_cpu` and
+`fixed_grid_triton` give the same codes to the bit and the same gradients up to float rounding, in
+fewer passes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tr_det.core.ops.backends import has_triton
-from tr_det.core.ops.fixed_grid_cpu import gradients_cpu
+from tr_det.core.ops.backends import has_triton, is_watched
+from tr_det.core.ops.fixed_grid_compiled import gradients_compiled, quantize_compiled
 from tr_det.core.ops.fixed_grid_plain import discretise, gradients_plain, quantize_plain
 from tr_det.core.ops.grid import Grid
 
@@ -66,11 +67,11 @@ Gradients = Callable[[Tensor, Tensor, Tensor, Grid, bool], tuple[Tensor, Tensor 
 
 def _implementation(x: Tensor, scale: Tensor) -> tuple[Quantize, Gradients]:
     """Return the functions that are quickest for a tensor; all give the same codes."""
-    # A compiler fuses the plain ones; subclasses may have no memory to point a kernel at.
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+    # Subclasses may have no memory to point a kernel at.
+    if is_watched() or type(x) not in (Tensor, Parameter):
         return quantize_plain, gradients_plain
     if x.device.type == "cpu":
-        return quantize_plain, gradients_cpu
+        return quantize_compiled, gradients_compiled
     if x.is_cuda and scale.is_cuda and x.dtype != torch.float64 and has_triton():
         from tr_det.core.ops.fixed_grid_triton import gradients_triton, quantize_triton
 

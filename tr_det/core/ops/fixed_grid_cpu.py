@@ -1,4 +1,4 @@
-"""Gradients of Eq. 13 on CPUs: two passes and no temporaries.
+"""Gradients of Eq. 13 on CPUs without a compiler: two passes and no temporaries.
 
 The plain formula divides x again, compares twice, selects, divides and sums: eight passes, six new
 tensors. On a CPU the new tensors are the price (first touch of their pages), so this file uses
@@ -9,9 +9,7 @@ tensors. On a CPU the new tensors are the price (first touch of their pages), so
     the grid. `excluded_bounds` finds them;
   * a dot product for dL/ds, which needs no tensor of products.
 
-Tried and left: a C++ kernel would save the second pass, but needs a compiler on the user's machine
-or a wheel per platform; chunks that fit the cache gain from 4 million elements on only, and lose
-below.
+Tried and left: chunks that fit the cache gain from 4 million elements on only, and lose below.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ def gradients_cpu(
     low, high = excluded_bounds(step, grid.alpha, grid.beta, x.dtype == torch.float64)
     grad_x: Tensor = torch.ops.aten.hardtanh_backward.default(grad, x, low, high).div_(floored)
     # -sum(g x / s^2) = -sum(grad_x x) / s
-    return grad_x, _inner(grad_x, x).div_(-floored) if want_scale else None
+    return grad_x, inner(grad_x, x).div_(-floored) if want_scale else None
 
 
 @functools.lru_cache(maxsize=4096)  # frozen scales ask the same again at every step
@@ -90,7 +88,7 @@ def _next_float32(x: float, towards: float) -> float:
     return value
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """Return sum(a b) of two tensors of one shape, 0-d."""
     a, b = _flat_alike(a, b)
     if a.ndim != 1:

@@ -1,7 +1,8 @@
 """Codes of Eq. 13 brought up to date in place, counting those that change.
 
-On the host it is done a block at a time, so that what lies between a weight and its code stays in
-the cache: fresh memory for a whole layer would cost more than the arithmetic.
+On the host a compiled kernel does it in one pass. Without a compiler it is done a block at a time,
+so that what lies between a weight and its code stays in the cache: fresh memory for a whole layer
+would cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.ops.fixed_grid import fixed_grid_codes
+from tr_det.core.ops.fixed_grid_compiled import recode_compiled
 from tr_det.core.ops.grid import SCALE_FLOOR, Grid
 
 BLOCK = 131_072
@@ -29,6 +31,9 @@ def fixed_grid_recode_(x: Tensor, scale: Tensor, grid: Grid, codes: Tensor) -> T
     Returns:
         0-d integer on x's device.
     """
+    counted = recode_compiled(x, scale, grid, codes)
+    if counted is not None:
+        return counted
     if not _can_go_by_blocks(x, codes):
         new = fixed_grid_codes(x, scale, grid)
         changed = torch.count_nonzero(new != codes)

@@ -1,0 +1,139 @@
+"""C kernels built on the machine they run on, once, in half a second; or not at all.
+
+A wheel per platform would be needed otherwise. It is what Triton does for its launchers: the
+compiler of the machine (``$CC``, ``cc``, ``gcc`` or ``clang``), and a cache in the user's folder.
+Without a compiler, or with ``TR_DET_COMPILE=0``, torch operations serve; numbers are the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("fixed_grid.c")
+SWITCH = "TR_DET_COMPILE"
+FLAGS = (
+    "-O3",
+    "-fPIC",
+    "-std=gnu11",
+    "-ffp-contract=off",  # a fused multiply-add would round differently from torch
+    "-fno-math-errno",  # lets rintf become an instruction
+    "-fno-trapping-math",
+)
+# Threads are those of torch: its OpenMP library has been loaded, and by not naming one to the
+# linker this library takes it, where a second one would run threads of its own against the first.
+CHOICES: tuple[tuple[str, ...], ...] = (
+    ("-fopenmp",),
+    ("-fopenmp", "-DNO_CLONES"),
+    (),
+    ("-DNO_CLONES",),
+)
+SECONDS = 60
+"""Longest time a compiler is given."""
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the kernels, built now if they have not been before; None if that is not possible."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return None
+    compiler = _compiler()
+    if compiler is None:
+        _log.info("no C compiler: quantization on the CPU uses torch operations, which are slower")
+        return None
+    try:
+        return build(compiler, cache_folder())
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        _log.info(
+            "kernels for the CPU could not be built, torch operations are used, which are slower "
+            "(%s=0 does not try): %s",
+            SWITCH,
+            str(detail).strip().partition("\n")[0],
+        )
+        return None
+
+
+def cache_folder() -> Path:
+    """Return where built kernels are kept: ``$XDG_CACHE_HOME/tr_det`` or ``~/.cache/tr_det``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tr_det"
+
+
+def build(compiler: str, folder: Path) -> ctypes.CDLL:
+    """Return the kernels, from the folder if they are there.
+
+    Args:
+        compiler: a C compiler that takes GCC's options.
+        folder: where they are kept; made if it is missing. Several processes may build at once.
+
+    Raises:
+        OSError: if the folder cannot be written or no choice of flags gives what can be loaded.
+        subprocess.SubprocessError: if the compiler fails with every choice.
+    """
+    parts = (SOURCE.read_bytes(), compiler.encode(), repr((FLAGS, CHOICES)).encode())
+    digest = hashlib.sha256(b"\0".join((*parts, platform.machine().encode()))).hexdigest()[:16]
+    path = folder / f"fixed_grid-{digest}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            os.replace(_first_that_loads(compiler, Path(aside)), path)
+        _log.info("built %s", path)
+    return _load(path)
+
+
+def _first_that_loads(compiler: str, folder: Path) -> Path:
+    """Return a library that was built with the first choice of flags that works."""
+    error: Exception = OSError("no choice of flags")
+    for index, choice in enumerate(CHOICES):
+        # A name of its own: a loader remembers what it tried under a name.
+        compiled, linked = folder / f"{index}.o", folder / f"{index}.so"
+        try:
+            _run(compiler, *FLAGS, *choice, "-c", str(SOURCE), "-o", str(compiled))
+            _run(compiler, *_link_flags(), str(compiled), "-lm", "-o", str(linked))
+            _load(linked)
+        except (OSError, subprocess.SubprocessError) as failure:
+            error = failure
+            continue
+        return linked
+    raise error
+
+
+def _link_flags() -> tuple[str, ...]:
+    return (
+        ("-dynamiclib", "-undefined", "dynamic_lookup")
+        if sys.platform == "darwin"
+        else ("-shared",)
+    )
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+
+
+def _compiler() -> str | None:
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    kernels = ctypes.CDLL(str(path))
+    pointer, size, real, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    kernels.quantize.argtypes = [pointer] * 2 + [size] + [real] * 4 + [integer] * 2
+    kernels.gradient.argtypes = [pointer] * 3 + [size] + [real] * 4 + [integer]
+    kernels.recode.argtypes = [pointer] * 2 + [size] + [real] * 3 + [integer] * 2
+    kernels.recode.restype = size
+    for function in (kernels.quantize, kernels.gradient):
+        function.restype = None
+    return kernels
