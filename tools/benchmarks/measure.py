@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tr_det.core.ops.build import library
+
 Call = Callable[[], Any]
 PACKAGES = ("torch", "triton", "detectron2", "brevitas", "torchao")
 
@@ -118,6 +120,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if settings.device == "cuda" else _cpu(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "C kernels": "yes" if library() else "no",
         "python": platform.python_version(),
         "versions": versions,
         "rounds": settings.rounds,

@@ -56,7 +56,7 @@ class _FixedGridQuantize(torch.autograd.Function):
         _, gradients = _implementation(x, scale)
         want_x, want_scale, _ = ctx.needs_input_grad
         grad_x, grad_scale = gradients(grad, x, scale, ctx.grid, want_scale)
-        if grad_scale is not None:
+        if grad_scale is not None and grad_scale.dtype != scale.dtype:
             grad_scale = grad_scale.to(scale.dtype)
         return (grad_x if want_x else None), grad_scale, None
 

@@ -32,18 +32,26 @@ def kernels_for(x: Tensor, scale: Tensor, *others: Tensor) -> ctypes.CDLL | None
         scale: its scale.
         *others: tensors of x's shape that are read or written along with it.
     """
-    if not (
-        x.dtype == scale.dtype == torch.float32
-        and x.device.type == scale.device.type == "cpu"
-        and type(x) in (Tensor, Parameter)
-        and torch.ops.aten.is_non_overlapping_and_dense(x)
-        and all(other.stride() == x.stride() and other.shape == x.shape for other in others)
+    kernels = library()
+    if (
+        kernels is None
+        or not (x.is_cpu and scale.is_cpu)
+        or not x.dtype == scale.dtype == torch.float32
+        or type(x) not in (Tensor, Parameter)
+        or not (x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x))
+        or not all(_in_step(x, other) for other in others)
     ):
         return None
-    kernels = library()
-    if kernels is None or kernels.is_parallel() or x.numel() <= FEW:
-        return kernels
-    return kernels if torch.get_num_threads() == 1 else None
+    if x.numel() > FEW and torch.get_num_threads() > 1 and not kernels.is_parallel():
+        return None
+    return kernels
+
+
+def _in_step(x: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors, one of them dense, have their elements in the same order."""
+    return x.shape == other.shape and (
+        x.stride() == other.stride() or (x.is_contiguous() and other.is_contiguous())
+    )
 
 
 def quantize_compiled(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
