@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from tr_det.demo.digits import CLASS_NAMES, SPLITS, build_digit_scenes
+from tr_det.detection.annotations import check_boxes, check_scoring
 from tr_det.detection.images import check_files, check_readable
 
 FULL, MINI = "digit_scenes", "digit_scenes_mini"
@@ -60,6 +61,8 @@ def _load(dataset: str, split: str) -> list[dict[str, Any]]:
 
 def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> None:
     """Raise ValueError for a dataset that is not registered or whose files are missing."""
+    if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
+        raise ValueError(f"DATASETS.TRAIN={cfg.DATASETS.TRAIN!r}: must name at least one dataset")
     for key in splits:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
@@ -78,10 +81,12 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                     )
 
 
-def check_test_images(name: str) -> None:
-    """Raise ValueError for a test dataset with a broken annotation file, or with broken images."""
+def check_test_dataset(cfg: CfgNode, name: str) -> None:
+    """Raise ValueError for a test dataset with broken annotations or images."""
     with named_dataset_errors([name]):
         dicts = DatasetCatalog.get(name)
+    check_boxes(dicts, name)
+    check_scoring(name, cfg)
     check_files(dicts, name)
     check_readable(dicts, name)
 
@@ -102,6 +107,8 @@ def named_dataset_errors(names: Iterable[str]) -> Iterator[None]:
                 file = MetadataCatalog.get(name).get("json_file", name)
                 message = f"DATASETS: {file}: not a COCO annotation file ({reason})"
                 raise ValueError(message) from error
+        if isinstance(error, AssertionError):  # Detectron2's, e.g. "No valid data found in ..."
+            raise ValueError(f"DATASETS {tuple(names)}: {error}") from error
         raise
 
 

@@ -1,11 +1,9 @@
-"""What is wrong with a dataset's images and annotations, found before hours of training.
+"""What is wrong with a dataset's image files, found before hours of training.
 
-* An image file that does not exist, or a test image that cannot be read, is an error at the
-start: scores of an incomplete test set mean nothing.
-* A training image that cannot be read is skipped when its turn comes, logged and counted:
-decoding all of them first would take longer than many a run.
-* Boxes without area are counted and logged; Detectron2's mapper leaves them out.
-* A category that the model has no class for is an error at the start.
+* An image file that does not exist, or a test image that cannot be read or has another size than
+  its annotations say, is an error at the start: scores of an incomplete test set mean nothing.
+* A training image of that kind is skipped when its turn comes, logged and counted: decoding all of
+  them first would take longer than many a run.
 """
 
 from __future__ import annotations
@@ -16,13 +14,17 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
 from PIL import Image
 
 Dicts = Sequence[dict[str, Any]]
 
 LAST_BYTES = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
 """First bytes of a JPEG or PNG file -> the last ones of a whole one."""
+
+ORIENTATION = 0x0112
+"""EXIF's tag of how an image is turned."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Its values that swap width and height."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError)
 """What PIL raises about a broken file, and Detectron2 about one of another size than annotated."""
@@ -49,58 +51,28 @@ def check_files(dicts: Dicts, dataset: str) -> None:
 
 
 def check_readable(dicts: Dicts, dataset: str) -> None:
-    """Raise ValueError if image files of a dataset are cut off or no images.
+    """Raise ValueError if image files of a dataset are cut off, no images, or of another size.
 
     Only files that do not end as they should are decoded, which is quick.
     """
     broken = []
-    for path in (image["file_name"] for image in dicts if "file_name" in image):
-        if "://" in path or _ends_as_it_should(path):
+    for record in dicts:
+        path = record.get("file_name", "://")
+        if "://" in path:
             continue
         try:
+            whole = _ends_as_it_should(path)
             with Image.open(path) as image:
-                image.load()
+                if not whole:
+                    image.load()
+                _check_size(image, record)
         except UNREADABLE as error:
             broken.append(f"{path} ({error})")
     if broken:
         raise ValueError(
-            f"dataset {dataset!r}: {len(broken)} of {len(dicts)} images cannot be read, "
+            f"dataset {dataset!r}: {len(broken)} of {len(dicts)} images cannot be used, "
             f"e.g. {broken[0]}"
         )
-
-
-def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
-    """Raise ValueError if an annotation has a class that the model does not have."""
-    in_head = "Retina" in cfg.MODEL.META_ARCHITECTURE or "FCOS" in cfg.MODEL.META_ARCHITECTURE
-    key = "RETINANET" if in_head else "ROI_HEADS"
-    classes = cfg.MODEL[key].NUM_CLASSES
-    highest = max(
-        (note["category_id"] for image in dicts for note in image.get("annotations", ())),
-        default=-1,
-    )
-    if highest >= classes:
-        raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES={classes!r}: must be at least {highest + 1}, as "
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has that many categories"
-        )
-
-
-def log_empty_boxes(dicts: Dicts) -> int:
-    """Return how many annotated boxes have no area, and log it if there are any."""
-    count = images = 0
-    for image in dicts:
-        empty = sum(
-            1
-            for note in image.get("annotations", ())
-            if len(note.get("bbox", ())) == 4 and not (note["bbox"][2] > 0 and note["bbox"][3] > 0)
-        )
-        count += empty
-        images += bool(empty)
-    if count:
-        logging.getLogger(__name__).warning(
-            "%d boxes in %d images have no area; they are left out of training", count, images
-        )
-    return count
 
 
 class SkipUnreadable:
@@ -127,6 +99,18 @@ class SkipUnreadable:
                 error,
             )
             return None
+
+
+def _check_size(image: Image.Image, record: dict[str, Any]) -> None:
+    """Raise ValueError unless an image has the size of its record, as Detectron2 will turn it."""
+    size = image.size
+    if image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
+        size = size[::-1]
+    expected = record.get("width", size[0]), record.get("height", size[1])
+    if size != expected:
+        raise ValueError(
+            f"it is {size[0]} x {size[1]}, its record says {expected[0]} x {expected[1]}"
+        )
 
 
 def _ends_as_it_should(path: str) -> bool:

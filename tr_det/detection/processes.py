@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,10 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        ValueError: more processes than GPUs, or both torchrun and ``--num-gpus``.
+        ValueError: numbers that do not go together, more processes than GPUs, or both torchrun and
+            ``--num-gpus``.
     """
+    _check_numbers(args)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if args.num_gpus * args.num_machines > 1:
             raise ValueError(
@@ -36,12 +39,7 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
         main(args)
         dist.destroy_process_group()
         return
-    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus={args.num_gpus}: must be at most {torch.cuda.device_count()}, the number "
-            "of visible GPUs"
-        )
-    alone = args.num_gpus * args.num_machines == 1
+    alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
     launch(
         main if alone else _child,
         args.num_gpus,
@@ -50,6 +48,30 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
         dist_url=args.dist_url,
         args=(args,) if alone else (main, args),
     )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    most = torch.cuda.device_count() if torch.cuda.is_available() else sys.maxsize
+    several = args.num_machines > 1
+    for flag, value, holds, allowed in (
+        ("num-gpus", args.num_gpus, args.num_gpus >= several, f"at least {int(several)}"),
+        ("num-gpus", args.num_gpus, args.num_gpus <= most, f"at most {most}, the visible GPUs"),
+        ("num-machines", args.num_machines, args.num_machines >= 1, "at least 1"),
+        (
+            "machine-rank",
+            args.machine_rank,
+            0 <= args.machine_rank < args.num_machines,
+            "from 0 to one less than --num-machines",
+        ),
+        (
+            "dist-url",
+            args.dist_url,
+            not (several and args.dist_url == "auto"),
+            "tcp://HOST:PORT of the first machine, where there are several",
+        ),
+    ):
+        if not holds:
+            raise ValueError(f"--{flag}={value}: must be {allowed}")
 
 
 def _child(main: Main, args: argparse.Namespace) -> None:

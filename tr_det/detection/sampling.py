@@ -24,12 +24,8 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tr_det.detection.images import (
-    SkipUnreadable,
-    check_categories,
-    check_files,
-    log_empty_boxes,
-)
+from tr_det.detection.annotations import check_boxes, check_categories, log_empty_boxes
+from tr_det.detection.images import SkipUnreadable, check_files
 from tr_det.training.rng import sample_states
 
 Place = tuple[int, int]
@@ -181,6 +177,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
         return build_detection_train_loader(**parts)
     names = ", ".join(cfg.DATASETS.TRAIN)
     check_files(parts["dataset"], names)
+    check_boxes(parts["dataset"], names)
     check_categories(parts["dataset"], cfg)
     log_empty_boxes(parts["dataset"])
     world_size = comm.get_world_size()

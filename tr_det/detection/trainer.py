@@ -20,7 +20,7 @@ from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.checks import check_rules, with_rule_key
 from tr_det.detection.cost import log_cost
-from tr_det.detection.data import check_test_images, named_dataset_errors
+from tr_det.detection.data import check_test_dataset, named_dataset_errors
 from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
 from tr_det.detection.sampling import build_train_loader
@@ -48,7 +48,7 @@ class QuantTrainer(DefaultTrainer):
         log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
-            check_test_images(name)
+            check_test_dataset(cfg, name)
         loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
         self._trainer = build_loop(cfg, model, loader, optimizer)
@@ -113,7 +113,7 @@ class QuantTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build a test loader; broken annotations and images are named."""
-        check_test_images(dataset_name)
+        check_test_dataset(cfg, dataset_name)
         with named_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
 
