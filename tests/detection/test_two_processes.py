@@ -86,6 +86,13 @@ def test_calibration_averages_batch_norm_over_the_processes(found):
             torch.testing.assert_close(rank["averaged"][index], (own[0] + own[1]) / 2)
 
 
+def test_all_processes_evaluate_with_the_statistics_that_the_first_one_saves(found):
+    (first, kept), (second, taken) = (rank["evaluated"] for rank in found)
+    assert not torch.equal(first, second)
+    assert torch.equal(kept, first)
+    assert torch.equal(taken, first)
+
+
 def test_a_mistake_found_in_a_spawned_process_is_one_line(run, capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors():
         raise run[1]

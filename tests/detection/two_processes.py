@@ -32,6 +32,26 @@ def train(cfg):
     }
 
 
+def evaluated_statistics(cfg):
+    """Return a norm's running mean at the end of training, and as the evaluation has it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER = f"{cfg.OUTPUT_DIR}_evaluated", 1
+    seen = []
+
+    class Watching(QuantTrainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            mean = model.module.backbone.bottom_up.res2[0].conv1.norm.running_mean
+            seen.append(mean.clone())
+            results = super().test(cfg, model, evaluators)
+            seen.append(mean.clone())
+            return results
+
+    Watching(cfg).train()
+    return seen
+
+
 def norm_statistics(cfg):
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -58,8 +78,9 @@ def main(args):
     comm.synchronize()
     found["resumed"] = train(stopped)
     found["averaged"] = norm_statistics(cfg)
-    calibration._average_over_processes = lambda norms: None
+    calibration.average_statistics = lambda model: None
     found["own"] = norm_statistics(cfg)
+    found["evaluated"] = evaluated_statistics(cfg)
     torch.save(found, folder / f"rank{comm.get_rank()}.pth")
     comm.synchronize()
     raise ValueError("a mistake of\nthe user's")

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from tr_det.core import OutputScale, Quantizer
+from tr_det.detection.norms import average_statistics
 from tr_det.detection.resume import kept_normalizer
 
 
@@ -53,18 +53,8 @@ def calibrate(model: nn.Module, data_loader: Iterable[Any], num_batches: int) ->
         model(first)
         if get_bn_modules(model):
             update_bn_stats(model, itertools.chain([first], batches), num_batches)
-            _average_over_processes(get_bn_modules(model))
+            average_statistics(model)
     model.train(was_training)
     logging.getLogger(__name__).info(
         "Calibrated scales and batch norm on %d training batches", num_batches
     )
-
-
-def _average_over_processes(norms: list[nn.Module]) -> None:
-    """Give every process the same statistics: each has measured its own share of the data."""
-    if comm.get_world_size() == 1:
-        return
-    for norm in norms:
-        for statistic in (norm.running_mean, norm.running_var):
-            torch.distributed.all_reduce(statistic)
-            statistic /= comm.get_world_size()

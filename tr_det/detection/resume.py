@@ -12,6 +12,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from tr_det.detection.norms import average_statistics
 from tr_det.detection.sampling import TrainLoader
 from tr_det.training.rng import seed_step
 
@@ -99,8 +100,8 @@ class RunState(HookBase):
 class RepeatablePreciseBN(hooks.PreciseBN):
     """Detectron2's hook, on the same batches each time, without a trace in the loss normalizer.
 
-    Detectron2's goes on in its data stream, which a resumed run could not do, and each of its
-    forwards moves RetinaNet's loss normalizer.
+    Detectron2's goes on in its data stream, which a resumed run could not do, each of its forwards
+    moves RetinaNet's loss normalizer, and each process keeps what it has measured.
     """
 
     def update_stats(self) -> None:
@@ -108,6 +109,7 @@ class RepeatablePreciseBN(hooks.PreciseBN):
         self._data_iter = None
         with kept_normalizer(self._model):
             super().update_stats()
+        average_statistics(self._model)
 
 
 @contextmanager

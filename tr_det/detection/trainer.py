@@ -21,6 +21,7 @@ from tr_det.detection.checkpoint import QuantCheckpointer
 from tr_det.detection.checks import check_rules, with_rule_key
 from tr_det.detection.cost import log_cost
 from tr_det.detection.data import check_test_dataset, named_dataset_errors
+from tr_det.detection.norms import share_statistics
 from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
 from tr_det.detection.sampling import build_train_loader
@@ -103,6 +104,13 @@ class QuantTrainer(DefaultTrainer):
             output_dir=output_folder or _inference_folder(cfg, dataset_name),
             use_fast_impl=False,
         )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate, in all processes with the batch-norm statistics that are saved."""
+        share_statistics(model)
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        return results
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
