@@ -5,16 +5,16 @@
 
 The config must be the checkpoint's own, MODEL.WEIGHTS the checkpoint. OUT.pth has the keys and
 shapes of the full-precision model; what the grids did to the scale of outputs is in the weights.
-Activations are no longer quantized. With MODEL.QUANT.HEAD_INPUT_RELU the head has a ReLU that
-Detectron2's RetinaNet lacks: load OUT.pth in QuantRetinaNet with MODEL.QUANT.ENABLED False.
+Activations are no longer quantized, nor clipped, and batch norm's statistics are of quantized
+ones: expect lower accuracy than the quantized model's, and train on from it. With
+MODEL.QUANT.HEAD_INPUT_RELU the head has a ReLU that Detectron2's RetinaNet lacks: load OUT.pth in
+QuantRetinaNet with MODEL.QUANT.ENABLED False.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 
-import torch
 from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 
@@ -22,11 +22,13 @@ from tr_det.core import dequantize_model
 from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
 from tr_det.detection.checks import check_config
 from tr_det.detection.config_input import merge_file, merge_pairs
+from tr_det.training.checkpoint import check_folder, save_weights
 from tr_det.training.cli import one_line_errors
 
 
 def dequantize(output: str, config_file: str, opts: list[str]) -> None:
     """Convert one checkpoint."""
+    check_folder("--output", output)
     cfg = get_cfg()
     add_tr_det_config(cfg)
     merge_file(cfg, config_file)
@@ -40,8 +42,7 @@ def dequantize(output: str, config_file: str, opts: list[str]) -> None:
         count = dequantize_model(model)
     except RuntimeError as error:  # a full-precision checkpoint
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from None
-    torch.save({"model": model.state_dict(), "__author__": "tr_det"}, f"{output}.part")
-    os.replace(f"{output}.part", output)
+    save_weights(model, output)
     print(f"{output}: {count} layers de-quantized")
     if cfg.MODEL.META_ARCHITECTURE == "QuantRetinaNet" and cfg.MODEL.QUANT.HEAD_INPUT_RELU:
         print("the head's inputs have a ReLU: keep QuantRetinaNet, with MODEL.QUANT.ENABLED False")

@@ -1,4 +1,7 @@
 import logging
+import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +99,28 @@ def test_a_broken_file_is_named(make_config, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"broken\.pth.*not a readable checkpoint"):
         QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "broken.pth"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": None}, {"model": [1]}], ids=str)
+@pytest.mark.parametrize("name", ["odd.pth", "odd.pkl"])
+def test_a_file_that_holds_no_model_is_named(make_config, tmp_path, name, content):
+    if name.endswith("pth"):
+        torch.save(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name}: not a checkpoint of a model"):
+        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / name))
+
+
+def test_a_run_that_is_resumed_with_another_model_is_not_told_to_load_a_part(
+    make_config, quantized
+):
+    shutil.copy(quantized, Path(quantized).parent / "model_final.pth")
+    (Path(quantized).parent / "last_checkpoint").write_text("model_final.pth")
+    model = build_model(make_config("MODEL.QUANT.SKIP", ["head.*"]))
+    checkpointer = QuantCheckpointer(model, str(Path(quantized).parent))
+    with pytest.raises(ValueError, match="resume with the config that the run was started with"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 def test_partly_missing_quantizer_state_is_refused(make_config, quantized, tmp_path):

@@ -6,7 +6,7 @@ from detectron2.config import get_cfg
 
 from tr_det.detection import add_tr_det_config, quant_config_from
 from tr_det.detection.config import parse_rule
-from tr_det.detection.config_input import merge_pairs
+from tr_det.detection.config_input import merge_file, merge_pairs
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tr_det"
 
@@ -40,6 +40,13 @@ def test_every_key_of_ours_is_read_by_the_code():
 def test_an_unknown_key_is_refused():
     with pytest.raises(ValueError, match=r"Non-existent key: MODEL\.QUANT\.BITZ"):
         merge_pairs(new_config(), ["MODEL.QUANT.BITZ", 4])
+
+
+def test_a_lazy_config_is_sent_to_its_own_tool():
+    with pytest.raises(
+        ValueError, match=r"--config-file=.*fp\.py: must be a YAML file; a LazyConf"
+    ):
+        merge_file(new_config(), "configs/COCO-Detection/retinanet_R_50_FPN_fp.py")
 
 
 def test_a_key_without_value_is_refused():

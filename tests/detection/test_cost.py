@@ -9,7 +9,7 @@ from torch import nn
 
 from tr_det.core import QuantConfig, dequantize_layers, quantize_model
 from tr_det.detection import QuantTrainer, add_tr_det_config
-from tr_det.detection.cost import counted_macs, measure_cost, storage_bits
+from tr_det.detection.cost import counted_macs, log_cost, measure_cost, storage_bits
 
 
 class DenseParts(nn.Module):
@@ -100,3 +100,20 @@ def test_a_run_logs_its_cost_before_training(make_config, caplog):
         QuantTrainer(make_config())
     assert "Cost: parameters " in caplog.text
     assert "G MACs" in caplog.text
+
+
+def test_images_of_one_channel_and_images_that_are_not_resized(make_config, caplog):
+    cfg = make_config("MODEL.PIXEL_MEAN", [127.5], "MODEL.PIXEL_STD", [64.0], "INPUT.FORMAT", "L")
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    with caplog.at_level(logging.INFO):
+        cost = log_cost(build_model(cfg), cfg)
+    assert cost.image_size == (64, 64)
+    assert "at 64 x 64" in caplog.text
+
+
+def test_a_model_that_cannot_be_counted_is_no_error(make_config, caplog):
+    cfg = make_config()
+    model = build_model(cfg)
+    model.backbone.bottom_up.stem.forward = lambda x: x.tolist()
+    assert log_cost(model, cfg) is None
+    assert "Cost: not counted (" in caplog.text

@@ -25,6 +25,13 @@ def test_an_unregistered_dataset_is_named(make_config):
         check_datasets(make_config("DATASETS.TEST", ("coco_2071_val",)))
 
 
+def test_training_without_a_dataset_is_refused(make_config):
+    cfg = make_config("DATASETS.TRAIN", ())
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN=\(\): must name at least one dataset"):
+        check_datasets(cfg)
+    check_datasets(cfg, ("TEST",))
+
+
 def test_a_missing_annotation_file_is_named(make_config, tmp_path):
     register("gone", tmp_path / "gone.json", tmp_path)
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN='gone': json_file .*gone\.json does"):

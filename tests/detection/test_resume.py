@@ -197,6 +197,27 @@ def test_a_changed_batch_size_is_reported(make_config, mixed_scenes, caplog, mon
     assert "had 1 processes and 2 images per iteration" in caplog.text
 
 
+def test_another_learning_rate_on_resuming_is_reported(
+    make_config, mixed_scenes, caplog, monkeypatch
+):
+    cfg = config_of(make_config, MAX_ITER=3)
+    train(cfg)
+    stopped = stopped_at(cfg, 2)
+    stopped.SOLVER.BASE_LR = 0.5
+    monkeypatch.setattr(logging.getLogger("tr_det"), "propagate", True)
+    train(stopped)
+    assert "SOLVER.BASE_LR=0.5 has no effect: the resumed run goes on with its own" in caplog.text
+
+
+def test_a_tr_scheduled_run_does_not_go_on_with_a_plain_optimizer(make_config, mixed_scenes):
+    cfg = config_of(make_config, MAX_ITER=3)
+    train(cfg)
+    stopped = stopped_at(cfg, 2)
+    stopped.SOLVER.OPTIMIZER = "SGD"
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER='SGD': the run to resume was TR-sched"):
+        train(stopped)
+
+
 def test_the_loss_normalizer_is_as_before_or_absent():
     model = torch.nn.Identity()
     with kept_normalizer(model):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from tr_det.detection.torchvision_names import from_torchvision
+from tr_det.detection.unfold import look_folded
 from tr_det.training.checkpoint import QUANTIZER_STATE, is_harmless, is_quantizer_state
+
+RESUME_HINT = "resume with the config that the run was started with"
+NOT_A_STATE = "not a checkpoint of a model (it holds no dictionary of tensors)"
 
 
 class QuantCheckpointer(DetectionCheckpointer):
@@ -36,7 +41,16 @@ class QuantCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.allow_partial = allow_partial
         self._path = ""
+        self._resumes = False
         self._is_quantized = False
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the run's last checkpoint if there is one and ``resume``, else ``path``."""
+        self._resumes = resume and self.has_checkpoint()
+        if resume and not self._resumes:
+            self.logger.info("No checkpoint in %s to resume: starting anew", self.save_dir)
+        found: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        return found
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint.
@@ -57,6 +71,11 @@ class QuantCheckpointer(DetectionCheckpointer):
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{filename}: not a readable checkpoint ({reason})") from None
+        except AttributeError:  # Detectron2 asks it for its keys
+            raise ValueError(f"{filename}: {NOT_A_STATE}") from None
+        state = loaded.get("model")
+        if not (isinstance(state, Mapping) and all(hasattr(v, "shape") for v in state.values())):
+            raise ValueError(f"{filename}: {NOT_A_STATE}")
         if not loaded.get("matching_heuristics"):
             backbone = from_torchvision(loaded["model"])
             if backbone is not None:
@@ -66,6 +85,7 @@ class QuantCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         self._is_quantized = any(map(is_quantizer_state, checkpoint["model"]))
+        self._warn_of_folded_norms(checkpoint["model"])
         try:
             return super()._load_model(checkpoint)
         except RuntimeError as error:
@@ -74,6 +94,20 @@ class QuantCheckpointer(DetectionCheckpointer):
             details = [line for line in lines if not line.startswith("Error(s)")] or lines
             more = f" (and {len(details) - 1} more of the kind)" if len(details) > 1 else ""
             raise ValueError(f"{self._path}: {details[0]}{more}") from None
+
+    def _warn_of_folded_norms(self, state: Any) -> None:
+        modules = dict(self.model.named_modules())
+        trained = nn.modules.batchnorm._BatchNorm
+        folded = [name for name in look_folded(state) if isinstance(modules.get(name), trained)]
+        if folded:
+            self.logger.warning(
+                "%s: %d batch norms have running statistics of 0 and 1, as models trained with "
+                "frozen norms do. In training this model will compute something else than it was "
+                "trained to: convert the checkpoint by tools/unfold_norms.py, or set "
+                "MODEL.RESNETS.NORM FrozenBN",
+                self._path,
+                len(folded),
+            )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         absent = [key for key in incompatible.missing_keys if not is_harmless(key)]
@@ -111,14 +145,12 @@ class QuantCheckpointer(DetectionCheckpointer):
             )
             if keys
         ]
-        hint = (
-            "the checkpoint is quantized: set MODEL.QUANT.ENABLED True"
-            if unexpected
-            and all(is_quantizer_state(key) for key in unexpected)
-            and not missing
-            and not shapes
-            else "MODEL.ALLOW_PARTIAL_WEIGHTS True loads the rest"
-        )
+        if self._resumes:
+            hint = RESUME_HINT
+        elif unexpected and all(map(is_quantizer_state, unexpected)) and not (missing or shapes):
+            hint = "the checkpoint is quantized: set MODEL.QUANT.ENABLED True"
+        else:
+            hint = "MODEL.ALLOW_PARTIAL_WEIGHTS True loads the rest"
         raise ValueError(f"{self._path} does not fit the model: keys {'; '.join(problems)}; {hint}")
 
     def _check_backbone(self, not_loaded: set[str]) -> None:

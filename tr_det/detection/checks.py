@@ -66,6 +66,11 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE={clip.CLIP_TYPE!r}: must be one of {list(CLIP_TYPES)}"
         )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED=True: must be False; test-time augmentation is not supported"
+        )
+    _check_expected_results(cfg)
     _check_device(cfg)
     if cfg.SOLVER.AMP.ENABLED:
         amp_dtype(cfg)
@@ -129,6 +134,22 @@ def _rules(
 
 def _has_weight(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+
+
+def _check_expected_results(cfg: CfgNode) -> None:
+    """Check what Detectron2 looks up when all is trained."""
+    tasks = ["bbox", *["segm"] * cfg.MODEL.MASK_ON, *["keypoints"] * cfg.MODEL.KEYPOINT_ON]
+    for entry in cfg.TEST.EXPECTED_RESULTS:
+        if not (
+            isinstance(entry, list | tuple)
+            and len(entry) == 4
+            and entry[0] in tasks
+            and all(isinstance(number, int | float) for number in entry[2:])
+        ):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS={cfg.TEST.EXPECTED_RESULTS!r}: must be a list of [task, "
+                f"metric, value, tolerance], e.g. ['bbox', 'AP', 38.5, 0.2], with a task of {tasks}"
+            )
 
 
 def _check_device(cfg: CfgNode) -> None:

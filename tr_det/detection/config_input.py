@@ -14,8 +14,13 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     """Merge a YAML file into the config.
 
     Raises:
-        ValueError: no such file, an unknown key, or a value of another type.
+        ValueError: no such file, a LazyConfig, an unknown key, or a value of another type.
     """
+    if str(path).endswith(".py"):
+        raise ValueError(
+            f"--config-file={path}: must be a YAML file; a LazyConfig is for Detectron2's "
+            "lazyconfig_train_net.py"
+        )
     with _assertions_as_value_errors():
         cfg.merge_from_file(str(path))
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from tr_det.core import QuantConv2d, QuantLinear, dequantize_layers
 from tr_det.core.nn.config import FULL_PRECISION
 
+RGB = ("red", "green", "blue")
+
 _COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -90,7 +92,8 @@ def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
     divisor = max(1, twin.backbone.size_divisibility)
     height, width = (-(-side // divisor) * divisor for side in image_size)
     with torch.no_grad(), counted_macs(twin) as macs:
-        _run_dense_parts(twin, torch.empty(1, 3, height, width, device="meta"))
+        channels = len(getattr(model, "pixel_mean", RGB))
+        _run_dense_parts(twin, torch.empty(1, channels, height, width, device="meta"))
     own, full = storage_bits(model)
     return Cost(
         image_size=(height, width),
@@ -104,13 +107,21 @@ def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
 
 
 def log_cost(model: nn.Module, cfg: CfgNode) -> Cost | None:
-    """Log the costs at the config's test size, if the model has a backbone of Detectron2's."""
+    """Log the costs at the config's test size, if the model has a backbone of Detectron2's.
+
+    A model that cannot be counted is trained all the same.
+    """
     logger = logging.getLogger(__name__)
     if not hasattr(model, "backbone"):
         logger.info("Cost: not counted, as the model has no backbone")
         return None
-    short = cfg.INPUT.MIN_SIZE_TEST
-    cost = measure_cost(model, (short, min(cfg.INPUT.MAX_SIZE_TEST, short * 4 // 3)))
+    longest = cfg.INPUT.MAX_SIZE_TEST
+    short = cfg.INPUT.MIN_SIZE_TEST or longest  # 0: images are not resized
+    try:
+        cost = measure_cost(model, (short, min(longest, short * 4 // 3)))
+    except Exception as error:  # layers that cannot run without storage, of whatever library
+        logger.warning("Cost: not counted (%s: %s)", type(error).__name__, str(error)[:200])
+        return None
     logger.info("Cost: %s", cost.line())
     return cost
 

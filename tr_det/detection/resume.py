@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from tr_det.core.optim.keys import QUANTIZER, TALR
 from tr_det.detection.norms import average_statistics
 from tr_det.detection.sampling import TrainLoader
 from tr_det.training.rng import seed_step
@@ -95,6 +97,34 @@ class RunState(HookBase):
     def _normalizer(self) -> float | None:
         value = getattr(_bare(self.trainer.model), NORMALIZER, None)
         return None if value is None else float(value)
+
+
+def check_resumed_groups(
+    saved: list[dict[str, Any]], own: list[dict[str, Any]], cfg: CfgNode
+) -> None:
+    """Look at what a resumed optimizer would take over, or stumble over, without a word.
+
+    Args:
+        saved: parameter groups in the checkpoint.
+        own: those of this run's optimizer, with its scheduler made.
+        cfg: this run's config.
+
+    Raises:
+        ValueError: a TR-scheduled run is to go on with a plain optimizer.
+    """
+    plain = not any(QUANTIZER in group for group in own)  # others name what differs themselves
+    if plain and any(TALR in group for group in saved):
+        raise ValueError(
+            f"SOLVER.OPTIMIZER={cfg.SOLVER.OPTIMIZER!r}: the run to resume was TR-scheduled; "
+            "resume with the optimizer that it was started with"
+        )
+    theirs, ours = (groups[0].get("initial_lr") for groups in (saved, own))
+    if theirs is not None and ours is not None and theirs != ours:
+        logging.getLogger(__name__).warning(
+            "SOLVER.BASE_LR=%g has no effect: the resumed run goes on with its own, %g",
+            ours,
+            theirs,
+        )
 
 
 class RepeatablePreciseBN(hooks.PreciseBN):

@@ -23,7 +23,12 @@ from tr_det.detection.cost import log_cost
 from tr_det.detection.data import check_test_dataset, named_dataset_errors
 from tr_det.detection.norms import share_statistics
 from tr_det.detection.quantize import quantize_detector
-from tr_det.detection.resume import RepeatablePreciseBN, RunState, repeatable_scripts
+from tr_det.detection.resume import (
+    RepeatablePreciseBN,
+    RunState,
+    check_resumed_groups,
+    repeatable_scripts,
+)
 from tr_det.detection.sampling import build_train_loader
 from tr_det.detection.solver import build_optimizer
 
@@ -167,6 +172,8 @@ class QuantTrainer(DefaultTrainer):
                 "exactly as if it had not been stopped"
             )
         if "_trainer" in state_dict:
+            saved = state_dict["_trainer"]["optimizer"]["param_groups"]
+            check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
             self._trainer.load_state_dict(state_dict["_trainer"])
         else:
             self._go_on_without_optimizer()

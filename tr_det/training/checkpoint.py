@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import Any
 
+import torch
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
 """What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
@@ -19,6 +22,19 @@ def is_quantizer_state(key: str) -> bool:
 def is_harmless(key: str) -> bool:
     """Return whether a key may come and go: a counter that frozen batch norms lack."""
     return key.endswith(".num_batches_tracked")
+
+
+def check_folder(flag: str, path: str) -> None:
+    """Raise ValueError unless a file can be written at a path; to be called before the work."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ValueError(f"{flag}={path}: the folder {folder} does not exist")
+
+
+def save_weights(model: nn.Module, path: str) -> None:
+    """Write a model's weights as Detectron2 reads them; aside first, then renamed."""
+    torch.save({"model": model.state_dict(), "__author__": "tr_det"}, f"{path}.part")
+    os.replace(f"{path}.part", path)
 
 
 class StrictCheckpointer(Checkpointer):

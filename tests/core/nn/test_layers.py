@@ -171,6 +171,18 @@ def test_output_scale_of_an_all_zero_output_is_one() -> None:
     assert layer.output_scale.scale.item() == 1.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_input_leaves_all_scales_to_the_next(kind: str) -> None:
+    layer, x = _layer(kind, output_scale=True), _input(kind)
+    expected = _layer(kind, output_scale=True)
+    empty = layer(x[:0])
+    assert empty.shape[0] == 0
+    empty.sum().backward()
+    assert not layer.output_scale.is_initialized
+    torch.testing.assert_close(layer(x), expected(x))
+    assert layer.output_scale.is_initialized
+
+
 def test_evaluation_before_training_raises_with_the_layer() -> None:
     model = _model()
     with pytest.raises(RuntimeError, match=r"0\.input_quantizer: no scale yet"):

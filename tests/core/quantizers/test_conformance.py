@@ -50,6 +50,14 @@ def test_codes_are_small_integers_that_name_the_level_of_the_output(name, bits, 
     torch.testing.assert_close(quantizer(x).detach(), levels[index], rtol=1e-6, atol=0)
 
 
+def test_an_empty_input_passes_and_leaves_the_scale_to_the_next(name, bits, signed):
+    quantizer, expected = build_quantizer(name, bits, signed), ready(name, bits, signed)
+    assert quantizer(torch.zeros(0, 4)).shape == (0, 4)
+    assert not quantizer.is_initialized
+    quantizer(data(signed))
+    assert torch.equal(quantizer.scale, expected.scale)
+
+
 def test_codes_and_forward_have_no_side_effect(name, bits, signed):
     quantizer, x = ready(name, bits, signed), data(signed, seed=1)
     before, kept = copy.deepcopy(quantizer.state_dict()), x.clone()

@@ -46,13 +46,20 @@ class OutputScale(nn.Module):
     def initialize(self, full: Tensor, quantized: Tensor) -> None:
         """Set the scale from a layer's full-precision and quantized outputs, without bias.
 
-        Pooled over processes under ``torch.distributed``, like `Quantizer.initialize`.
+        Pooled over processes under ``torch.distributed``, like `Quantizer.initialize`. Empty
+        outputs leave it unset.
         """
         sums = torch.stack(
-            (full.abs().sum(dtype=torch.float64), quantized.abs().sum(dtype=torch.float64))
+            (
+                full.abs().sum(dtype=torch.float64),
+                quantized.abs().sum(dtype=torch.float64),
+                full.new_tensor(full.numel(), dtype=torch.float64),
+            )
         )
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
+        if sums[2] == 0:
+            return
         ratio = sums[0] / sums[1]
         self.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
         self.initialized.fill_(1)

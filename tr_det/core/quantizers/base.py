@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, pooled: bool = True) -> None:
-        """Set the scale from data.
+        """Set the scale from data; no data leave it unset.
 
         Args:
             x: any shape, floating point.
@@ -127,6 +127,8 @@ class Quantizer(nn.Module):
         moments = torch.stack((wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()))
         if pooled and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(moments)
+        if moments[0] == 0:  # e.g. a detector's second stage, in a batch without proposals
+            return
         self.scale.copy_(self.initial_scale(*moments.unbind()))
         self.initialized.fill_(1)
         self._ready = True
