@@ -141,6 +141,7 @@ KINDS = {
 def test_every_key_of_a_config_is_read_by_something(path, tiny, scenes, tmp_path, keys_read):
     cfg = load(path)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (tiny.TRAIN,), (tiny.VAL,)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 10  # theirs
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(tmp_path / "no.pth"), str(tmp_path)
     cfg.DATALOADER.NUM_WORKERS = 0

@@ -24,7 +24,7 @@ from tr_det.detection import (
     add_tr_det_config,
     calibrate,
 )
-from tr_det.detection.calibration import is_calibrated
+from tr_det.detection.calibration import is_calibrated, update_norms
 from tr_det.detection.checks import check_config
 from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import check_datasets
@@ -53,7 +53,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS``; a model without scales is calibrated first."""
+    """Evaluate ``MODEL.WEIGHTS``.
+
+    A model without scales is calibrated first; with TEST.PRECISE_BN batch norms are measured anew.
+    """
     model = QuantTrainer.build_model(cfg)
     checkpointer = QuantCheckpointer(
         model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
@@ -61,6 +64,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if not is_calibrated(model):
         calibrate(model, QuantTrainer.build_train_loader(cfg), cfg.MODEL.QUANT.CALIBRATION_BATCHES)
+    elif cfg.TEST.PRECISE_BN.ENABLED:
+        update_norms(model, QuantTrainer.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER)
     results = QuantTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

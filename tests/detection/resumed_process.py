@@ -1,4 +1,4 @@
-"""Resume runs in a process of its own: ``resumed_process.py JSON``, written by test_resume.py."""
+"""Runs in a process of their own: ``resumed_process.py JSON``, written by test_resume.py."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def main():
         cfg = get_cfg()
         add_tr_det_config(cfg)
         cfg.merge_from_file(config)
-        assert train(cfg).start_iter > 0
+        assert train(cfg).start_iter == task["start_iters"][config]
 
 
 if __name__ == "__main__":

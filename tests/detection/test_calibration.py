@@ -6,7 +6,7 @@ from torch import nn
 
 from tr_det.core import quantized_layers
 from tr_det.detection import QuantTrainer, calibrate
-from tr_det.detection.calibration import is_calibrated
+from tr_det.detection.calibration import is_calibrated, update_norms
 
 
 def test_calibration_sets_every_scale_by_the_papers_formula(make_config):
@@ -70,3 +70,19 @@ def test_the_heads_norms_per_level_need_no_output_scale(make_config):
     model = build_model(make_config())
     assert isinstance(model.head.cls_subnet[1], CycleBatchNormList)
     assert model.head.cls_subnet[0].output_scale is None
+
+
+def test_norms_alone_are_measured_anew(make_config):
+    cfg = make_config()
+    model = build_model(cfg)
+    batches = [batch for batch, _ in zip(QuantTrainer.build_train_loader(cfg), range(2))]
+    calibrate(model, batches, 2)
+    measured = {key: value.clone() for key, value in model.state_dict().items()}
+    for module in model.eval().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    update_norms(model, batches, 2)
+    assert not model.training
+    for key, value in model.state_dict().items():
+        if "num_batches" not in key:
+            torch.testing.assert_close(value, measured[key], msg=key)

@@ -88,3 +88,13 @@ def test_what_detectron2_asserts_about_a_model_is_a_value_error(make_config):
         build_model(cfg)
     with pytest.raises(ValueError, match="Detectron2 cannot build it: Must set MODEL.RESNETS.RES2"):
         QuantTrainer.build_model(cfg)
+
+
+def test_norms_that_need_gpus_are_refused_with_several_processes_without(make_config, monkeypatch):
+    cfg = make_config("MODEL.RESNETS.NORM", "SyncBN")
+    check_config(cfg)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"MODEL\.RESNETS\.NORM='SyncBN': must be 'naiveSyncBN'"):
+        check_config(cfg)
+    cfg.MODEL.RESNETS.NORM = "naiveSyncBN"
+    check_config(cfg)

@@ -233,3 +233,12 @@ def test_an_unknown_mobilenetv2_feature_is_refused():
 
     with pytest.raises(ValueError, match=r"out_features=\['res9'\].*must be of"):
         MobileNetV2(out_features=("res9",))
+
+
+def test_faster_rcnn_trains_and_evaluates_through_the_trainer(make_config):
+    cfg = rcnn(make_config, "SOLVER.MAX_ITER", 2)
+    trainer = QuantTrainer(cfg)
+    trainer.train()
+    assert trainer.iter == 2
+    assert "AP" in trainer._last_eval_results["bbox"]
+    assert (trainer.optimizer.transition_metrics().talr > 0).all()

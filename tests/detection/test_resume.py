@@ -94,31 +94,51 @@ def assert_same_checkpoint(first, second):
             assert value == theirs[key], key
 
 
+@pytest.fixture
+def run_elsewhere(mixed_scenes, tiny, scenes, tmp_path):
+    """Return ``run([(config, first iteration)])``, which runs them in a new process.
+
+    In this one other tests may have had TorchScript compile the losses as it does for itself,
+    which cannot be undone.
+    """
+    val = MetadataCatalog.get(tiny.VAL)
+    datasets = [mixed_scenes, (tiny.VAL, val.json_file, val.image_root)]
+
+    def run(starts):
+        files = {}
+        for number, (cfg, start) in enumerate(starts):
+            files[str(tmp_path / f"{number}.yaml")] = start
+            (tmp_path / f"{number}.yaml").write_text(cfg.dump())
+        task = tmp_path / "task.json"
+        task.write_text(
+            json.dumps({"datasets": datasets, "configs": list(files), "start_iters": files})
+        )
+        path = os.pathsep.join(["", str(HERE.parents[1]), *sys.path])
+        subprocess.run(
+            [sys.executable, str(HERE / "resumed_process.py"), str(task)],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    return run
+
+
 @pytest.mark.slow
 def test_runs_resumed_in_a_new_process_end_bit_for_bit_like_the_one_not_stopped(
-    make_config, mixed_scenes, tiny, scenes, tmp_path
+    make_config, run_elsewhere
 ):
     cfg = config_of(make_config)
-    train(cfg)
-    configs = []
+    run_elsewhere([(cfg, 0)])
+    stops = []
     for done, workers in STOPS.items():
         stopped = stopped_at(cfg, done)
         stopped.DATALOADER.NUM_WORKERS = workers
-        configs.append(tmp_path / f"{done}.yaml")
-        configs[-1].write_text(stopped.dump())
-    val = MetadataCatalog.get(tiny.VAL)
-    datasets = [mixed_scenes, (tiny.VAL, val.json_file, val.image_root)]
-    task = tmp_path / "task.json"
-    task.write_text(json.dumps({"datasets": datasets, "configs": [str(c) for c in configs]}))
-    subprocess.run(
-        [sys.executable, str(HERE / "resumed_process.py"), str(task)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["", str(HERE.parents[1]), *sys.path])},
-    )
-    for done in STOPS:
+        stops.append((stopped, done))
+    run_elsewhere(stops)
+    for stopped, _ in stops:
         assert_same_checkpoint(
-            f"{cfg.OUTPUT_DIR}_stopped_{done}/model_final.pth", f"{cfg.OUTPUT_DIR}/model_final.pth"
+            f"{stopped.OUTPUT_DIR}/model_final.pth", f"{cfg.OUTPUT_DIR}/model_final.pth"
         )
 
 

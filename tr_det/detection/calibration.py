@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,16 +46,38 @@ def calibrate(model: nn.Module, data_loader: Iterable[Any], num_batches: int) ->
     """
     if num_batches < 1:
         raise ValueError(f"MODEL.QUANT.CALIBRATION_BATCHES={num_batches}: must be at least 1")
-    was_training = model.training
-    model.train()
-    with EventStorage(), kept_normalizer(model):
+    with _in_training(model):
         batches = iter(data_loader)
         first = next(batches)
         model(first)
-        if get_bn_modules(model):
-            update_bn_stats(model, itertools.chain([first], batches), num_batches)
-            average_statistics(model)
-    model.train(was_training)
+        _update_norms(model, itertools.chain([first], batches), num_batches)
     logging.getLogger(__name__).info(
         "Calibrated scales and batch norm on %d training batches", num_batches
     )
+
+
+def update_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int) -> None:
+    """Measure the statistics of all batch norms anew (fvcore's precise BN).
+
+    Args:
+        model: a detector in Detectron2's interface; its mode and loss normalizer are restored.
+        data_loader: training batches.
+        num_batches: how many to use, >= 1.
+    """
+    with _in_training(model):
+        _update_norms(model, iter(data_loader), num_batches)
+
+
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.train()
+    with EventStorage(), kept_normalizer(model):
+        yield
+    model.train(was_training)
+
+
+def _update_norms(model: nn.Module, batches: Iterator[Any], num_batches: int) -> None:
+    if get_bn_modules(model):
+        update_bn_stats(model, batches, num_batches)
+        average_statistics(model)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils import comm
 from fvcore.common.registry import Registry
 from torch import nn
 
@@ -160,3 +161,9 @@ def _check_device(cfg: CfgNode) -> None:
         raise ValueError(f"MODEL.DEVICE={name!r}: must be 'cpu', 'cuda' or 'cuda:N'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"MODEL.DEVICE={name!r}: no GPU is visible; add MODEL.DEVICE cpu")
+    for part in ("RESNETS", "FPN") if device.type == "cpu" and comm.get_world_size() > 1 else ():
+        if cfg.MODEL[part].NORM == "SyncBN":
+            raise ValueError(
+                f"MODEL.{part}.NORM='SyncBN': must be 'naiveSyncBN' or 'BN' with several processes "
+                "on a CPU"
+            )
