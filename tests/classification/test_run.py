@@ -1,5 +1,6 @@
 """Whole runs, as tools/train_classifier.py makes them, at a few updates."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from tr_det.classification.config_file import load_config
+from tr_det.classification.datasets import load_data
 from tr_det.classification.run import run, table
+from tr_det.training.metrics import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -208,3 +211,29 @@ def test_torchrun_s_processes_train_one_model_together(folder):
     assert done.stdout.count("top-1") == 1
     metrics = next(Path("output").rglob("qat_w2a2/metrics.json")).read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in metrics] == [0, 1, 2, 2]
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise OSError("bad.jpg: cannot be read")
+
+
+@pytest.mark.parametrize("period", [0, 4])
+def test_a_failing_evaluation_does_not_lose_what_was_trained(folder, monkeypatch, period):
+    plain, config = load_data, load_config("fp.yaml", ["run.eval_period", str(period)])
+    monkeypatch.setattr(
+        "tr_det.classification.run.load_data",
+        lambda section: dataclasses.replace(plain(section), test=Unreadable()),
+    )
+    with pytest.raises(OSError, match=r"bad\.jpg"):
+        run(config)
+    written = "model_0000004" if period else "model_final"
+    assert (Path(config.run.output_dir) / f"{written}.pth").is_file()
+    monkeypatch.undo()
+    os.chdir(folder)
+    assert run(config, resume=True)[0]["accuracy"] >= 0
+    rows = read_records(Path(config.run.output_dir) / "metrics.json")
+    assert [row["iteration"] for row in rows if "loss" in row] == list(range(8))

@@ -32,6 +32,7 @@ from tr_det.training.rng import seed_step
 from tr_det.training.watch import WeightWatcher
 
 FINAL = "model_final"
+_log = logging.getLogger(__name__)
 
 
 class ClassifierTrainer:
@@ -115,17 +116,27 @@ class ClassifierTrainer:
                 scalars["eta_seconds"] = clock.left(self.iteration)
                 writer.write(self.iteration - 1, scalars)
                 _log_line(self.iteration, self.total, scalars)
-            if _due(self.iteration, run.eval_period) and self.iteration < self.total:
-                result = self.evaluate()
-                if writer:
-                    writer.write(self.iteration - 1, _prefixed("test", result))
-            if _due(self.iteration, run.checkpoint_period) and self.iteration < self.total:
+            if self.iteration == self.total:
+                break
+            # Checkpoints come before evaluations, which may fail on the test images.
+            if _due(self.iteration, run.checkpoint_period):
                 self.save(f"model_{self.iteration:07d}")
+            if _due(self.iteration, run.eval_period):
+                self._record_evaluation(writer)
+        self.save(FINAL)
+        result = self._record_evaluation(writer)
+        if writer:
+            writer.close()
+        return result
+
+    def _record_evaluation(self, writer: MetricsWriter | None) -> dict[str, float]:
         result = self.evaluate()
         if writer:
-            writer.write(self.total - 1, _prefixed("test", result))
-            writer.close()
-        self.save(FINAL)
+            writer.write(self.iteration - 1, {f"test/{key}": v for key, v in result.items()})
+        _log.info(
+            f"{_place(self.iteration, self.total)}  test accuracy {result['accuracy']:.2f}  "
+            f"top-5 {result['top5']:.2f}  loss {result['loss']:.3f}"
+        )
         return result
 
     def evaluate(self) -> dict[str, float]:
@@ -218,10 +229,6 @@ def _due(iteration: int, period: int) -> bool:
     return bool(period) and iteration % period == 0
 
 
-def _prefixed(prefix: str, scalars: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{key}": value for key, value in scalars.items()}
-
-
 class _Clock:
     """How long the rest of a run will take, at this process' pace."""
 
@@ -235,9 +242,13 @@ class _Clock:
 
 def _log_line(iteration: int, total: int, scalars: dict[str, Any]) -> None:
     left = timedelta(seconds=round(scalars["eta_seconds"]))
-    words = [f"{iteration:>{len(str(total))}}/{total}", f"eta {left}"]
+    words = [_place(iteration, total), f"eta {left}"]
     words += [f"loss {scalars['loss']:.3f}", f"accuracy {scalars['accuracy']:.1f}"]
     for name, key in (("TR", "running"), ("target", "target"), ("TALR", "talr"), ("k", "rate")):
         if f"tr/{key}" in scalars and not (key == "rate" and "tr/running" in scalars):
             words.append(f"{name} {scalars[f'tr/{key}']:.2e}")
-    logging.getLogger(__name__).info("  ".join(words))
+    _log.info("  ".join(words))
+
+
+def _place(iteration: int, total: int) -> str:
+    return f"{iteration:>{len(str(total))}}/{total}"
