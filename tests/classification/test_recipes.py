@@ -74,6 +74,16 @@ def test_every_recipe_loads_and_starts_from_weights_that_fit(path):
     assert first.quant.bits == expected
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("[a-z]*_*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_takes_hours_is_checkpointed_and_evaluated_on_the_way(path):
+    config = load_config(path)
+    if config.data.name != "digits" and path.parent.name != "bases":
+        images = 50_000 if "cifar" in config.data.name else 1_281_167
+        updates = config.solver.epochs * (images // config.solver.batch_size)
+        for period in (config.run.checkpoint_period, config.run.eval_period):
+            assert 0 < period <= updates / 10
+
+
 def combinations():
     """Return every network, optimizer and bit-width of Table S8, once for both CIFARs."""
     found = []
