@@ -93,3 +93,22 @@ def test_timm_s_absence_is_one_line(monkeypatch):
 def test_what_a_network_cannot_do_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **arguments)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
+def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
+    from torchvision import models
+
+    plain = models.get_model
+    seen = []
+
+    def unloaded(name, weights, **options):
+        seen.append((weights, options["num_classes"]))
+        return plain(name, weights=None, **options)
+
+    monkeypatch.setattr(models, "get_model", unloaded)
+    model = build_model(name, 3, pretrained=True, new_last_layer=True).eval()
+    assert seen == [("IMAGENET1K_V1", 1000)]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    report = quantize_network(model, name, weight_bits=4, act_bits=4)
+    assert report.layers[-1].reason
