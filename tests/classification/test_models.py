@@ -3,6 +3,10 @@ import importlib.util
 import pytest
 import torch
 
+from tr_det.classification.build import build_network
+from tr_det.classification.config import ClassifierConfig
+from tr_det.classification.config_file import from_tree
+from tr_det.classification.datasets import Data
 from tr_det.classification.models import MODELS, build_model, quantize_network
 
 TIMM = {"efficientnet_lite0", "deit_tiny", "deit_small"}
@@ -112,3 +116,13 @@ def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     report = quantize_network(model, name, weight_bits=4, act_bits=4)
     assert report.layers[-1].reason
+
+
+@pytest.mark.skipif(NO_TIMM, reason="needs timm")
+def test_a_transformer_s_image_size_must_be_the_data_s():
+    data = Data(list, [], num_classes=3, channels=3, image_size=32)
+    tree = {"model": {"name": "deit_tiny"}, "data": {"name": "imagenet", "image_size": 32}}
+    with pytest.raises(ValueError, match=r"data\.image_size=32: deit_tiny takes images of 224"):
+        build_network(from_tree(ClassifierConfig, tree), data, published=False)
+    tree["model"]["options"] = {"img_size": 32, "depth": 1}
+    build_network(from_tree(ClassifierConfig, tree), data, published=False)
