@@ -20,12 +20,13 @@ from tr_det.classification.experiment import Laboratory, Outcome, Run
 from tr_det.classification.figures import draw_step_decay, draw_step_sizes, draw_tr_scheduling
 from tr_det.core.transition import AUTO
 from tr_det.demo.report import write_json
+from tr_det.training.cli import one_line_errors
 
 NAMES = ("tr-scheduling", "step-sizes", "step-decay")
 
 
 def main() -> None:
-    """Parse the command line, run what the figure compares and draw it."""
+    """Parse the command line and make the figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +40,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < 40 or not 1 <= args.bits <= 8:
         parser.error("--steps must be at least 40, --bits from 1 to 8")
+    if args.factor is not None and not args.factor > 0:
+        parser.error("--factor must be above 0")
+    with one_line_errors():
+        args.output.mkdir(parents=True, exist_ok=True)
+        repeat(args)
+
+
+def repeat(args: argparse.Namespace) -> None:
+    """Make the runs and the picture."""
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     schedule = "step" if args.figure == "step-decay" else "cosine"
     tr = {"tr_factor": args.factor or AUTO, "tr_update": "pi", "tr_momentum": None}
@@ -51,7 +61,6 @@ def main() -> None:
         for name in names
     }
     title = f"ResNet-8 on 8 x 8 digits, W{args.bits}A{args.bits}, {schedule} schedule"
-    args.output.mkdir(parents=True, exist_ok=True)
     picture = args.output / f"{args.figure}.png"
     if args.figure == "tr-scheduling":
         draw_tr_scheduling(picture, outcomes[scheduled], f"{scheduled}: {title}")

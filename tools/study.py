@@ -33,6 +33,7 @@ from tqdm import tqdm
 from tr_det.classification.experiment import LEARNING_RATES, Laboratory, Outcome, Run
 from tr_det.core.transition import AUTO
 from tr_det.demo.report import write_json
+from tr_det.training.cli import one_line_errors
 
 PAPER = {"tr_update": "additive", "tr_momentum": 0.99}
 QUICK = {"tr_update": "pi", "tr_momentum": None}
@@ -271,6 +272,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 1 or args.steps < 20 or min(args.lengths) < 20:
         parser.error("--seeds must be at least 1, --steps and --lengths at least 20")
+    with one_line_errors():
+        args.output.mkdir(parents=True, exist_ok=True)
+        repeat(args)
+
+
+def repeat(args: argparse.Namespace) -> None:
+    """Run the study, print its table and write it."""
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     start = time.perf_counter()
     rows = STUDIES[args.study](Study(args.steps, args.seeds), args.lengths)

@@ -16,11 +16,15 @@ import sys
 from pathlib import Path
 
 from tr_det.classification.config_file import load_config
-from tr_det.classification.run import run, table
+from tr_det.classification.evaluate_only import evaluate_only
+from tr_det.classification.results import table
+from tr_det.classification.run import run
 from tr_det.training.cli import one_line_errors
 from tr_det.training.processes import rank, torchrun_processes
 
 DEFAULT = Path(__file__).parents[1] / "configs/classification/digits/resnet8_sgdt.yaml"
+
+EVAL_ONLY = "evaluate the run's last checkpoint, or model.weights if there is none or it is given"
 
 
 def main() -> None:
@@ -30,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--config-file", type=Path, default=DEFAULT, metavar="FILE")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--eval-only", action="store_true", help=EVAL_ONLY)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
     with one_line_errors():
@@ -39,7 +43,12 @@ def main() -> None:
             level = logging.INFO if rank() == 0 else logging.WARNING
             logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
             logging.getLogger("fvcore").setLevel(logging.WARNING)
-            rows = run(config, args.resume, args.eval_only)
+            if args.eval_only:
+                # Weights named on the command line are wanted, as with Detectron2's train_net.py.
+                named = "model.weights" in args.opts[::2] and not args.resume
+                rows = evaluate_only(config, start_weights=named)
+            else:
+                rows = run(config, args.resume)
             if rank() == 0:
                 print(table(rows))
 

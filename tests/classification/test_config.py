@@ -3,6 +3,8 @@ import pytest
 from tr_det.classification.config import ClassifierConfig, QuantSection
 from tr_det.classification.config_file import from_tree, load_config, to_yaml
 
+SGDT = ["solver.optimizer", "SGDT"]
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -24,6 +26,14 @@ def write(tmp_path):
         (["solver.epochs", "1.5"], r"solver\.epochs=1\.5: must be an integer"),
         (["solver.epochs"], r"solver\.epochs: a key without value"),
         (["solver.optimizer", "SDG"], r"solver\.optimizer='SDG': must be one of \['SGD'"),
+        (["solver.betas", "[a, b]"], r"solver\.betas\[0\]='a': must be a number"),
+        (["solver.lr", "1", "--resume"], "^--resume: must come before the KEY VALUE pairs"),
+        ([*SGDT, "quant.bits", "FP"], r"solver\.optimizer='SGDT': must be SGD with .*bits=FP"),
+        ([*SGDT, "quant.bits", "W32A2"], r"optimizer='SGDT': must be SGD with .*bits=W32A2"),
+        (["data.workers", "1000"], r"data\.workers=1000: must be from 0 to 128"),
+        (["data.interpolation", "cubic"], r"data\.interpolation='cubic': must be one of"),
+        (["model.new_last_layer", "true"], r"new_last_layer=True: must be false without weights"),
+        (["run.keep_checkpoints", "-1"], r"run\.keep_checkpoints=-1: must be 0 or more"),
         (["solver.betas", "[0.9]"], r"solver\.betas=\(0\.9,\): must be two numbers"),
         (["quant.bits", "W9A2"], r"quant\.bits='W9A2': must be FP or like W2A2"),
         (["quant.bits", "4"], r"quant\.bits=4: must be a string"),
@@ -35,7 +45,7 @@ def write(tmp_path):
         (["solver.loss", "distributional"], r"solver\.teacher='': must be given"),
         (["model.weights", "a", "model.pretraining", "b"], r"model\.weights='a': must be ''"),
         (
-            ["solver.optimizer", "SGDT", "quant.learn_weight_scale", "true"],
+            [*SGDT, "quant.bits", "W2A2", "quant.learn_weight_scale", "true"],
             r"quant\.learn_weight_scale=True: must be false or 'auto' with solver\.optimizer=SGDT",
         ),
     ],
@@ -59,13 +69,23 @@ def test_files_build_on_others_and_the_command_line_wins(write):
     assert config.run.output_dir.endswith(f"{path.parent.name}/leaf_fp")
 
 
+def test_epochs_are_not_given_in_vain(write):
+    path = write("a.yaml", "solver: {iterations: 600}")
+    with pytest.raises(ValueError, match=r"solver\.epochs=3: must be given with .*iterations 0"):
+        load_config(path, ["solver.epochs", "3"])
+    config = load_config(path, ["solver.epochs", "3", "solver.iterations", "0"])
+    assert (config.solver.epochs, config.solver.iterations) == (3, 0)
+
+
 def test_a_missing_file_is_named(write):
     with pytest.raises(FileNotFoundError, match=r"other\.yaml: no such file"):
         load_config(write("a.yaml", "_BASE_: other.yaml"))
 
 
 def test_a_written_config_reads_the_same(write):
-    config = load_config(write("a.yaml", "tr: {factor: auto}\nsolver: {betas: [0.5, 0.9]}"))
+    config = load_config(
+        write("a.yaml", "tr: {factor: auto}\nsolver: {betas: [0.5, 0.9], no_decay: [x]}")
+    )
     assert load_config(write("b.yaml", to_yaml(config))) == config
 
 
@@ -74,7 +94,7 @@ def test_scales_of_weights_are_learned_under_plain_optimizers_only():
         return from_tree(ClassifierConfig, tree).learn_weight_scale
 
     assert learns({"solver": {"optimizer": "Adam"}})
-    assert not learns({"solver": {"optimizer": "AdamT"}})
+    assert not learns({"solver": {"optimizer": "AdamT"}, "quant": {"bits": "W2A2"}})
     frozen = {"solver": {"optimizer": "Adam"}, "quant": {"learn_weight_scale": False}}
     assert not learns(frozen)
 

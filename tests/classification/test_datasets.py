@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -55,7 +56,43 @@ def test_imagenet_s_folders_give_normalised_crops_of_the_usual_size(folders):
 def test_classes_of_both_halves_must_agree(folders):
     (folders / "val/n02").rename(folders / "val/n03")
     with pytest.raises(ValueError, match=r"train/ and val/ must have folders of the same names"):
-        load_data(DataConfig(name="imagenet", root=str(folders)))
+        load_data(DataConfig(name="imagenet", root=str(folders))).train  # noqa: B018
+
+
+def test_evaluation_needs_no_training_images(folders):
+    shutil.rmtree(folders / "train")
+    data = load_data(DataConfig(name="imagenet", root=str(folders)))
+    assert (len(data.test), data.num_classes) == (4, 2)
+    with pytest.raises(ValueError, match="has no train/"):
+        data.train  # noqa: B018
+
+
+def test_the_share_that_is_cropped_and_the_interpolation_may_be_chosen(folders):
+    common = {"name": "imagenet", "root": str(folders)}
+    resize = load_data(DataConfig(**common)).test.transform.transforms[0]
+    assert (resize.size, resize.interpolation.value) == (256, "bilinear")
+    data = load_data(DataConfig(**common, crop_ratio=0.9, interpolation="bicubic"))
+    resize = data.test.transform.transforms[0]
+    assert (resize.size, resize.interpolation.value) == (248, "bicubic")  # timm's for DeiT
+    assert data.train.transform.transforms[0].interpolation.value == "bicubic"
+
+
+def test_the_first_process_downloads_and_the_others_wait(cifar, monkeypatch):
+    import torchvision
+
+    plain, calls = torchvision.datasets.CIFAR10, []
+
+    def recorded(root, train=True, transform=None, download=False):
+        calls.append("download" if download else "open")
+        return plain(root, train, transform)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", recorded)
+    monkeypatch.setattr("tr_det.classification.datasets.wait_for_all", lambda: calls.append("wait"))
+    for rank, expected in ((0, ["download", "wait", "open"]), (1, ["wait", "open"])):
+        calls.clear()
+        monkeypatch.setattr("tr_det.classification.datasets.rank", lambda rank=rank: rank)
+        load_data(DataConfig(name="cifar10", root=str(cifar), download=True))
+        assert calls == expected
 
 
 def test_cifar_is_shifted_and_flipped_in_training_only(cifar):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from tr_det.classification.loader import planned_batches, train_batches
+from tr_det.classification.loader import evaluation_batches, planned_batches, train_batches
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -62,3 +62,19 @@ def test_processes_share_one_batch_out():
 def test_a_batch_that_cannot_be_made_is_refused(options):
     with pytest.raises(ValueError, match=r"solver\.batch_size=.*at most 11.*number of processes"):
         take(1, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, workers):
+    from torchvision.datasets import ImageFolder
+
+    (tmp_path / "n01").mkdir()
+    path = tmp_path / "n01" / "bad.jpg"
+    path.write_bytes(b"no image")
+    folder = ImageFolder(str(tmp_path))
+    for batches in (
+        train_batches(folder, batch_size=1, seed=0, workers=workers),
+        evaluation_batches(folder, batch_size=1, workers=workers),
+    ):
+        with pytest.raises(OSError, match=rf"{path}: cannot be read \(cannot identify image"):
+            next(iter(batches))

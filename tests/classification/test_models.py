@@ -3,6 +3,10 @@ import importlib.util
 import pytest
 import torch
 
+from tr_det.classification.build import build_network
+from tr_det.classification.config import ClassifierConfig
+from tr_det.classification.config_file import from_tree
+from tr_det.classification.datasets import Data
 from tr_det.classification.models import MODELS, build_model, quantize_network
 
 TIMM = {"efficientnet_lite0", "deit_tiny", "deit_small"}
@@ -93,3 +97,32 @@ def test_timm_s_absence_is_one_line(monkeypatch):
 def test_what_a_network_cannot_do_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **arguments)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
+def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
+    from torchvision import models
+
+    plain = models.get_model
+    seen = []
+
+    def unloaded(name, weights, **options):
+        seen.append((weights, options["num_classes"]))
+        return plain(name, weights=None, **options)
+
+    monkeypatch.setattr(models, "get_model", unloaded)
+    model = build_model(name, 3, pretrained=True, new_last_layer=True).eval()
+    assert seen == [("IMAGENET1K_V1", 1000)]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    report = quantize_network(model, name, weight_bits=4, act_bits=4)
+    assert report.layers[-1].reason
+
+
+@pytest.mark.skipif(NO_TIMM, reason="needs timm")
+def test_a_transformer_s_image_size_must_be_the_data_s():
+    data = Data(list, [], num_classes=3, channels=3, image_size=32)
+    tree = {"model": {"name": "deit_tiny"}, "data": {"name": "imagenet", "image_size": 32}}
+    with pytest.raises(ValueError, match=r"data\.image_size=32: deit_tiny takes images of 224"):
+        build_network(from_tree(ClassifierConfig, tree), data, published=False)
+    tree["model"]["options"] = {"img_size": 32, "depth": 1}
+    build_network(from_tree(ClassifierConfig, tree), data, published=False)

@@ -74,6 +74,16 @@ def test_every_recipe_loads_and_starts_from_weights_that_fit(path):
     assert first.quant.bits == expected
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("[a-z]*_*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_takes_hours_is_checkpointed_and_evaluated_on_the_way(path):
+    config = load_config(path)
+    if config.data.name != "digits" and path.parent.name != "bases":
+        images = 50_000 if "cifar" in config.data.name else 1_281_167
+        updates = config.solver.epochs * (images // config.solver.batch_size)
+        for period in (config.run.checkpoint_period, config.run.eval_period):
+            assert 0 < period <= updates / 10
+
+
 def combinations():
     """Return every network, optimizer and bit-width of Table S8, once for both CIFARs."""
     found = []
@@ -110,7 +120,7 @@ def make_trainer(config):
     """Return the trainer of a recipe with a small network and four images."""
     torch.manual_seed(0)
     pairs = [(torch.randn(3, 32, 32), label) for label in (0, 1, 2, 1)]
-    data = Data(pairs, pairs, num_classes=3, channels=3)
+    data = Data(lambda: pairs, pairs, num_classes=3, channels=3, image_size=32)
     small = SMALL.get(config.model.name, {})
     model = build_model(config.model.name, 3, **small)
     if config.model.name == "resnet18":

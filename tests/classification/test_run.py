@@ -1,168 +1,26 @@
 """Whole runs, as tools/train_classifier.py makes them, at a few updates."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tr_det.classification.config_file import load_config
-from tr_det.classification.run import run, table
+from tr_det.classification.evaluate_only import evaluate_only
+from tr_det.classification.results import read_results
+from tr_det.classification.run import run
+from tr_det.training.metrics import read_records
+
+SGDT = ["quant.bits", "W2A2", "solver.optimizer", "SGDT"]
+
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """
-model: {name: resnet_cifar, options: {depth: 8, width: 4}}
-solver: {batch_size: 32, iterations: 8, lr: 0.05}
-run: {log_period: 1, checkpoint_period: 4, device: cpu}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "fp.yaml").write_text(TINY)
-    (tmp_path / "qat.yaml").write_text(
-        "_BASE_: fp.yaml\nmodel: {pretraining: fp.yaml}\nquant: {bits: W2A2}\n"
-        "solver: {optimizer: SGDT}\ntr: {factor: 0.01, update: pi, momentum: -1}\n"
-    )
-    return tmp_path
 
 
 def qat(*overrides):
     return load_config("qat.yaml", overrides)
-
-
-def stop_at(config, name, target):
-    """Make a folder as it was when a run had written a checkpoint, with metrics past it."""
-    shutil.copytree(config.run.output_dir, target)
-    (Path(target) / "model_final.pth").unlink()
-    (Path(target) / "last_checkpoint").write_text(name)
-
-
-def same(first, second):
-    """Return whether nested states are equal to the bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
-def final(folder):
-    return torch.load(Path(folder) / "model_final.pth", weights_only=True)
-
-
-@pytest.mark.parametrize("optimizer", ["SGDT", "AdamWT", "Adam"])
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(folder, optimizer):
-    config = qat("solver.optimizer", optimizer, "run.output_dir", "whole")
-    whole = run(config)
-    stop_at(config, "model_0000004.pth", "stopped")
-    resumed = run(
-        qat("solver.optimizer", optimizer, "run.output_dir", "stopped", "data.workers", "1"),
-        resume=True,
-    )
-    first, second = final("whole"), final("stopped")
-    assert first["iteration"] == second["iteration"] == 8
-    for part in ("model", "optimizer", "scheduler"):
-        assert same(first[part], second[part]), part
-    assert resumed[-1]["accuracy"] == whole[-1]["accuracy"]
-    metrics = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "eta_seconds"}
-            for line in (Path(name) / "metrics.json").read_text().splitlines()
-        ]
-        for name in ("whole", "stopped")
-    ]
-    assert metrics[0] == metrics[1]
-
-
-def test_what_a_run_builds_on_is_trained_once_and_heads_the_table(folder):
-    rows = run(qat())
-    assert [(row["bits"], row["optimizer"]) for row in rows] == [("FP", "SGD"), ("W2A2", "SGDT")]
-    fp = Path(rows[0]["folder"]) / "model_final.pth"
-    written = fp.stat().st_mtime_ns
-    again = run(qat("run.output_dir", "again", "run.seed", "1"))
-    assert fp.stat().st_mtime_ns == written
-    assert again[0] == rows[0]
-    lines = table(again).splitlines()
-    assert len(lines) == 6
-    assert lines[3].split()[:3] == ["resnet_cifar", "FP", "SGD"]
-    (folder / "fp.yaml").write_text(TINY.replace("0.05", "0.06"))
-    with pytest.raises(
-        ValueError, match=r"solver\.lr=0\.06: .*fp_fp.*of a run with 0\.05|solver\.lr=0\.06"
-    ):
-        run(qat("run.output_dir", "third"))
-
-
-def test_metrics_tell_what_updates_do_to_weights(folder):
-    run(qat("solver.iterations", "4"))
-    rows = [
-        json.loads(line)
-        for line in Path("output/classification")
-        .rglob("qat_w2a2/metrics.json")
-        .__next__()
-        .read_text()
-        .splitlines()
-    ]
-    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 3]
-    for key in ("loss", "accuracy", "lr", "tr/target", "tr/running", "tr/talr"):
-        assert key in rows[2], key
-    assert rows[2]["tr/step_size"] >= rows[2]["tr/rate"] / 2 > 0
-    assert 0 < rows[2]["tr/distance"] <= 0.5
-    assert "tr_layers/blocks.0.conv1/talr" in rows[2]
-    assert {"test/accuracy", "test/top5", "test/loss"} < rows[-1].keys()
-
-
-def test_evaluation_alone_gives_what_training_ended_with(folder):
-    trained = run(qat())[-1]
-    evaluated = run(qat(), eval_only=True)
-    assert len(evaluated) == 1
-    assert (evaluated[0]["accuracy"], evaluated[0]["loss"]) == (
-        trained["accuracy"],
-        trained["loss"],
-    )
-
-
-def test_a_full_precision_checkpoint_is_calibrated_before_it_is_evaluated(folder):
-    learnt = run(load_config("fp.yaml", ["run.output_dir", "fp", "solver.iterations", "60"]))[0]
-    weights = ["model.pretraining", "", "model.weights", "fp/model_final.pth"]
-    row = run(qat(*weights, "quant.bits", "W8A8"), eval_only=True)[0]
-    assert learnt["accuracy"] > 40
-    assert row["accuracy"] > learnt["accuracy"] - 15
-
-
-def test_evaluation_without_any_checkpoint_is_refused(folder):
-    with pytest.raises(ValueError, match=r"--eval-only: .*has no checkpoint"):
-        run(qat(), eval_only=True)
-
-
-def test_going_on_with_another_config_is_refused_by_key(folder):
-    run(load_config("fp.yaml", ["run.output_dir", "a"]))
-    changed = load_config("fp.yaml", ["run.output_dir", "a", "solver.lr", "0.2"])
-    with pytest.raises(
-        ValueError, match=r"solver\.lr=0\.2: .*of a run with 0\.05; must be the same"
-    ):
-        run(changed, resume=True)
-
-
-def test_bfloat16_changes_the_forward_only(folder):
-    config = load_config("fp.yaml", ["run.output_dir", "a", "run.precision", "bfloat16"])
-    run(config)
-    assert all(
-        value.dtype == torch.float32
-        for key, value in final("a")["model"].items()
-        if value.is_floating_point()
-    )
-    run(load_config("fp.yaml", ["run.output_dir", "b"]))
-    assert not torch.equal(final("a")["model"]["fc.weight"], final("b")["model"]["fc.weight"])
-    with pytest.raises(ValueError, match=r"run\.precision='float16': must be"):
-        run(load_config("fp.yaml", ["run.output_dir", "c", "run.precision", "float16"]))
 
 
 @pytest.mark.parametrize(
@@ -172,11 +30,20 @@ def test_bfloat16_changes_the_forward_only(folder):
         (["model.options", "{deep: 8}"], r"model\.options=.*must be arguments of resnet_cifar"),
         (["data.name", "mnist"], r"data\.name='mnist': must be one of"),
         (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR-10"),
-        (["data.name", "imagenet"], r"data\.root='datasets': must have a folder train/"),
-        (["run.device", "tpu9"], r"run\.device='tpu9': must be auto, cpu"),
+        (["data.name", "imagenet"], r"data\.root='datasets': has no val/; must have train/"),
+        (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),
         (["solver.warmup", "8"], r"solver\.warmup=8: must be below the run's 8 updates"),
         (["model.weights", "library"], r"model\.weights='library': nobody publishes"),
-        (["solver.optimizer", "SGDT", "tr.gain", "-1"], r"tr\.gain=-1\.0: must be"),
+        ([*SGDT, "tr.gain", "-1"], r"tr\.gain=-1\.0: must be"),
+        ([*SGDT, "tr.update", "bogus"], r"tr\.update='bogus': must be one of"),
+        (["run.device", "meta"], r"run\.device='meta': must be one of \['auto', 'cpu'"),
+        (["model.options", "{width: -1}"], r"model\.options=\{'width': -1\}: must be arguments"),
+        (["solver.batch_size", "5000"], r"solver\.batch_size=5000: must be at most"),
+        (["solver.no_decay", "[fd.*]"], r"solver\.no_decay='fd\.\*': must be a glob over names"),
+        (
+            ["solver.loss", "distributional", "solver.teacher", "resnet_cifar"],
+            r"solver\.teacher_weights='library': nobody publishes",
+        ),
     ],
 )
 def test_what_only_a_run_can_find_wrong_is_told_by_key(folder, overrides, message):
@@ -184,12 +51,12 @@ def test_what_only_a_run_can_find_wrong_is_told_by_key(folder, overrides, messag
         run(load_config("fp.yaml", overrides))
 
 
-def tool(*arguments, command=()):
+def tool(*arguments, command=(), program=ROOT / "tools/train_classifier.py"):
     return subprocess.run(
-        [sys.executable, *command, str(ROOT / "tools/train_classifier.py"), *arguments],
+        [sys.executable, *command, str(program), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"},
         check=False,
     )
 
@@ -200,11 +67,20 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(folder):
     assert done.stderr == "error: solver.lrr: unknown key; did you mean solver.lr?\n"
 
 
-def test_torchrun_s_processes_train_one_model_together(folder):
+def test_torchrun_s_processes_train_one_model_together(folder, same, final):
+    """The program holds their weights to be equal; a run that is stopped and resumed is its own."""
+    program = Path(__file__).with_name("two_processes.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    overrides = ["model.pretraining", "", "solver.iterations", "3"]
-    done = tool("--config-file", "qat.yaml", *overrides, command=torchrun)
+    overrides = ["model.pretraining", "", "solver.iterations", "3", "run.checkpoint_period", "2"]
+    overrides += ["run.output_dir", "whole"]
+    done = tool("--config-file", "qat.yaml", *overrides, command=torchrun, program=program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1") == 1
-    metrics = next(Path("output").rglob("qat_w2a2/metrics.json")).read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in metrics] == [0, 1, 2, 2]
+    metrics = read_records(Path("whole/metrics.json"))
+    assert [row["iteration"] for row in metrics] == [0, 1, 2, 2]
+    for part in ("model", "optimizer", "scheduler", "iteration"):
+        assert same(final("whole")[part], final("stopped")[part]), part
+    (row,) = read_results("whole")
+    (alone,) = evaluate_only(qat(*overrides))
+    assert alone["accuracy"] == row["accuracy"]
+    assert alone["loss"] == pytest.approx(row["loss"], rel=1e-5)

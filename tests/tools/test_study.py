@@ -31,6 +31,16 @@ class _Laboratory:
         return Outcome(90.0 + 2 * run.seed, *[torch.zeros(0)] * 3, math.nan, torch.zeros(0))
 
 
+def test_an_output_folder_that_cannot_be_is_told_before_training(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["final-target", "--output", str(tmp_path / "file" / "x")]
+    monkeypatch.setattr("sys.argv", ["study.py", *arguments])
+    monkeypatch.setattr(study, "Laboratory", None)
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
+    assert capsys.readouterr().err.startswith("error: [Errno 20]")
+
+
 @pytest.mark.parametrize("arguments", [["nothing"], ["tracking", "--seeds", "0"]])
 def test_bad_arguments_are_refused(monkeypatch, arguments):
     monkeypatch.setattr("sys.argv", ["study.py", *arguments])

@@ -50,3 +50,29 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
         StrictCheckpointer(network()).load(str(tmp_path / "broken.pth"))
     with pytest.raises(FileNotFoundError, match=r"none.pth"):
         StrictCheckpointer(network()).load(str(tmp_path / "none.pth"))
+
+
+def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(tmp_path, monkeypatch):
+    checkpointer = StrictCheckpointer(network(), str(tmp_path))
+    checkpointer.save("model_final", iteration=1)
+    whole = (tmp_path / "model_final.pth").read_bytes()
+
+    def full(data, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpointer.save("model_final", iteration=2)
+    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize(("count", "left"), [(1, ["10"]), (2, ["10", "9"]), (0, ["10", "8", "9"])])
+def test_the_newest_by_number_are_kept(tmp_path, count, left):
+    checkpointer = StrictCheckpointer(network(), str(tmp_path))
+    for name in ("final", "8", "9", "10"):
+        (tmp_path / f"model_{name}.pth").touch()
+    checkpointer.keep_newest(count)
+    found = {path.stem.removeprefix("model_") for path in tmp_path.iterdir()}
+    assert found == {"final", *left}

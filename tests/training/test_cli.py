@@ -1,10 +1,11 @@
 import pytest
+import torch
 from torch.multiprocessing import ProcessRaisedException
 
 from tr_det.training.cli import UserMistakeError, mistakes_for_parent, one_line_errors
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b")])
+@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b"), FloatingPointError("a b")])
 def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors():
         raise error
@@ -17,6 +18,21 @@ def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
 def test_bugs_of_ours_keep_their_tracebacks(context, error):
     with pytest.raises(type(error)), context():
         raise error
+
+
+def test_of_what_a_loader_s_process_raises_its_message_is_left(capsys):
+    samples = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    with pytest.raises(SystemExit), one_line_errors():
+        next(iter(samples))
+    assert capsys.readouterr().err == "error: a/b.jpg: cannot be read (OSError: broken)\n"
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise OSError("a/b.jpg: cannot be read\n(OSError: broken)")
 
 
 def test_bugs_in_spawned_processes_keep_theirs():

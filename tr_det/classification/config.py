@@ -15,6 +15,7 @@ from tr_det.core.transition.schedule import SCHEDULES
 
 OPTIMIZERS = ("SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad")
 LOSSES = ("cross_entropy", "distributional")
+INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
 FULL_PRECISION = 32
 LIBRARY = "library"
@@ -32,6 +33,8 @@ class ModelConfig:
     # First weights: a checkpoint, "library" for those that torchvision or timm publish, "" for
     # random ones or those of `pretraining`.
     weights: str = ""
+    # Give the library's weights a new last layer, for data with other classes than ImageNet's.
+    new_last_layer: bool = False
     # A config whose result this run starts from; it is trained first where there is none. Relative
     # to the folder of the file that names it.
     pretraining: str = ""
@@ -40,6 +43,8 @@ class ModelConfig:
         """Check what one key allows of another."""
         free = not (self.weights and self.pretraining)
         check("model.weights", self.weights, free, "'' where model.pretraining is given")
+        fits = self.weights == LIBRARY or not self.new_last_layer
+        check("model.new_last_layer", self.new_last_layer, fits, "false without weights=library")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,10 @@ class DataConfig:
     root: str = "datasets"
     # Side of the training images in pixels; 0 takes the dataset's usual one.
     image_size: int = 0
+    # How images are scaled: bilinear or bicubic.
+    interpolation: str = "bilinear"
+    # Share of a scaled ImageNet test image's side that is seen: 224 of 256.
+    crop_ratio: float = 0.875
     # Fetch CIFAR if the folder lacks it.
     download: bool = False
     # Processes that read images; 0 reads in the training process. Changes no number.
@@ -100,7 +109,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check every key."""
         check("data.image_size", self.image_size, self.image_size >= 0, "0 or more")
-        check("data.workers", self.workers, self.workers >= 0, "0 or more")
+        _among("data.interpolation", self.interpolation, INTERPOLATIONS)
+        check("data.crop_ratio", self.crop_ratio, 0.1 <= self.crop_ratio <= 1, "in [0.1, 1]")
+        # Each holds a hundred megabytes or more.
+        check("data.workers", self.workers, 0 <= self.workers <= 128, "from 0 to 128")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +126,8 @@ class SolverConfig:
     nesterov: bool = False
     betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: float = 1e-4
+    # Names of parameters without weight decay; * stands for anything.
+    no_decay: tuple[str, ...] = ()
     # Learning rate of all scales, relative to lr (S4.1: a tenth).
     scale_lr_factor: float = 0.1
     # Images per update, over all processes.
@@ -218,13 +232,15 @@ class RunConfig:
     log_period: int = 20
     eval_period: int = 0
     checkpoint_period: int = 0
+    # How many checkpoints to keep, the newest, beside that of the end; 0: all.
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         """Check every key."""
         _among("run.precision", self.precision, PRECISIONS)
         check("run.seed", self.seed, self.seed >= 0, "0 or more")
         check("run.log_period", self.log_period, self.log_period >= 1, "at least 1")
-        for key in ("eval_period", "checkpoint_period"):
+        for key in ("eval_period", "checkpoint_period", "keep_checkpoints"):
             check(f"run.{key}", getattr(self, key), getattr(self, key) >= 0, "0 or more")
 
 
@@ -241,12 +257,20 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check combinations of sections."""
-        clash = self.solver.scheduled and self.quant.learn_weight_scale is True
+        solver, bits = self.solver, self.quant.bits
+        check(
+            "solver.optimizer",
+            solver.optimizer,
+            not solver.scheduled or self.quant.weight_bits < FULL_PRECISION,
+            f"{solver.plain_name} with quant.bits={bits}: there are no codes whose transitions "
+            "could be scheduled",
+        )
+        clash = solver.scheduled and self.quant.learn_weight_scale is True
         check(
             "quant.learn_weight_scale",
             self.quant.learn_weight_scale,
             not clash,
-            f"false or 'auto' with solver.optimizer={self.solver.optimizer}: a moving scale lets "
+            f"false or 'auto' with solver.optimizer={solver.optimizer}: a moving scale lets "
             "weights transit without being updated",
         )
 

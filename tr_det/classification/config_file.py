@@ -33,11 +33,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierCo
         OSError: no such file.
     """
     tree = _read(Path(path))
+    for option in overrides:
+        if option.startswith("--"):
+            raise ValueError(f"{option}: must come before the KEY VALUE pairs")
     if len(overrides) % 2:
         raise ValueError(f"{overrides[-1]}: a key without value; must be KEY VALUE pairs")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _put(tree, key, _yaml(text, key))
     config: ClassifierConfig = from_tree(ClassifierConfig, tree)
+    given, solver = overrides[::2], config.solver
+    heard = "solver.epochs" not in given or "solver.iterations" in given or not solver.iterations
+    allowed = f"given with solver.iterations 0, as the config has {solver.iterations}, which counts"
+    check("solver.epochs", solver.epochs, heard, allowed)
     if not config.run.output_dir:
         name = f"{Path(path).stem}_{config.quant.bits.lower()}".replace("_fp_fp", "_fp")
         folder = Path("output/classification") / Path(path).resolve().parent.name / name
@@ -64,9 +71,16 @@ def from_tree(section: type, tree: Any, prefix: str = "") -> Any:
 
 def to_yaml(config: ClassifierConfig) -> str:
     """Return the config as a file that `load_config` reads."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def to_tree(config: ClassifierConfig) -> Tree:
+    """Return the config as nested dicts, of what YAML knows."""
     tree = dataclasses.asdict(config)
-    tree["solver"]["betas"] = list(tree["solver"]["betas"])
-    return yaml.safe_dump(tree, sort_keys=False)
+    for section in tree.values():
+        for key, value in section.items():
+            section[key] = list(value) if isinstance(value, tuple) else value
+    return tree
 
 
 def _read(path: Path) -> Tree:
@@ -110,7 +124,8 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
     if float in origins and type(value) is int:
         return float(value)
     if tuple in origins and isinstance(value, list):
-        return tuple(value)
+        item, _ = typing.get_args(kind)
+        return tuple(_converted(f"{name}[{n}]", part, item) for n, part in enumerate(value))
     if type(value) not in origins:
         words = " or ".join(_WORDS[origin] for origin in origins)
         raise ValueError(f"{name}={value!r}: must be {words}")
@@ -122,7 +137,7 @@ _WORDS = {
     int: "an integer",
     float: "a number",
     str: "a string",
-    tuple: "a list of numbers",
+    tuple: "a list",
     dict: "a mapping",
 }
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +18,12 @@ from torch.utils.data import Dataset
 
 from tr_det.classification.config import DataConfig
 from tr_det.classification.digits import load_digit_images
+from tr_det.training.processes import rank, wait_for_all
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Half = Dataset[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,23 @@ class Data:
     """A dataset's two halves.
 
     Attributes:
-        train: with augmentation.
-        test: without.
+        load_train: gives the images to train on, with augmentation; evaluation needs none.
+        test: without augmentation.
         num_classes: labels are 0 to num_classes - 1.
         channels: of an image.
+        image_size: its side.
     """
 
-    train: Dataset[tuple[Tensor, int]]
-    test: Dataset[tuple[Tensor, int]]
+    load_train: Callable[[], Half]
+    test: Half
     num_classes: int
     channels: int
+    image_size: int
+
+    @cached_property
+    def train(self) -> Half:
+        """The images to train on, loaded at first use."""
+        return self.load_train()
 
 
 class ShiftedDigits(Dataset[tuple[Tensor, int]]):
@@ -62,10 +74,11 @@ def _digits(config: DataConfig) -> Data:
         raise ValueError(f"data.image_size={config.image_size}: must be 0 or 8 for digits")
     data = load_digit_images()
     return Data(
-        ShiftedDigits(data.train_images, data.train_labels, shift=True),
+        lambda: ShiftedDigits(data.train_images, data.train_labels, shift=True),
         ShiftedDigits(data.test_images, data.test_labels, shift=False),
         num_classes=10,
         channels=1,
+        image_size=8,
     )
 
 
@@ -74,52 +87,71 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
         from torchvision import datasets, transforms
 
         size = config.image_size or 32
+        scale = transforms.InterpolationMode(config.interpolation)
         convert = [transforms.ToTensor(), transforms.Normalize(CIFAR_MEAN, CIFAR_STD)]
-        resize = [] if size == 32 else [transforms.Resize(size)]
+        resize = [] if size == 32 else [transforms.Resize(size, scale)]
         augment = [
             transforms.RandomCrop(size, padding=size // 8),
             transforms.RandomHorizontalFlip(),
         ]
         kind = datasets.CIFAR10 if num_classes == 10 else datasets.CIFAR100
+        if config.download:
+            if rank() == 0:
+                kind(config.root, download=True)
+            wait_for_all()
 
-        def half(train: bool) -> Dataset[tuple[Tensor, int]]:
+        def half(train: bool) -> Half:
             steps = [*resize, *(augment if train else []), *convert]
             try:
-                return kind(config.root, train, transforms.Compose(steps), download=config.download)
+                found: Half = kind(config.root, train, transforms.Compose(steps))
             except RuntimeError:
                 raise ValueError(
                     f"data.root={config.root!r}: must be a folder with CIFAR-{num_classes} in "
                     "torchvision's layout, or set data.download true"
                 ) from None
+            return found
 
-        return Data(half(True), half(False), num_classes, channels=3)
+        return Data(lambda: half(True), half(False), num_classes, channels=3, image_size=size)
 
     return build
 
 
 def _imagenet(config: DataConfig) -> Data:
-    from torchvision import datasets, transforms
+    from torchvision import transforms
 
     size = config.image_size or 224
+    scale = transforms.InterpolationMode(config.interpolation)
     convert = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    augment = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    # The usual 256 to 224, at any size.
-    plain = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    halves = []
-    for name, steps in (("train", augment), ("val", plain)):
-        folder = Path(config.root) / name
-        if not folder.is_dir():
+    augment = [
+        transforms.RandomResizedCrop(size, interpolation=scale),
+        transforms.RandomHorizontalFlip(),
+    ]
+    # 256 to 224, usually.
+    whole = int(size / config.crop_ratio)
+    plain = [transforms.Resize(whole, scale), transforms.CenterCrop(size)]
+    test = _folder(config.root, "val", transforms.Compose([*plain, *convert]))
+
+    def load_train() -> Half:
+        train = _folder(config.root, "train", transforms.Compose([*augment, *convert]))
+        if train.classes != test.classes:
             raise ValueError(
-                f"data.root={config.root!r}: must have a folder {name}/ with one folder of images "
-                "per class"
+                f"data.root={config.root!r}: train/ and val/ must have folders of the same names"
             )
-        halves.append(datasets.ImageFolder(str(folder), transforms.Compose([*steps, *convert])))
-    train, test = halves
-    if train.classes != test.classes:
+        return cast(Half, train)
+
+    return Data(load_train, test, len(test.classes), channels=3, image_size=size)
+
+
+def _folder(root: str, name: str, transform: Callable[[Any], Any]) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(root) / name
+    if not folder.is_dir():
         raise ValueError(
-            f"data.root={config.root!r}: train/ and val/ must have folders of the same names"
+            f"data.root={root!r}: has no {name}/; must have train/ and val/, each with one folder "
+            "of images per class"
         )
-    return Data(train, test, len(train.classes), channels=3)
+    return ImageFolder(str(folder), transform)
 
 
 DATASETS: dict[str, Callable[[DataConfig], Data]] = {

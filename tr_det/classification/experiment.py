@@ -27,7 +27,7 @@ from tr_det.training.watch import Sight, WeightWatcher
 FIRST_AND_LAST = (QuantRule(pattern="conv1", skip=True), QuantRule(pattern="fc", skip=True))
 
 LEARNING_RATES = {"SGD": 0.1, "RMSprop": 1e-3, "Adagrad": 1e-2}
-"""Base learning rates (Table S8 for SGD); 1e-3 for the others of the paper."""
+"""Base learning rates (Table S8 for SGD); 1e-3 for those not named. Adagrad's is ours."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"momentum": 0.9},

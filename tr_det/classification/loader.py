@@ -63,8 +63,33 @@ class SeededSamples(Dataset[tuple[Tensor, int]]):
         """Return the sample at a place."""
         number, index = place
         with sample_states(self.seed, number):
-            sample: tuple[Tensor, int] = self.dataset[index]
-        return sample
+            return _read(self.dataset, index)
+
+
+class Share(Dataset[tuple[Tensor, int]]):
+    """One process' part of a dataset."""
+
+    def __init__(self, dataset: Any, rank: int, processes: int) -> None:
+        self.dataset, self.indices = dataset, range(rank, len(dataset), processes)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return a sample."""
+        return _read(self.dataset, self.indices[index])
+
+
+def _read(dataset: Any, index: int) -> tuple[Tensor, int]:
+    """Return a sample; what is wrong with its file is told with the file's name."""
+    try:
+        sample: tuple[Tensor, int] = dataset[index]
+    except (OSError, SyntaxError) as error:  # PIL raises the latter for some PNGs
+        files = getattr(dataset, "samples", None)  # torchvision's folders
+        name = files[index][0] if files else f"image {index}"
+        raise OSError(f"{name}: cannot be read ({error})") from None
+    return sample
 
 
 class _Once:
@@ -75,6 +100,15 @@ class _Once:
 
     def __iter__(self) -> Iterator[list[Place]]:
         return self.batches
+
+
+def check_batch_size(batch_size: int, images: int, processes: int) -> None:
+    """Raise ValueError if the batch is larger than the dataset or cannot be shared out."""
+    if not 0 < batch_size <= images or batch_size % processes:
+        raise ValueError(
+            f"solver.batch_size={batch_size}: must be at most {images}, the number of training "
+            f"images, and a multiple of the number of processes, {processes}"
+        )
 
 
 def train_batches(
@@ -89,26 +123,24 @@ def train_batches(
     """Yield (images, labels) of this process from batch ``start`` on, endlessly.
 
     Raises:
-        ValueError: the batch is larger than the dataset or cannot be shared out.
+        ValueError: as `check_batch_size`.
     """
-    if not 0 < batch_size <= len(dataset) or batch_size % processes:
-        raise ValueError(
-            f"solver.batch_size={batch_size}: must be at most {len(dataset)}, the number of "
-            f"training images, and a multiple of the number of processes, {processes}"
-        )
+    check_batch_size(batch_size, len(dataset), processes)
     places = planned_batches(len(dataset), batch_size, seed, start, rank, processes)
     loader: Any = DataLoader(
         SeededSamples(dataset, seed),
         batch_sampler=_Once(places),
         num_workers=workers,
         generator=torch.Generator(),  # its own, because a loader draws a number when it starts
+        pin_memory=torch.cuda.is_available(),
     )
     yield from loader
 
 
 def evaluation_batches(
     dataset: Any, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[Any]:
     """Return this process' share of the test images, in batches."""
-    share = torch.utils.data.Subset(dataset, range(rank, len(dataset), processes))
-    return DataLoader(share, batch_size=batch_size, num_workers=workers)
+    share = Share(dataset, rank, processes)
+    pinned = torch.cuda.is_available()
+    return DataLoader(share, batch_size, num_workers=workers, pin_memory=pinned)

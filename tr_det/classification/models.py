@@ -17,6 +17,7 @@ from tr_det.classification.reactnet import ReActNet18
 from tr_det.classification.resnet_cifar import ResNetCIFAR
 from tr_det.core import QuantConfig, QuantReport, QuantRule, quantize_model
 
+IMAGENET_CLASSES = 1000
 Builder = Callable[..., nn.Module]
 
 
@@ -26,8 +27,8 @@ class Network:
 
     Attributes:
         build: called with ``num_classes``, ``in_channels``, ``pretrained`` and options.
-        full_precision: layers that are not quantized: the first and the last ones, and what the
-            network's authors keep.
+        full_precision: layers that are not quantized: the first one, what the network's authors
+            keep, and at the end the last one.
         signed: layers whose input can be negative.
         normed: layers that a batch norm follows where `quantize_model` cannot see it.
     """
@@ -47,7 +48,12 @@ class Network:
 
 
 def build_model(
-    name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    new_last_layer: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Build a network in full precision.
 
@@ -56,19 +62,32 @@ def build_model(
         num_classes: classes, >= 2.
         in_channels: channels of the images.
         pretrained: load the weights that torchvision or timm publish.
+        new_last_layer: but for the last layer, which then has random ones for any classes.
         **options: the builder's own, e.g. ``depth=20``.
 
     Raises:
         ValueError: unknown name or option, or no such published weights.
     """
+    network = _network(name)
+    replaced = pretrained and new_last_layer
     try:
-        return _network(name).build(
-            num_classes=num_classes, in_channels=in_channels, pretrained=pretrained, **options
+        model = network.build(
+            num_classes=IMAGENET_CLASSES if replaced else num_classes,
+            in_channels=in_channels,
+            pretrained=pretrained,
+            **options,
         )
-    except TypeError as error:
+    except (TypeError, ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
+        if not options:
+            raise
         raise ValueError(
             f"model.options={options!r}: must be arguments of {name}: {error}"
         ) from None
+    if replaced:
+        last = network.full_precision[-1]
+        features: Any = model.get_submodule(last).in_features
+        model.set_submodule(last, nn.Linear(features, num_classes))
+    return model
 
 
 def quantize_network(
@@ -139,9 +158,10 @@ def _check_images(name: str, in_channels: int) -> None:
 
 
 def _check_classes(num_classes: int, pretrained: bool) -> None:
-    if pretrained and num_classes != 1000:
+    if pretrained and num_classes != IMAGENET_CLASSES:
         raise ValueError(
-            f"model.weights='library': has ImageNet's 1000 classes, the data has {num_classes}"
+            f"model.weights='library': has ImageNet's {IMAGENET_CLASSES} classes, the data has "
+            f"{num_classes}; must be '' or have model.new_last_layer true"
         )
 
 
@@ -180,7 +200,7 @@ MODELS: dict[str, Network] = {
     "resnet_cifar": Network(_own(ResNetCIFAR), ("conv1", "fc"), normed=("blocks.*",)),
     "reactnet18": Network(
         _own(ReActNet18),
-        ("conv1", "fc", "units.*.shortcut.1"),
+        ("conv1", "units.*.shortcut.1", "fc"),
         signed=("units.*.conv",),
         normed=("units.*.conv",),
     ),

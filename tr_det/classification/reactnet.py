@@ -6,8 +6,9 @@ stay in full precision. With 100 classes and the stem for small images it has 11
 the 11,235K of the TR paper (S2.2).
 
 The quantizers come from `quantize_model`, with signed inputs; so there are 2, 3 or 4 bits as well.
-Deviation from the paper's release: Eq. 13's quantizer, whose gradient is one inside the clipping
-range, in place of the piecewise polynomial.
+Deviations from the paper's release: Eq. 13's quantizer, whose gradient is one inside the clipping
+range, in place of the piecewise polynomial. Deviation from the TR paper, whose binary activations
+are 0 and 1: +-1, as the release has them.
 """
 
 from __future__ import annotations

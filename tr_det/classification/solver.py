@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from tr_det import core
 from tr_det.classification.config import ClassifierConfig, check
 from tr_det.core import tr_param_groups, without_transition
+from tr_det.core.optim.groups import Group
 from tr_det.core.transition.schedule import TargetSchedule
 
 
@@ -28,6 +31,12 @@ def build_optimizer(
         weight_decay=solver.weight_decay,
         scale_lr_factor=solver.scale_lr_factor,
     )
+    for glob in solver.no_decay:
+        named = any(fnmatch(name, glob) for name, _ in model.named_parameters())
+        check(
+            "solver.no_decay", glob, named, f"a glob over names of {config.model.name}'s parameters"
+        )
+    groups = [part for group in groups for part in _without_decay(solver.no_decay, model, group)]
     options = {"lr": solver.lr, "weight_decay": solver.weight_decay, **_own_options(config)}
     if not solver.scheduled:
         kind = getattr(torch.optim, solver.plain_name)
@@ -43,6 +52,18 @@ def build_optimizer(
             text.replace("tr_", "tr.", 1) if text.startswith("tr_") else text
         ) from None
     return scheduled
+
+
+def _without_decay(patterns: Sequence[str], model: nn.Module, group: Group) -> list[Group]:
+    """Return the group in two if globs name some of its parameters."""
+    names = {p: name for name, p in model.named_parameters()}
+    free = {p for p in group["params"] if any(fnmatch(names[p], glob) for glob in patterns)}
+    decayed = [p for p in group["params"] if p not in free]
+    parts = [
+        {**group, "params": decayed},
+        {**group, "params": [p for p in group["params"] if p in free], "weight_decay": 0.0},
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def build_scheduler(

@@ -8,6 +8,7 @@ a resumed run ends bit for bit like one that was not stopped.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,20 +19,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tr_det.classification.config import ClassifierConfig
+from tr_det.classification.config_file import to_yaml
 from tr_det.classification.datasets import Data
-from tr_det.classification.evaluation import evaluate
-from tr_det.classification.loader import evaluation_batches, train_batches
+from tr_det.classification.evaluation import evaluate_model
+from tr_det.classification.folder import FINAL, check_same_run, last_checkpoint
+from tr_det.classification.loader import check_batch_size, train_batches
 from tr_det.classification.losses import CrossEntropy
-from tr_det.classification.resume import check_same_run, fingerprint
 from tr_det.classification.solver import build_optimizer, build_scheduler
 from tr_det.core import TransitionScheduled
 from tr_det.training.checkpoint import StrictCheckpointer, is_quantizer_state
 from tr_det.training.metrics import MetricsWriter
-from tr_det.training.processes import processes, rank, summed, take_from_first
+from tr_det.training.processes import processes, rank, summed
 from tr_det.training.rng import seed_step
 from tr_det.training.watch import WeightWatcher
 
-FINAL = "model_final"
+_log = logging.getLogger(__name__)
 
 
 class ClassifierTrainer:
@@ -60,7 +62,9 @@ class ClassifierTrainer:
                 "run.precision='float16': must be 'float32' or 'bfloat16' on a CPU, as losses are "
                 "scaled on a GPU only"
             )
-        self.total = total_updates(config, data)
+        self.images = len(data.train)  # type: ignore[arg-type]
+        check_batch_size(config.solver.batch_size, self.images, processes())
+        self.total = total_updates(config, self.images)
         self.iteration = 0
         self.optimizer = build_optimizer(config, model, self.total)
         self.scheduler = build_scheduler(config, self.optimizer, self.total)
@@ -77,18 +81,30 @@ class ClassifierTrainer:
         self.watcher = WeightWatcher(model)
         self.wrapped = _distributed(model, self.device)
 
-    def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one; return whether there was.
+    def resume(self) -> None:
+        """Go on from the last checkpoint.
 
         Raises:
-            ValueError: it was written by a run with another config.
+            ValueError: it was written by a run with another config, or on other data.
         """
-        if not self.checkpointer.has_checkpoint():
-            return False
-        path = self.checkpointer.get_checkpoint_file()
+        path = last_checkpoint(self.config)
         check_same_run(path, self.config)
-        self.iteration = self.checkpointer.load(path)["iteration"]
-        return True
+        stored = self.checkpointer.load(path)
+        for key, ours in self._circumstances().items():
+            theirs = stored.get(key, ours)  # older checkpoints lack them
+            if key == "processes" and theirs != ours:
+                _log.warning(
+                    "Begun by %d processes, going on with %d: random states and batch norms are "
+                    "others, so the numbers are not those of a run that was not stopped",
+                    theirs,
+                    ours,
+                )
+            elif theirs != ours:
+                raise ValueError(
+                    f"data.root={self.config.data.root!r}: gives {ours} {key}, {path} is of a run "
+                    f"with {theirs}; must be the same data to go on"
+                )
+        self.iteration = stored["iteration"]
 
     def train(self) -> dict[str, float]:
         """Train to the end; return the last evaluation.
@@ -115,36 +131,49 @@ class ClassifierTrainer:
                 scalars["eta_seconds"] = clock.left(self.iteration)
                 writer.write(self.iteration - 1, scalars)
                 _log_line(self.iteration, self.total, scalars)
-            if _due(self.iteration, run.eval_period) and self.iteration < self.total:
-                result = self.evaluate()
-                if writer:
-                    writer.write(self.iteration - 1, _prefixed("test", result))
-            if _due(self.iteration, run.checkpoint_period) and self.iteration < self.total:
+            if self.iteration == self.total:
+                break
+            # Checkpoints come before evaluations, which may fail on the test images.
+            if _due(self.iteration, run.checkpoint_period):
                 self.save(f"model_{self.iteration:07d}")
-        result = self.evaluate()
-        if writer:
-            writer.write(self.total - 1, _prefixed("test", result))
-            writer.close()
+                self.checkpointer.keep_newest(run.keep_checkpoints)
+            if _due(self.iteration, run.eval_period):
+                self._record_evaluation(writer)
         self.save(FINAL)
+        result = self._record_evaluation(writer)
+        if writer:
+            writer.close()
+        return result
+
+    def _record_evaluation(self, writer: MetricsWriter | None) -> dict[str, float]:
+        result = self.evaluate()
+        self._check_loss(result["loss"])
+        if writer:
+            writer.write(self.iteration - 1, {f"test/{key}": v for key, v in result.items()})
+        _log.info(
+            f"{_place(self.iteration, self.total)}  test accuracy {result['accuracy']:.2f}  "
+            f"top-5 {result['top5']:.2f}  loss {result['loss']:.3f}"
+        )
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return accuracy and loss on the test images, of the model as checkpoints keep it."""
-        # Since the last forward began, each process' batch norms have gone their own way.
-        statistics = [b for n, b in self.model.named_buffers() if not is_quantizer_state(n)]
-        take_from_first(statistics)
-        share = evaluation_batches(
-            self.data.test,
-            self.config.solver.batch_size,
-            self.config.data.workers,
-            rank(),
-            processes(),
-        )
-        return evaluate(self.model, share, self.device, self.dtype)
+        """Return accuracy and loss on the test images."""
+        return evaluate_model(self.config, self.model, self.data)
 
     def save(self, name: str) -> None:
         """Write a checkpoint."""
-        self.checkpointer.save(name, iteration=self.iteration, config=fingerprint(self.config))
+        self.checkpointer.save(
+            name, iteration=self.iteration, config=to_yaml(self.config), **self._circumstances()
+        )
+
+    def _circumstances(self) -> dict[str, int]:
+        """Return what a run's numbers depend on beside its config."""
+        return {
+            "images": self.images,
+            "classes": self.data.num_classes,
+            "updates": self.total,
+            "processes": processes(),
+        }
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]], logged: bool) -> dict[str, float]:
         """Make one update; return its scalars if they are wanted."""
@@ -160,17 +189,29 @@ class ClassifierTrainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.solver.clip_norm)
         if logged:
             self.watcher.remember()
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate, scale = self.optimizer.param_groups[0]["lr"], self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
+        # The target TR stands still when float16's scaler leaves an update out; so does the rate.
+        if self.scaler.get_scale() >= scale:
+            self.scheduler.step()
         self.iteration += 1
         if not logged:
             return {}
         right = (logits.argmax(1) == labels).float().mean()
         means = summed(torch.stack([loss.detach().float(), right])) / processes()
         values = means.tolist()
+        self._check_loss(values[0])
         return {"loss": values[0], "accuracy": 100 * values[1], "lr": rate, **self._transitions()}
+
+    def _check_loss(self, loss: float) -> None:
+        skips = self.config.solver.scheduled and self.config.tr.nonfinite == "skip"
+        if not (math.isfinite(loss) or skips):
+            raise FloatingPointError(
+                f"the loss is {loss} at update {self.iteration} of {self.total}: the run diverged; "
+                f"a smaller solver.lr than {self.config.solver.lr:g}, solver.warmup or "
+                "solver.clip_norm may help"
+            )
 
     def _transitions(self) -> dict[str, float]:
         """Return what the last update did to the quantized weights, means and layers."""
@@ -195,11 +236,10 @@ class ClassifierTrainer:
         return scalars
 
 
-def total_updates(config: ClassifierConfig, data: Data) -> int:
+def total_updates(config: ClassifierConfig, images: int) -> int:
     """Return the run's length in updates; epochs are whole batches."""
-    if config.solver.iterations:
-        return int(config.solver.iterations)
-    return max(1, len(data.train) // config.solver.batch_size) * config.solver.epochs  # type: ignore[arg-type]
+    solver = config.solver
+    return solver.iterations or images // solver.batch_size * solver.epochs
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
@@ -218,10 +258,6 @@ def _due(iteration: int, period: int) -> bool:
     return bool(period) and iteration % period == 0
 
 
-def _prefixed(prefix: str, scalars: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{key}": value for key, value in scalars.items()}
-
-
 class _Clock:
     """How long the rest of a run will take, at this process' pace."""
 
@@ -235,9 +271,13 @@ class _Clock:
 
 def _log_line(iteration: int, total: int, scalars: dict[str, Any]) -> None:
     left = timedelta(seconds=round(scalars["eta_seconds"]))
-    words = [f"{iteration:>{len(str(total))}}/{total}", f"eta {left}"]
+    words = [_place(iteration, total), f"eta {left}"]
     words += [f"loss {scalars['loss']:.3f}", f"accuracy {scalars['accuracy']:.1f}"]
     for name, key in (("TR", "running"), ("target", "target"), ("TALR", "talr"), ("k", "rate")):
         if f"tr/{key}" in scalars and not (key == "rate" and "tr/running" in scalars):
             words.append(f"{name} {scalars[f'tr/{key}']:.2e}")
-    logging.getLogger(__name__).info("  ".join(words))
+    _log.info("  ".join(words))
+
+
+def _place(iteration: int, total: int) -> str:
+    return f"{iteration:>{len(str(total))}}/{total}"

@@ -14,6 +14,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from tr_det.training.cli import mistakes_for_parent
+from tr_det.training.processes import join_torchrun
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -82,11 +83,8 @@ def _child(main: Main, args: argparse.Namespace) -> None:
 
 def _join_torchrun() -> None:
     """Do what Detectron2's launcher does in each process."""
-    has_gpu = torch.cuda.is_available()
-    local_rank, local_size = (int(os.environ[f"LOCAL_{key}"]) for key in ("RANK", "WORLD_SIZE"))
-    if has_gpu:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    join_torchrun()
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
     else:  # v0.6

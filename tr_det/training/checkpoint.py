@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from tr_det.training.files import write_whole
+
 QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
 """What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
+
+_PART = ".part"
 
 
 def is_quantizer_state(key: str) -> bool:
@@ -43,6 +48,24 @@ class StrictCheckpointer(Checkpointer):
     A full-precision checkpoint of the same model loads by name; quantizer state that it lacks is
     set at the first training forward. Any other missing, unexpected or mis-shaped key is an error.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write a checkpoint whole or not at all, and then note that it is the last one."""
+        super().save(f"{name}{_PART}", **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Give a written checkpoint its name and note it."""
+        name = last_filename_basename.replace(f"{_PART}.pth", ".pth")
+        folder = Path(self.save_dir)
+        os.replace(folder / last_filename_basename, folder / name)
+        write_whole(folder / "last_checkpoint", name)
+
+    def keep_newest(self, count: int) -> None:
+        """Remove the checkpoints that have a number, but for the ``count`` highest."""
+        if self.save_to_disk:
+            numbered = Path(self.save_dir).glob("model_[0-9]*.pth")
+            for path in sorted(numbered, key=lambda path: int(path.stem.split("_")[1]))[:-count]:
+                path.unlink()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; return what is in it besides model and checkpointables.

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 import yaml
 from torch.multiprocessing import ProcessRaisedException
 
+_LINES = re.DOTALL | re.MULTILINE
+
 _LOGGERS = ("detectron2", "tr_det")
 """Whose log files get the traceback."""
 
-USER_ERRORS = (ValueError, OSError, yaml.YAMLError)
-"""What bad input raises. Other exceptions are our bugs and keep their tracebacks."""
+USER_ERRORS = (ValueError, OSError, FloatingPointError, yaml.YAMLError)
+"""What bad input and diverging runs raise; other exceptions are bugs and keep their tracebacks."""
 
 
 class UserMistakeError(Exception):
@@ -64,7 +66,9 @@ def _stop(line: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    # What a loader's worker process raises has its traceback for a message.
+    found = re.match(r"Caught (\w+) in DataLoader worker.*^(?:\w+\.)*\1: (.*)", str(error), _LINES)
+    return " ".join((found.group(2) if found else str(error)).split())
 
 
 def _wants_traceback() -> bool:

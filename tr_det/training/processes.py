@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,14 +18,19 @@ def torchrun_processes() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    join_torchrun()
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def join_torchrun() -> None:
+    """Join the other processes that torchrun has started, each with a GPU of its own if any."""
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if has_gpu else "gloo")
 
 
 def rank() -> int:
@@ -49,6 +55,14 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
     if processes() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def from_first(value: Any) -> Any:
+    """Return the first process' value in all of them."""
+    values = [value]
+    if processes() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def wait_for_all() -> None:
