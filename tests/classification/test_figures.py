@@ -41,8 +41,8 @@ def test_a_trace_has_what_the_figures_show(outcomes):
 @pytest.mark.parametrize("name", ["draw_step_sizes", "draw_step_decay", "draw_tr_scheduling"])
 def test_pictures_are_drawn(outcomes, tmp_path, name):
     draw, path = getattr(figures, name), tmp_path / "picture.png"
-    both = {key: outcomes[key] for key in ("SGD", "SGDT")}
-    draw(path, outcomes["SGDT"] if name == "draw_tr_scheduling" else both, "title")
+    both = {key: outcomes[key].course() for key in ("SGD", "SGDT")}
+    draw(path, both["SGDT"] if name == "draw_tr_scheduling" else both, "title")
     from PIL import Image
 
     with Image.open(path) as image:
@@ -50,9 +50,9 @@ def test_pictures_are_drawn(outcomes, tmp_path, name):
         assert len(set(image.convert("L").resize((50, 30)).get_flattened_data())) > 10
 
 
-def test_a_run_that_was_not_watched_is_refused(outcomes, tmp_path):
+def test_a_run_that_was_not_watched_is_refused(outcomes):
     with pytest.raises(ValueError, match="watch=True"):
-        figures.draw_tr_scheduling(tmp_path / "a.png", outcomes["unwatched"], "title")
+        outcomes["unwatched"].course()
 
 
 def test_examples_in_docstrings_give_what_they_show():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tr_det import core
+from tr_det.classification.course import Course, Curve
 from tr_det.classification.digits import DigitImages, load_digit_images
 from tr_det.classification.resnet_cifar import ResNetCIFAR
 from tr_det.classification.training import accuracy, train
@@ -113,6 +114,37 @@ class Outcome:
         skip = len(self.running) // 10
         error = (self.running - self.target).abs()[skip:] / self.first_target
         return error.mean().item()
+
+    def course(self) -> Course:
+        """Return what the pictures show.
+
+        Raises:
+            ValueError: the run was not watched.
+        """
+        trace = self.trace
+        if trace is None:
+            raise ValueError("outcome without trace: the run must have watch=True")
+        accuracy = torch.tensor(list(trace.accuracy.values()), dtype=torch.float64)
+        return Course(
+            running=_by_update(self.running),
+            target=_by_update(self.target),
+            talr=_by_update(self.talr),
+            rate=_by_update(torch.tensor(trace.rate, dtype=torch.float64).unsqueeze(1)),
+            step_size=_by_update(trace.step_size),
+            distance=_by_update(trace.distance),
+            accuracy=Curve(torch.tensor(list(trace.accuracy)), accuracy.unsqueeze(1)),
+            final_accuracy=self.accuracy,
+            latents=trace.latents,
+            layer=trace.layer,
+            transition_points=trace.transition_points,
+            window=20,
+            averaged="20 updates",
+            images="held-out digits",
+        )
+
+
+def _by_update(values: Tensor) -> Curve:
+    return Curve(torch.arange(len(values)), values)
 
 
 class _Tracer:

@@ -1,4 +1,4 @@
-"""Pictures of the TR paper's analyses from traced runs: Figs. 1, S3 and S4.
+"""Pictures of the TR paper's analyses from the courses of runs: Figs. 1, S3 and S4.
 
 matplotlib is imported when a picture is drawn; nothing touches its global state.
 """
@@ -12,37 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.classification.experiment import Outcome, Trace
+from tr_det.classification.course import Course, Curve
 
 INK, BLUE, RED, GREEN = "#222222", "#1f5fa8", "#c8452e", "#2b8a57"
-COLOURS = (BLUE, RED, GREEN, "#7a4fa3")
+COLOURS = (BLUE, RED, GREEN, "#7a4fa3", "#d98e04", "#3aa6b9", "#8c564b", "#7f7f7f")
+"""Of the runs in a picture, which can be no more."""
 
 
-def draw_tr_scheduling(path: str | os.PathLike[str], outcome: Outcome, title: str) -> None:
+def draw_tr_scheduling(path: str | os.PathLike[str], course: Course, title: str) -> None:
     """Draw Fig. S3: running and target TR, TALR, latent weights, distances.
 
     Args:
         path: the picture to write, PNG.
-        outcome: of a watched run with TR scheduling.
+        course: of a run with TR scheduling.
         title: one line.
     """
-    trace = _traced(outcome)
     figure, axes = _panels(2, 2, title)
     rate, talr, histogram, distance = axes
-    rate.plot(100 * outcome.running.mean(1), color=BLUE, label="running TR")
-    rate.plot(100 * outcome.target.mean(1), color=RED, dashes=(4, 2), label="target TR")
+    _plot(rate, course.running, 100 * course.running.mean(), color=BLUE, label="running TR")
+    target = 100 * course.target.mean()
+    _plot(rate, course.target, target, color=RED, dashes=(4, 2), label="target TR")
     rate.set_ylabel("% of codes per update")
-    talr.plot(outcome.talr.mean(1), color=GREEN, label="TALR, mean over layers")
-    talr.plot(trace.rate, color=INK, linewidth=1, label="learning rate of the rest")
-    for colour, (step, latents) in zip(COLOURS, trace.latents.items(), strict=False):
+    _plot(talr, course.talr, color=GREEN, label="TALR, mean over layers")
+    _plot(talr, course.rate, color=INK, linewidth=1, label="learning rate of the rest")
+    for colour, (step, latents) in zip(COLOURS, course.latents.items(), strict=False):
         counts, edges = torch.histogram(latents, bins=60)
         share = 100 * counts / len(latents)
         histogram.stairs(share, edges, color=colour, label=f"update {step}")
-    for point in trace.transition_points.tolist():
+    for point in course.transition_points.tolist():
         histogram.axvline(point, color=INK, linewidth=0.8, linestyle=":")
-    histogram.set_xlabel(f"normalised latent weights of {trace.layer}; dotted: transition points")
+    histogram.set_xlabel(f"normalised latent weights of {course.layer}; dotted: transition points")
     histogram.set_ylabel("% of weights")
-    distance.plot(trace.distance.mean(1), color=BLUE, label="mean distance to the nearest point")
+    _plot(distance, course.distance, color=BLUE, label="mean distance to the nearest point")
     distance.set_ylabel("units of codes")
     for axis in (rate, talr, distance):
         axis.set_xlabel("update")
@@ -50,50 +51,50 @@ def draw_tr_scheduling(path: str | os.PathLike[str], outcome: Outcome, title: st
 
 
 def draw_step_sizes(
-    path: str | os.PathLike[str], outcomes: Mapping[str, Outcome], title: str
+    path: str | os.PathLike[str], courses: Mapping[str, Course], title: str
 ) -> None:
     """Draw Fig. 1: effective step sizes, distances and accuracies of several runs.
 
     Args:
         path: the picture to write, PNG.
-        outcomes: label -> outcome of a watched run.
+        courses: label -> course of a run.
         title: one line.
     """
     figure, axes = _panels(1, 3, title)
     size, distance, accuracy = axes
-    for colour, (label, outcome) in zip(COLOURS, outcomes.items(), strict=False):
-        trace = _traced(outcome)
-        size.plot(smooth(trace.step_size.mean(1)), color=colour, label=label)
-        distance.plot(trace.distance.mean(1), color=colour, label=label)
-        accuracy.plot(*_columns(trace.accuracy), color=colour, label=label)
+    for colour, (label, course) in zip(COLOURS, courses.items(), strict=False):
+        sizes = smooth(course.step_size.mean(), course.window)
+        _plot(size, course.step_size, sizes, color=colour, label=label)
+        _plot(distance, course.distance, color=colour, label=label)
+        _plot(accuracy, course.accuracy, color=colour, label=label)
     size.set_yscale("log")
-    size.set_ylabel("average effective step size, mean of 20 updates")
+    averaged = next(iter(courses.values())).averaged  # all are of one source
+    size.set_ylabel(f"average effective step size, mean of {averaged}")
     distance.set_ylabel("mean distance to the nearest transition point")
-    _finish_accuracy(accuracy)
+    _finish_accuracy(accuracy, courses)
     for axis in axes:
         axis.set_xlabel("update")
     _save(figure, axes, path)
 
 
 def draw_step_decay(
-    path: str | os.PathLike[str], outcomes: Mapping[str, Outcome], title: str
+    path: str | os.PathLike[str], courses: Mapping[str, Course], title: str
 ) -> None:
     """Draw Fig. S4: accuracies of runs whose LR or target is stepped, and the LR beside the TALR.
 
     Args:
         path: the picture to write, PNG.
-        outcomes: label -> outcome of a watched run, plain or TR-scheduled.
+        courses: label -> course of a run, plain or TR-scheduled.
         title: one line.
     """
     figure, axes = _panels(1, 2, title)
     accuracy, rate = axes
-    for colour, (label, outcome) in zip(COLOURS, outcomes.items(), strict=False):
-        trace = _traced(outcome)
-        accuracy.plot(*_columns(trace.accuracy), color=colour, label=label)
-        scheduled = len(outcome.talr) > 0
-        curve = outcome.talr.mean(1) if scheduled else trace.rate
-        rate.plot(curve, color=colour, label=f"{label}: {'TALR' if scheduled else 'LR'}")
-    _finish_accuracy(accuracy)
+    for colour, (label, course) in zip(COLOURS, courses.items(), strict=False):
+        _plot(accuracy, course.accuracy, color=colour, label=label)
+        scheduled = len(course.talr) > 0
+        curve = course.talr if scheduled else course.rate
+        _plot(rate, curve, color=colour, label=f"{label}: {'TALR' if scheduled else 'LR'}")
+    _finish_accuracy(accuracy, courses)
     rate.set_yscale("log")
     for axis in axes:
         axis.set_xlabel("update")
@@ -112,18 +113,14 @@ def smooth(values: Tensor, width: int = 20) -> Tensor:
     return ((sums - before) / counts).to(values.dtype)
 
 
-def _traced(outcome: Outcome) -> Trace:
-    if outcome.trace is None:
-        raise ValueError("outcome without trace: the run must have watch=True")
-    return outcome.trace
+def _plot(axes: Any, curve: Curve, values: Tensor | None = None, **style: Any) -> None:
+    """Plot the means of a curve, or what was made of them; a line of one point needs a marker."""
+    marker = "o" if len(curve) == 1 else ""
+    axes.plot(curve.updates, curve.mean() if values is None else values, marker=marker, **style)
 
 
-def _columns(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
-    return list(points), list(points.values())
-
-
-def _finish_accuracy(axes: Any) -> None:
-    axes.set_ylabel("accuracy on held-out digits, %")
+def _finish_accuracy(axes: Any, courses: Mapping[str, Course]) -> None:
+    axes.set_ylabel(f"accuracy on {next(iter(courses.values())).images}, %")
     axes.set_ylim(top=100)
 
 

@@ -1,0 +1,148 @@
+"""The course of a run of tools/train_classifier.py, from what it has left in its folder.
+
+No network is built: neither its library nor the data nor a GPU is needed, and a run may still be
+going on.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from tr_det.classification.config import ClassifierConfig
+from tr_det.classification.config_file import from_tree
+from tr_det.classification.course import Course, Curve
+from tr_det.classification.folder import CONFIG, FINAL
+from tr_det.core import QuantConfig, Quantizer, build_quantizer
+from tr_det.training.metrics import NAME as METRICS
+from tr_det.training.metrics import read_records
+
+PICTURED = 4
+"""Checkpoints whose weights are read; histograms of more hide each other."""
+
+_SCALE = ".weight_quantizer.scale"
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    pickle.PickleError,
+)
+"""What torch raises for files that are cut or something else, and what strange contents give."""
+
+
+def read_run(folder: Path) -> tuple[ClassifierConfig, Course]:
+    """Return a run's config and its course; without checkpoints, latents are left out.
+
+    Raises:
+        OSError: the folder, its config or its metrics are not there.
+        ValueError: a file is of something else, or no weight was quantized.
+    """
+    config = _config(folder)
+    metrics = _file(folder, METRICS)
+    try:
+        rows = [row for row in read_records(metrics) if isinstance(row, dict)]
+    except UnicodeDecodeError:
+        raise ValueError(f"{metrics}: not readable") from None
+    step_size = _curve(rows, "tr/step_size")
+    if not len(step_size):
+        raise ValueError(
+            f"{metrics}: has no effective step sizes (quant.bits={config.quant.bits}); must be of "
+            "a run with quantized weights that has logged an update"
+        )
+    accuracy = _curve(rows, "test/accuracy")
+    quantizer = build_quantizer(QuantConfig().weight_quantizer, config.quant.weight_bits, True)
+    latents: dict[int, Tensor] = {}
+    layer = ""
+    for path in _spread(_checkpoints(folder)):
+        update, layer, weights = _middle_weights(path, quantizer)
+        latents[update] = weights
+    return config, Course(
+        running=_curve(rows, "tr/running"),
+        target=_curve(rows, "tr/target"),
+        talr=_curve(rows, "tr/talr"),
+        rate=_curve(rows, "lr"),
+        step_size=step_size,
+        distance=_curve(rows, "tr/distance"),
+        accuracy=accuracy,
+        final_accuracy=accuracy.mean()[-1].item() if len(accuracy) else math.nan,
+        latents=latents,
+        layer=layer,
+        transition_points=quantizer.transition_points(),
+        # Records are run.log_period apart: few of them must not all be averaged.
+        window=min(20, max(1, len(step_size) // 20)),
+        averaged="≤20 values",
+        images="test images",
+    )
+
+
+def _config(folder: Path) -> ClassifierConfig:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    path = _file(folder, CONFIG)
+    try:
+        config: ClassifierConfig = from_tree(ClassifierConfig, yaml.safe_load(path.read_text()))
+    except (ValueError, yaml.YAMLError):
+        raise ValueError(f"{path}: not the config of a run of tools/train_classifier.py") from None
+    return config
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: has no {name}; must be run.output_dir of tools/train_classifier.py"
+        )
+    return path
+
+
+def _curve(rows: list[dict[str, Any]], key: str) -> Curve:
+    """Return what the records say of a scalar; those that lack it have no place in the curve."""
+    points = [(row["iteration"] + 1, float(row[key])) for row in rows if key in row]
+    updates, values = zip(*points, strict=True) if points else ((), ())
+    return Curve(torch.tensor(updates), torch.tensor(values, dtype=torch.float64).unsqueeze(1))
+
+
+def _middle_weights(path: Path, quantizer: Quantizer) -> tuple[int, str, Tensor]:
+    """Return a checkpoint's update, its middle layer and that layer's normalised latent weights.
+
+    Args:
+        path: the checkpoint.
+        quantizer: gets the layer's scale.
+    """
+    try:
+        # Mapped, so that only the one layer is read.
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = stored["model"]
+        names = [key.removesuffix(_SCALE) for key in weights if key.endswith(_SCALE)]
+        layer = names[len(names) // 2]
+        prefix = f"{layer}.weight_quantizer."
+        state = {key: weights[f"{prefix}{key}"] for key in quantizer.state_dict()}
+        quantizer.load_state_dict(state)
+        latents = quantizer.normalized(weights[f"{layer}.weight"]).flatten()
+        return stored["iteration"], layer, latents
+    except _UNREADABLE:
+        raise ValueError(f"{path}: cannot be read as a checkpoint of this run") from None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the run's whole checkpoints, oldest first."""
+    numbered = [p for p in folder.glob("model_*.pth") if p.stem.removeprefix("model_").isdigit()]
+    numbered.sort(key=lambda path: int(path.stem.removeprefix("model_")))
+    return [*numbered, *folder.glob(f"{FINAL}.pth")]
+
+
+def _spread(paths: list[Path]) -> list[Path]:
+    """Return the first, the last and some between, at most `PICTURED`."""
+    if len(paths) <= PICTURED:
+        return paths
+    step = (len(paths) - 1) / (PICTURED - 1)
+    return [paths[round(place * step)] for place in range(PICTURED)]
