@@ -73,6 +73,7 @@ def test_the_newest_by_number_are_kept(tmp_path, count, left):
     checkpointer = StrictCheckpointer(network(), str(tmp_path))
     for name in ("final", "8", "9", "10"):
         (tmp_path / f"model_{name}.pth").touch()
+    (tmp_path / "model_7.part.pth").write_bytes(b"half of one")
     checkpointer.keep_newest(count)
     found = {path.stem.removeprefix("model_") for path in tmp_path.iterdir()}
     assert found == {"final", *left}

@@ -61,11 +61,19 @@ class StrictCheckpointer(Checkpointer):
         write_whole(folder / "last_checkpoint", name)
 
     def keep_newest(self, count: int) -> None:
-        """Remove the checkpoints that have a number, but for the ``count`` highest."""
-        if self.save_to_disk:
-            numbered = Path(self.save_dir).glob("model_[0-9]*.pth")
-            for path in sorted(numbered, key=lambda path: int(path.stem.split("_")[1]))[:-count]:
-                path.unlink()
+        """Remove the checkpoints that have a number, but for the ``count`` highest; 0 keeps all.
+
+        What a process that was killed while writing has left goes as well.
+        """
+        if not self.save_to_disk:
+            return
+        folder = Path(self.save_dir)
+        for part in folder.glob(f"model_*{_PART}.pth"):
+            part.unlink()
+        names = {path: path.stem.removeprefix("model_") for path in folder.glob("model_*.pth")}
+        numbered = [path for path, name in names.items() if name.isdigit()]
+        for path in sorted(numbered, key=lambda path: int(names[path]))[:-count]:
+            path.unlink()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; return what is in it besides model and checkpointables.
