@@ -39,7 +39,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     merge_file(cfg, args.config_file)
     merge_pairs(cfg, args.opts)
     check_config(cfg)
-    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    trains = not args.eval_only or cfg.TEST.PRECISE_BN.ENABLED
+    check_datasets(cfg, ("TRAIN", "TEST") if trains else ("TEST",))
     cfg.freeze()
     return cfg
 

@@ -38,6 +38,10 @@ def unfold(output: str, config_file: str, batches: int, opts: list[str]) -> None
     model = QuantTrainer.build_model(cfg)
     QuantCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     count = unfold_norms(model, QuantTrainer.build_train_loader(cfg), batches)
+    if not count:
+        raise ValueError(
+            f"{config_file}: its model has no frozen batch norm after MODEL.RESNETS.NORM"
+        )
     save_weights(model, output)
     print(f"{output}: {count} batch norms with statistics of {batches} training batches")
 

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from tr_det.classification.config_file import load_config
@@ -32,6 +34,18 @@ def test_evaluation_without_any_checkpoint_is_refused(folder):
         evaluate_only(qat())
 
 
+@pytest.fixture
+def _own_logging():
+    """Undo what a tool sets up for its process."""
+    root, theirs = logging.getLogger(), logging.getLogger("fvcore")
+    handlers, level, their_level = list(root.handlers), root.level, theirs.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    theirs.setLevel(their_level)
+
+
+@pytest.mark.usefixtures("_own_logging")
 def test_evaluation_takes_the_trained_weights_unless_others_are_named(folder, monkeypatch, caplog):
     import train_classifier
 

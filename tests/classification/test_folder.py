@@ -30,6 +30,16 @@ def test_going_on_with_another_config_is_refused_by_key(folder):
         run(changed, resume=True)
 
 
+def test_a_pretraining_may_move_but_not_go(folder):
+    (folder / "moved.yaml").write_text((folder / "fp.yaml").read_text())
+    run(load_config("qat.yaml", ["run.output_dir", "a"]))
+    moved = load_config("qat.yaml", ["run.output_dir", "a", "model.pretraining", "moved.yaml"])
+    assert run(moved, resume=True)
+    without = load_config("qat.yaml", ["run.output_dir", "a", "model.pretraining", ""])
+    with pytest.raises(ValueError, match=r"model\.pretraining='': .* with 'fp\.yaml'"):
+        run(without, resume=True)
+
+
 def test_starting_anew_leaves_nothing_of_the_old_run_to_go_on_from(folder, monkeypatch, caplog):
     config = load_config("fp.yaml")
     first = run(config)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -101,16 +100,15 @@ class Unreadable(torch.utils.data.Dataset):
 @pytest.mark.parametrize("period", [0, 4])
 def test_a_failing_evaluation_does_not_lose_what_was_trained(folder, monkeypatch, period):
     plain, config = load_data, load_config("fp.yaml", ["run.eval_period", str(period)])
-    monkeypatch.setattr(
-        "tr_det.classification.run.load_data",
-        lambda section: dataclasses.replace(plain(section), test=Unreadable()),
-    )
-    with pytest.raises(OSError, match=r"bad\.jpg"):
-        run(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "tr_det.classification.run.load_data",
+            lambda section: dataclasses.replace(plain(section), test=Unreadable()),
+        )
+        with pytest.raises(OSError, match=r"bad\.jpg"):
+            run(config)
     written = "model_0000004" if period else "model_final"
     assert (Path(config.run.output_dir) / f"{written}.pth").is_file()
-    monkeypatch.undo()
-    os.chdir(folder)
     assert run(config, resume=True)[0]["accuracy"] >= 0
     rows = read_records(Path(config.run.output_dir) / "metrics.json")
     assert [row["iteration"] for row in rows if "loss" in row] == list(range(8))

@@ -6,7 +6,7 @@ import pytest
 from detectron2.structures import BoxMode
 
 from tr_det.detection import QuantTrainer
-from tr_det.detection.annotations import check_boxes, log_empty_boxes
+from tr_det.detection.annotations import check_boxes, check_scoring, log_empty_boxes
 
 
 def test_boxes_without_area_are_counted_and_left_out(broken, make_config, caplog):
@@ -89,3 +89,27 @@ def test_boxes_by_their_corners_and_turned_boxes():
     check_boxes(image([1, 2, 3, 4, 45], BoxMode.XYWHA_ABS), "any")
     with pytest.raises(ValueError, match="bbox of 1 annotations is not four numbers"):
         check_boxes(image([1, 2, 3, 4, 45], BoxMode.XYWH_ABS), "any")
+
+
+def test_models_whose_classes_are_not_known_are_not_judged_by_them(make_config):
+    cfg = make_config("MODEL.META_ARCHITECTURE", "ProposalNetwork")
+    check_scoring(cfg.DATASETS.TEST[0], cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES=80: must be at most 10"):
+        check_scoring(cfg.DATASETS.TEST[0], cfg)
+
+
+def test_an_evaluator_of_ones_own_decides_what_annotations_need(broken, make_config):
+    class Own(QuantTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+            raise NotImplementedError
+
+    def change(coco, folder):
+        for note in coco["annotations"]:
+            del note["iscrowd"]
+
+    cfg = make_config("DATASETS.TEST", (broken("val", change),))
+    Own(cfg)
+    with pytest.raises(ValueError, match="have no 'iscrowd'"):
+        QuantTrainer(cfg)

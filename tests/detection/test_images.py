@@ -49,6 +49,16 @@ def test_an_image_that_lies_on_its_side_has_the_size_that_detectron2_turns_it_to
         check_readable([{"file_name": str(path), "width": 8, "height": 4}], "any")
 
 
+def test_whole_images_are_not_decoded(tmp_path, monkeypatch):
+    for name in ("whole.png", "whole.jpg"):
+        Image.new("RGB", (8, 4)).save(tmp_path / name)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    names = ("whole.png", "whole.jpg")
+    check_readable(
+        [{"file_name": str(tmp_path / n), "width": 8, "height": 4} for n in names], "any"
+    )
+
+
 def test_a_truncated_training_image_is_skipped_and_counted(broken, make_config, caplog):
     def change(coco, folder):
         for image in coco["images"][:6]:

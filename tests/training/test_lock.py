@@ -49,3 +49,13 @@ def test_a_killed_writer_leaves_no_lock(tmp_path):
     process.join()
     with only_writer(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with only_writer(tmp_path):
+        pass
+    assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text

@@ -28,10 +28,10 @@ FREE = (
     "run.eval_period",
     "run.checkpoint_period",
     "run.keep_checkpoints",
-    "model.pretraining",
-    "solver.teacher_weights",
 )
-"""Keys that change no number, or only where files lie."""
+"""Keys that change no number."""
+PATHS = ("model.pretraining", "solver.teacher_weights")
+"""Files that may have moved; whether there is one must be the same."""
 _log = logging.getLogger(__name__)
 
 
@@ -100,7 +100,8 @@ def _check_same(text: str, config: ClassifierConfig, where: str | Path) -> None:
             f"{where}: not of a run of tools/train_classifier.py; must be another run.output_dir"
         ) from None
     for key, value in _leaves(to_tree(config)):
-        if key not in FREE and theirs[key] != value:
+        same = bool(theirs[key]) == bool(value) if key in PATHS else theirs[key] == value
+        if key not in FREE and not same:
             raise ValueError(
                 f"{key}={value!r}: {where} is of a run with {theirs[key]!r}; must be the same, or "
                 "take another run.output_dir or move that one away"

@@ -23,7 +23,7 @@ from tr_det.classification.results import Row, row_of, write_results
 from tr_det.classification.trainer import ClassifierTrainer
 from tr_det.training.checkpoint import StrictCheckpointer
 from tr_det.training.lock import only_writer
-from tr_det.training.processes import rank, wait_for_all
+from tr_det.training.processes import from_first, rank, wait_for_all
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def run(config: ClassifierConfig, resume: bool = False) -> list[Row]:
         ValueError: something in the config that cannot be, or the folder is another run's.
     """
     with only_writer(config.run.output_dir):
-        rows = finished(config) if resume else []
+        rows = from_first(finished(config)) if resume else []
         if rows:
             _log.info("%s is finished", config.run.output_dir)
         elif resume and not last_checkpoint(config):
@@ -49,7 +49,7 @@ def run(config: ClassifierConfig, resume: bool = False) -> list[Row]:
 
 def _train(config: ClassifierConfig, resume: bool) -> list[Row]:
     first = pretraining_of(config)
-    resume = resume and bool(last_checkpoint(config))
+    resume = resume and from_first(bool(last_checkpoint(config)))
     if not resume:
         check_is_free(config)
     # All is built before the pretraining is trained, so that mistakes show before that.
@@ -83,13 +83,14 @@ def _train(config: ClassifierConfig, resume: bool) -> list[Row]:
 def _result_of(config: ClassifierConfig) -> list[Row]:
     """Return the rows of a run that another one builds on; train it if it is not there."""
     folder = config.run.output_dir
-    rows = finished(config)
+    # One look for all processes: another run may end between two.
+    rows: list[Row] = from_first(finished(config))
     if rows:
         return rows
     _log.info("First %s, on which this run builds", folder)
     with only_writer(folder, wait=True):
         # Another run may have trained it while this one waited.
-        return finished(config) or _train(config, resume=True)
+        return from_first(finished(config)) or _train(config, resume=True)
 
 
 def _load_start(config: ClassifierConfig, first: ClassifierConfig | None, model: nn.Module) -> None:

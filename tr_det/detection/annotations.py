@@ -45,6 +45,8 @@ def check_boxes(dicts: Dicts, dataset: str) -> None:
 def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
     """Raise ValueError if an annotation has a class that the model does not have."""
     key, classes = _classes(cfg)
+    if classes is None:
+        return
     highest = max(
         (note["category_id"] for image in dicts for note in image.get("annotations", ())),
         default=-1,
@@ -60,8 +62,8 @@ def check_scoring(dataset: str, cfg: CfgNode) -> None:
     """Raise ValueError for a test dataset that COCO evaluation would stop at."""
     metadata = MetadataCatalog.get(dataset)
     key, classes = _classes(cfg)
-    known = len(metadata.get("thing_classes", ())) or classes
-    if classes > known:
+    known = len(metadata.get("thing_dataset_id_to_contiguous_id", ()))  # what the scores go by
+    if known and classes is not None and classes > known:
         raise ValueError(
             f"{key}={classes!r}: must be at most {known}, the number of categories of "
             f"DATASETS.TEST {dataset!r}"
@@ -109,8 +111,11 @@ def _are_numbers(values: Any, count: int) -> bool:
     )
 
 
-def _classes(cfg: CfgNode) -> tuple[str, int]:
-    """Return the key of the model's number of classes, and the number."""
-    dense = "Retina" in cfg.MODEL.META_ARCHITECTURE or "FCOS" in cfg.MODEL.META_ARCHITECTURE
-    part = "RETINANET" if dense else "ROI_HEADS"
-    return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
+def _classes(cfg: CfgNode) -> tuple[str, int | None]:
+    """Return the key of the model's number of classes and the number, None if we do not know."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if "Retina" in architecture or "FCOS" in architecture:
+        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
+    if "RCNN" in architecture:
+        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    return "", None

@@ -81,12 +81,19 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                     )
 
 
-def check_test_dataset(cfg: CfgNode, name: str) -> None:
-    """Raise ValueError for a test dataset with broken annotations or images."""
+def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
+    """Raise ValueError for a test dataset with broken annotations or images.
+
+    Args:
+        cfg: the config.
+        name: of the dataset.
+        scored_as_coco: whether the annotations must be what `COCOEvaluator` takes.
+    """
     with named_dataset_errors([name]):
         dicts = DatasetCatalog.get(name)
-    check_boxes(dicts, name)
-    check_scoring(name, cfg)
+    if scored_as_coco:
+        check_boxes(dicts, name)
+        check_scoring(name, cfg)
     check_files(dicts, name)
     check_readable(dicts, name)
 

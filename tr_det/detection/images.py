@@ -41,7 +41,7 @@ def check_files(dicts: Dicts, dataset: str) -> None:
     for folder, names in wanted.items():
         if "://" in folder:
             continue
-        there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        there = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
         missing += [os.path.join(folder, name) for name in sorted(names - there)]
     if missing:
         raise ValueError(
@@ -104,9 +104,13 @@ class SkipUnreadable:
 def _check_size(image: Image.Image, record: dict[str, Any]) -> None:
     """Raise ValueError unless an image has the size of its record, as Detectron2 will turn it."""
     size = image.size
-    if image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
-        size = size[::-1]
     expected = record.get("width", size[0]), record.get("height", size[1])
+    # PIL decodes a whole PNG to look for EXIF behind its pixels.
+    if (size != expected or image.format != "PNG") and (
+        image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+    ):
+        size = size[::-1]
+        expected = record.get("width", size[0]), record.get("height", size[1])
     if size != expected:
         raise ValueError(
             f"it is {size[0]} x {size[1]}, its record says {expected[0]} x {expected[1]}"

@@ -54,7 +54,7 @@ class QuantTrainer(DefaultTrainer):
         log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
-            check_test_dataset(cfg, name)
+            self._check_test_dataset(cfg, name)
         loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
         self._trainer = build_loop(cfg, model, loader, optimizer)
@@ -126,9 +126,14 @@ class QuantTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build a test loader; broken annotations and images are named."""
-        check_test_dataset(cfg, dataset_name)
+        cls._check_test_dataset(cfg, dataset_name)
         with named_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def _check_test_dataset(cls, cfg: CfgNode, name: str) -> None:
+        own = cls.build_evaluator.__func__ is QuantTrainer.build_evaluator.__func__  # type: ignore[attr-defined]
+        check_test_dataset(cfg, name, scored_as_coco=own)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Build DefaultTrainer's hooks and our run state, writing when TR is recorded."""

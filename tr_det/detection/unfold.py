@@ -51,10 +51,10 @@ def unfold_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int)
     finally:
         for handle in handles:
             handle.remove()
-    for norm in norms:
-        if moments[norm].count:
-            _rewrite(norm, *moments[norm].mean_and_variance())
-    return len(norms)
+    seen = [norm for norm in norms if moments[norm].count]
+    for norm in seen:
+        _rewrite(norm, *moments[norm].mean_and_variance())
+    return len(seen)
 
 
 def look_folded(state: dict[str, Any]) -> list[str]:

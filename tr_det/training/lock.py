@@ -6,7 +6,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +49,8 @@ def only_writer(folder: str | Path, wait: bool = False, pause: float = 2.0) -> I
             yield
         finally:
             # Closing would not do while loader processes have the file as well.
-            fcntl.flock(file, fcntl.LOCK_UN)
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _try_to_lock(file: IO[str]) -> bool:
@@ -57,4 +58,8 @@ def _try_to_lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # file systems of clusters need not have locks
+        _log.warning(
+            "%s cannot be locked (%s): see that no other run writes there", file.name, error
+        )
     return True

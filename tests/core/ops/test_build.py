@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -61,12 +62,21 @@ def test_a_compiler_without_openmp_serves_too(tmp_path, refused) -> None:
         assert not kernels.is_parallel()
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "it fails", "no folder", "switched off"])
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(
+    "fault", ["no compiler", "it fails", "no folder", "no home", "switched off"]
+)
 def test_without_kernels_torch_operations_serve(anew, fault, monkeypatch, caplog, tmp_path) -> None:
     if fault == "no compiler":
         monkeypatch.setenv("CC", str(tmp_path / "missing"))
     elif fault == "it fails":
         monkeypatch.setenv("CC", shutil.which("false"))
+    elif fault == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", no_home)
     elif fault == "no folder":
         (tmp_path / "cache").write_text("a file in its place")
     else:

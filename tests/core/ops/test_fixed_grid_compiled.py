@@ -56,6 +56,9 @@ def test_values_gradients_and_codes_are_those_of_torch_operations(
 ) -> None:
     grid, scale = Grid.of(bits, signed), torch.tensor(0.7)
     x = sample(count, grid, 0.7)
+    if count > FEW and threads > 1 and not library().is_parallel():
+        pytest.skip("the compiler has no OpenMP")
+    assert kernels_for(x, scale) is not None
     grad = torch.randn(count, generator=torch.Generator().manual_seed(1))
     values = quantize_compiled(x, scale, grid)
     assert torch.equal(bits_of(values), bits_of(quantize_plain(x, scale, grid)))
@@ -96,6 +99,8 @@ def test_what_the_kernels_are_not_given() -> None:
     assert kernels_for(x.double(), scale) is None
     assert kernels_for(x.bfloat16(), scale) is None
     assert kernels_for(x, scale.double()) is None
+    assert kernels_for(x, scale, x.to(torch.int16)) is None
+    assert kernels_for(torch._neg_view(x), scale) is None
     assert kernels_for(x.to("meta"), scale) is None
 
 

@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return build(compiler, cache_folder())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no home: RuntimeError
         detail = getattr(error, "stderr", None) or error
         _log.info(
             "kernels for the CPU could not be built, torch operations are used, which are slower "

@@ -30,7 +30,8 @@ def kernels_for(x: Tensor, scale: Tensor, *others: Tensor) -> ctypes.CDLL | None
     Args:
         x: what is quantized.
         scale: its scale.
-        *others: tensors of x's shape that are read or written along with it.
+        *others: tensors of x's shape that are read or written along with it: a gradient of x's
+            dtype, or codes.
     """
     kernels = library()
     if (
@@ -38,6 +39,7 @@ def kernels_for(x: Tensor, scale: Tensor, *others: Tensor) -> ctypes.CDLL | None
         or not (x.is_cpu and scale.is_cpu)
         or not x.dtype == scale.dtype == torch.float32
         or type(x) not in (Tensor, Parameter)
+        or x.is_neg()
         or not (x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x))
         or not all(_in_step(x, other) for other in others)
     ):
@@ -49,8 +51,11 @@ def kernels_for(x: Tensor, scale: Tensor, *others: Tensor) -> ctypes.CDLL | None
 
 def _in_step(x: Tensor, other: Tensor) -> bool:
     """Return whether two tensors, one of them dense, have their elements in the same order."""
-    return x.shape == other.shape and (
-        x.stride() == other.stride() or (x.is_contiguous() and other.is_contiguous())
+    return (
+        x.shape == other.shape
+        and (x.stride() == other.stride() or (x.is_contiguous() and other.is_contiguous()))
+        and (other.dtype == x.dtype or other.element_size() == 1)
+        and not other.is_neg()
     )
 
 
