@@ -20,6 +20,7 @@ from tr_det.classification.config_file import from_tree
 from tr_det.classification.course import Course, Curve
 from tr_det.classification.folder import CONFIG, FINAL
 from tr_det.core import QuantConfig, Quantizer, build_quantizer
+from tr_det.training.checkpoint import numbered_checkpoints
 from tr_det.training.metrics import NAME as METRICS
 from tr_det.training.metrics import read_records
 
@@ -135,9 +136,7 @@ def _middle_weights(path: Path, quantizer: Quantizer) -> tuple[int, str, Tensor]
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the run's whole checkpoints, oldest first."""
-    numbered = [p for p in folder.glob("model_*.pth") if p.stem.removeprefix("model_").isdigit()]
-    numbered.sort(key=lambda path: int(path.stem.removeprefix("model_")))
-    return [*numbered, *folder.glob(f"{FINAL}.pth")]
+    return [*numbered_checkpoints(folder), *folder.glob(f"{FINAL}.pth")]
 
 
 def _spread(paths: list[Path]) -> list[Path]:

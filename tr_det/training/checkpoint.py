@@ -42,6 +42,12 @@ def save_weights(model: nn.Module, path: str) -> None:
     os.replace(f"{path}.part", path)
 
 
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints that a run has written on its way, oldest first."""
+    numbers = {path: path.stem.removeprefix("model_") for path in folder.glob("model_*.pth")}
+    return sorted((p for p in numbers if numbers[p].isdigit()), key=lambda p: int(numbers[p]))
+
+
 class StrictCheckpointer(Checkpointer):
     """fvcore's checkpointer, strict about everything but new quantizer state.
 
@@ -70,9 +76,7 @@ class StrictCheckpointer(Checkpointer):
         folder = Path(self.save_dir)
         for part in folder.glob(f"model_*{_PART}.pth"):
             part.unlink()
-        names = {path: path.stem.removeprefix("model_") for path in folder.glob("model_*.pth")}
-        numbered = [path for path, name in names.items() if name.isdigit()]
-        for path in sorted(numbered, key=lambda path: int(names[path]))[:-count]:
+        for path in numbered_checkpoints(folder)[:-count]:
             path.unlink()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gradients of Eq. 13 on CPUs without a compiler: two passes and no temporaries.
+"""Gradients of Eq. 13 on CPUs where the C kernels do not fit: two passes and no temporaries.
 
 The plain formula divides x again, compares twice, selects, divides and sums: eight passes, six new
 tensors. On a CPU the new tensors are the price (first touch of their pages), so this file uses
