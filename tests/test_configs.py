@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 
+from tr_det.core.optim import registry
 from tr_det.detection import QuantTrainer, add_tr_det_config, build_optimizer
 from tr_det.detection.checks import check_config
 
@@ -126,6 +127,13 @@ def keys_read(monkeypatch):
             places[id(value)] = (value, f"{prefix}{name}.")
         return value
 
+    class Settings(dict):
+        def __getitem__(self, name):
+            read.add(f"SOLVER.TR.{name.upper()}")
+            return super().__getitem__(name)
+
+    arguments_from = registry.arguments_from  # called for TR-scheduled optimizers only
+    monkeypatch.setattr(registry, "arguments_from", lambda values: arguments_from(Settings(values)))
     monkeypatch.setattr(CfgNode, "__getattr__", recorded)
     return read
 

@@ -18,13 +18,14 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from tr_det.core import is_calibrated
 from tr_det.detection import (
     QuantCheckpointer,
     QuantTrainer,
     add_tr_det_config,
     calibrate,
 )
-from tr_det.detection.calibration import is_calibrated, update_norms
+from tr_det.detection.calibration import update_norms
 from tr_det.detection.checks import check_config
 from tr_det.detection.config_input import merge_file, merge_pairs
 from tr_det.detection.data import check_datasets

@@ -1,5 +1,6 @@
 """A folder with two configs that train in a blink, and what compares their checkpoints."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,21 @@ def folder(tmp_path, monkeypatch):
 def final():
     """Return ``final(folder)``, which reads the checkpoint of a run's end."""
     return lambda folder: torch.load(Path(folder) / "model_final.pth", weights_only=True)
+
+
+@pytest.fixture
+def stop_at():
+    """Return ``stop_at(config, name, target)``.
+
+    It makes a folder as it was when a run had written a checkpoint, with metrics past it.
+    """
+
+    def stop(config, name, target):
+        shutil.copytree(config.run.output_dir, target)
+        (Path(target) / "model_final.pth").unlink()
+        (Path(target) / "last_checkpoint").write_text(name)
+
+    return stop
 
 
 @pytest.fixture(name="same")

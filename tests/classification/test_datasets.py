@@ -55,7 +55,7 @@ def test_imagenet_s_folders_give_normalised_crops_of_the_usual_size(folders):
 
 def test_classes_of_both_halves_must_agree(folders):
     (folders / "val/n02").rename(folders / "val/n03")
-    with pytest.raises(ValueError, match=r"train/ and val/ must have folders of the same names"):
+    with pytest.raises(ValueError, match=r"train/ and val/ have folders of the same names"):
         load_data(DataConfig(name="imagenet", root=str(folders))).train  # noqa: B018
 
 

@@ -8,6 +8,7 @@ from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import from_tree
 from tr_det.classification.datasets import Data
 from tr_det.classification.models import MODELS, build_model, quantize_network
+from tr_det.core import QuantConfig, set_scales
 
 TIMM = {"efficientnet_lite0", "deit_tiny", "deit_small"}
 NO_TIMM = importlib.util.find_spec("timm") is None
@@ -52,7 +53,7 @@ def test_input_signs_are_what_data_shows(name):
     small = {"resnet_cifar": {"depth": 8}, "reactnet18": {"width": 8}}
     options = {"img_size": 32, "depth": 2} if "deit" in name else small.get(name, {})
     model = build_model(name, 10, **options)
-    report = quantize_network(model, name, weight_bits=4, act_bits=4)
+    report = quantize_network(model, name, QuantConfig(weight_bits=4, act_bits=4))
     lowest = dict.fromkeys((layer.name for layer in report.quantized), 0.0)
 
     def keep(layer):
@@ -63,8 +64,8 @@ def test_input_signs_are_what_data_shows(name):
 
     for layer in lowest:
         model.get_submodule(layer).register_forward_pre_hook(keep(layer))
-    for _ in range(2):
-        model.train()(torch.randn(4, 3, 32, 32))
+    set_scales(model, lambda: model(torch.randn(4, 3, 32, 32)))
+    model.train()(torch.randn(4, 3, 32, 32))
     signed = {layer.name: layer.signed_input for layer in report.quantized}
     assert signed == {layer: value < 0 for layer, value in lowest.items()}
 
@@ -72,7 +73,7 @@ def test_input_signs_are_what_data_shows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_first_and_last_layers_stay_in_full_precision(name):
     model = build_model(name, 10)
-    report = quantize_network(model, name, weight_bits=2, act_bits=2)
+    report = quantize_network(model, name, QuantConfig(weight_bits=2, act_bits=2))
     assert report.layers[0].reason
     assert report.layers[-1].reason
     kept = {layer.name for layer in report.skipped[1:-1]}
@@ -83,7 +84,7 @@ def test_first_and_last_layers_stay_in_full_precision(name):
 
 def test_timm_s_absence_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(ValueError, match=r"deit_tiny.* comes from timm, which is not installed"):
+    with pytest.raises(ValueError, match=r"deit_tiny.*pip install -e '\.\[timm\]'"):
         build_model("deit_tiny", 10)
 
 
@@ -114,7 +115,7 @@ def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
     model = build_model(name, 3, pretrained=True, new_last_layer=True).eval()
     assert seen == [("IMAGENET1K_V1", 1000)]
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-    report = quantize_network(model, name, weight_bits=4, act_bits=4)
+    report = quantize_network(model, name, QuantConfig())
     assert report.layers[-1].reason
 
 
@@ -122,7 +123,7 @@ def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
 def test_a_transformer_s_image_size_must_be_the_data_s():
     data = Data(list, [], num_classes=3, channels=3, image_size=32)
     tree = {"model": {"name": "deit_tiny"}, "data": {"name": "imagenet", "image_size": 32}}
-    with pytest.raises(ValueError, match=r"data\.image_size=32: deit_tiny takes images of 224"):
+    with pytest.raises(ValueError, match=r"data\.image_size=32: must be 224, the pixels that deit"):
         build_network(from_tree(ClassifierConfig, tree), data, published=False)
     tree["model"]["options"] = {"img_size": 32, "depth": 1}
     build_network(from_tree(ClassifierConfig, tree), data, published=False)

@@ -107,7 +107,7 @@ def test_every_combination_takes_two_steps(dataset, network, optimizer, bits, tm
     for _ in range(2):
         scalars = trainer._step(batches, logged=True)
         assert math.isfinite(scalars["loss"])
-    latents = [f"{name}.weight" for name in trainer.watcher.names]
+    latents = list(trainer.attached.codes.weights())
     assert latents
     moved = [
         name for name in latents if not torch.equal(trainer.model.get_parameter(name), start[name])
@@ -126,10 +126,7 @@ def make_trainer(config):
     if config.model.name == "resnet18":
         for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
             del stage[1]  # as much as can go without another forward
-    quant = config.quant
-    quantize_network(
-        model, config.model.name, quant.weight_bits, quant.act_bits, config.learn_weight_scale
-    )
+    quantize_network(model, config.model.name, config.quant.for_core(config.learn_weight_scale))
     loss = None
     if config.solver.loss == "distributional":
         loss = Distributional(build_model("resnet_cifar", 3, **SMALL["resnet_cifar"]))

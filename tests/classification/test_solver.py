@@ -6,11 +6,12 @@ from tr_det.classification.config_file import from_tree
 from tr_det.classification.models import quantize_network
 from tr_det.classification.resnet_cifar import ResNetCIFAR
 from tr_det.classification.solver import build_optimizer
+from tr_det.core import QuantConfig
 
 
 def optimizer(name, no_decay):
     model = ResNetCIFAR(depth=8, width=4)
-    quantize_network(model, "resnet_cifar", 2, 2)
+    quantize_network(model, "resnet_cifar", QuantConfig(weight_bits=2, act_bits=2))
     solver = {"optimizer": name, "no_decay": no_decay, "weight_decay": 0.1}
     tree = {"quant": {"bits": "W2A2"}, "solver": solver}
     return model, build_optimizer(from_tree(ClassifierConfig, tree), model, total_steps=5)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,9 @@ def qat(*overrides):
     return load_config("qat.yaml", overrides)
 
 
-def stop_at(config, name, target):
-    """Make a folder as it was when a run had written a checkpoint, with metrics past it."""
-    shutil.copytree(config.run.output_dir, target)
-    (Path(target) / "model_final.pth").unlink()
-    (Path(target) / "last_checkpoint").write_text(name)
-
-
 @pytest.mark.parametrize("optimizer", ["SGDT", "AdamWT", "Adam"])
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(
-    folder, optimizer, same, final
+    folder, optimizer, same, final, stop_at
 ):
     config = qat("solver.optimizer", optimizer, "run.output_dir", "whole")
     whole = run(config)
@@ -130,7 +122,7 @@ def test_a_diverging_run_stops(folder, optimizer):
     assert not list(Path("output").rglob("results.json"))
 
 
-def test_going_on_asks_for_the_same_data_and_tells_of_other_processes(folder, caplog):
+def test_going_on_asks_for_the_same_data_and_tells_of_other_processes(folder, caplog, stop_at):
     config = load_config("fp.yaml", ["run.output_dir", "a"])
     run(config)
     stop_at(config, "model_0000004.pth", "stopped")
@@ -156,4 +148,4 @@ def test_an_update_that_float16_s_scaler_leaves_out_moves_no_schedule(folder):
         trainer._step(stream, logged=False)
     groups = [group for group in trainer.optimizer.param_groups if "talr" in group]
     assert {group["tr_step"] for group in groups} == {trainer.scheduler.last_epoch} == {2}
-    assert trainer.iteration == 3
+    assert (trainer.iteration, trainer.attached.step) == (3, 2)

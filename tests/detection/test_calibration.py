@@ -4,9 +4,9 @@ from detectron2.layers import CycleBatchNormList
 from detectron2.modeling import build_model
 from torch import nn
 
-from tr_det.core import quantized_layers
+from tr_det.core import is_calibrated, quantized_layers
 from tr_det.detection import QuantTrainer, calibrate
-from tr_det.detection.calibration import is_calibrated, update_norms
+from tr_det.detection.calibration import update_norms
 
 
 def test_calibration_sets_every_scale_by_the_papers_formula(make_config):

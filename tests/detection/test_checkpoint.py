@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from tr_det.core import Quantizer
+from tr_det.core import is_calibrated
 from tr_det.detection import QuantCheckpointer, calibrate
 from tr_det.detection.checkpoint import is_quantizer_state
 from tr_det.detection.trainer import QuantTrainer
@@ -53,7 +53,7 @@ def test_a_quantized_checkpoint_brings_its_scales(make_config, quantized):
     saved = torch.load(quantized, weights_only=True)["model"]
     for key, value in model.state_dict().items():
         torch.testing.assert_close(saved[key], value, rtol=0, atol=0)
-    assert all(m.is_initialized for m in model.modules() if isinstance(m, Quantizer))
+    assert is_calibrated(model)
 
 
 def test_another_architecture_is_refused_with_the_keys(make_config, full_precision):
@@ -72,8 +72,24 @@ def test_other_shapes_are_refused_with_both_shapes(make_config, full_precision):
 
 def test_another_bit_width_is_refused(make_config, quantized):
     model = build_model(make_config("MODEL.QUANT.WEIGHT_BITS", 2))
-    with pytest.raises(ValueError, match=r"has codes -8\.\.7, this model has -2\.\.1 \(2 bits\)"):
+    with pytest.raises(ValueError, match="codes -8 to 7, this model has .*codes -2 to 1"):
         QuantCheckpointer(model).load(quantized)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(make_config, quantized, tmp_path):
+    """They had flags and code ranges as buffers, and no identity."""
+    old = {}
+    for key, value in torch.load(quantized, weights_only=True)["model"].items():
+        parent, _, name = key.rpartition(".")
+        if name == "_extra_state":
+            old[f"{parent}.initialized"] = torch.tensor(True)
+            old[f"{parent}.code_range"] = torch.tensor([-8, 7], dtype=torch.int16)
+        else:
+            old[key] = value
+    torch.save({"model": old}, tmp_path / "old.pth")
+    with pytest.raises(ValueError, match=r"old\.pth: .*older version of tr_det") as caught:
+        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "old.pth"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_quantized_checkpoint_is_refused_by_a_full_precision_model(make_config, quantized):

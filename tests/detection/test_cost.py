@@ -92,7 +92,8 @@ def test_measuring_leaves_the_model_as_it_is(make_config):
     measure_cost(model, (64, 64))
     assert [type(m) for m in model.modules()] == kinds
     assert model.training
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    for key, value in model.state_dict().items():  # scales are still unset: NaN
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True, msg=key)
 
 
 def test_a_run_logs_its_cost_before_training(make_config, caplog):

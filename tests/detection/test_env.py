@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -30,7 +32,6 @@ def tool(name):
 def small(tiny, output, *overrides):
     """Return what makes the config as small as tests/tiny.py's."""
     pairs = {
-        "MODEL.WEIGHTS": "",
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
         "MODEL.FPN.OUT_CHANNELS": 16,
@@ -50,11 +51,14 @@ def small(tiny, output, *overrides):
 
 
 @pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
-def test_detectron2s_tool_trains_resumes_and_evaluates(name, tiny, scenes, tmp_path):
+def test_detectron2s_tool_trains_resumes_and_evaluates(name, tiny, scenes, make_config, tmp_path):
+    """As in the README: from the checkpoint of a finished run in full precision."""
+    full = build_model(make_config("MODEL.QUANT.ENABLED", False))
+    DetectionCheckpointer(full, str(tmp_path)).save("fp", iteration=89_999)
     base = small(tiny, tmp_path)
     config, words = base[:2], base[2:]
     commands = [
-        [*config, *words, "SOLVER.MAX_ITER", "2"],
+        [*config, *words, "SOLVER.MAX_ITER", "2", "MODEL.WEIGHTS", f"{tmp_path}/fp.pth"],
         [*config, "--resume", *words, "SOLVER.MAX_ITER", "4"],
         [*config, "--eval-only", *words, "MODEL.WEIGHTS", f"{tmp_path}/model_final.pth"],
     ]
@@ -70,6 +74,8 @@ def test_detectron2s_tool_trains_resumes_and_evaluates(name, tiny, scenes, tmp_p
     assert output.count("Start inference on 4") == 3
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert saved["iteration"] == 3
+    stem = "backbone.bottom_up.stem.conv1.weight"
+    torch.testing.assert_close(saved["model"][stem], full.state_dict()[stem], rtol=0, atol=0.05)
     assert any("weight_quantizer" in key for key in saved["model"])
     optimizer = (
         saved["trainer"]["_trainer"]["optimizer"] if "trainer" in saved else saved["optimizer"]

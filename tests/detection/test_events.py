@@ -1,63 +1,66 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch import nn
 
-from tr_det.core import TransitionMetrics
-from tr_det.detection.events import TransitionLogger
-
-NAMES = ("a.conv1.weight", "a.conv2.weight")
-
-
-def metrics_at(step):
-    """Return metrics whose means are 10, 20, 30 and 40 times the step's number."""
-    spread = torch.tensor([-1.0, 1.0])
-    return TransitionMetrics(NAMES, *(10.0 * factor * step + spread for factor in (1, 2, 3, 4)))
+from tr_det.core import SGDT, QuantConfig, attach, quantize_model, tr_param_groups
+from tr_det.detection.events import EventTelemetry
 
 
-def run(logger, steps):
-    with EventStorage() as storage:
-        for step in range(steps):
-            storage.iter = step
-            logger(SimpleNamespace(transition_metrics=lambda step=step: metrics_at(step)))
-            assert storage.iter == step
+def train(period, steps, scheduled=True, in_storage=True):
+    """Return the storage of a small run."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6))
+    quantize_model(model, QuantConfig(signed_input=True))
+    groups = tr_param_groups(model, lr=0.1)
+    if scheduled:
+        optimizer = SGDT(groups, lr=0.1, total_steps=steps, tr_factor=0.1)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach([EventTelemetry(period)], model, optimizer, steps)
+    storage = EventStorage()
+    for step in range(steps):
+        model(torch.randn(8, 6)).square().sum().backward()
+        if in_storage:
+            with storage:
+                storage.iter = step
+                optimizer.step()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
     return storage
 
 
-def test_means_are_kept_for_every_step_under_its_iteration():
-    storage = run(TransitionLogger(3), 6)
-    for key, factor in (("target", 1), ("running", 2), ("talr", 3), ("rate", 4)):
-        values = storage.history(f"tr/{key}").values()
-        assert values == [(10.0 * factor * step, step) for step in range(6)]
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_curves_are_recorded_once_per_period_with_any_optimizer(scheduled):
+    storage = train(3, 7, scheduled)
+    keys = ["rate", "step_size", "distance", *(["target", "running", "talr"] * scheduled)]
+    for key in keys:
+        for name in (f"tr/{key}", f"tr_layers/0/{key}", f"tr_layers/3/{key}"):
+            assert [step for _, step in storage.history(name).values()] == [2, 5], name
+    assert {name.split("/")[-1] for name in storage.histories()} == set(keys)
+    assert any(value > 0 for value, _ in storage.history("tr/rate").values())
 
 
-def test_layers_are_recorded_once_per_period():
-    storage = run(TransitionLogger(3), 7)
-    assert storage.history("tr_layers/a.conv1/running").values() == [(39.0, 2), (99.0, 5)]
-    assert storage.history("tr_layers/a.conv2/talr").values() == [(61.0, 2), (151.0, 5)]
-    assert storage.history("tr_layers/a.conv2/target").values() == [(21.0, 2), (51.0, 5)]
-
-
-def test_no_value_is_read_between():
-    target = torch.ones(2)
-    running = torch.ones(2, device="meta")  # a tensor without values: reading one is an error
-    metrics = TransitionMetrics(NAMES, target, running, running, running)
-    logger = TransitionLogger(3)
-    with EventStorage() as storage:
-        for storage.iter in (0, 1):
-            logger(SimpleNamespace(transition_metrics=lambda: metrics))
-        storage.iter = 2
-        with pytest.raises(NotImplementedError):
-            logger(SimpleNamespace(transition_metrics=lambda: metrics))
+def test_means_are_over_layers():
+    storage = train(1, 4)
+    for key in ("rate", "talr", "target"):
+        mean, first, last = (
+            storage.history(name).latest()
+            for name in (f"tr/{key}", f"tr_layers/0/{key}", f"tr_layers/3/{key}")
+        )
+        assert mean == pytest.approx((first + last) / 2)
 
 
 def test_outside_a_training_loop_nothing_happens():
-    TransitionLogger(1)(SimpleNamespace(transition_metrics=None))
+    assert not train(1, 3, in_storage=False).histories()
 
 
-def test_a_model_without_tr_layers_records_nothing():
+def test_a_model_without_quantized_weights_records_nothing():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach([EventTelemetry(1)], model, optimizer, 1)
     with EventStorage() as storage:
-        empty = TransitionMetrics((), *[torch.zeros(0)] * 4)
-        TransitionLogger(1)(SimpleNamespace(transition_metrics=lambda: empty))
-    assert not storage.latest()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert not storage.histories()

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from torch.nn import Parameter
 
-from tr_det.core import QuantConv2d
+from tr_det.core import QuantConv2d, set_scales
 from tr_det.detection import add_tr_det_config, build_optimizer
 from tr_det.detection.lazy import make_optimizer, quant_config, retinanet_coco
 
@@ -118,6 +118,8 @@ def test_twins_compute_the_same_losses(storage):
     instances.gt_classes = torch.tensor([3])
     image = torch.arange(3 * 64 * 64, dtype=torch.uint8).view(3, 64, 64)
     batch = [{"image": image, "instances": instances}]
+    for model in (ours, theirs):
+        set_scales(model, lambda model=model: model(batch))
     got, expected = ours(batch), theirs(batch)
     assert set(got) == {"loss_cls", "loss_box_reg"}
     assert all(torch.equal(got[key], expected[key]) for key in expected)
@@ -141,8 +143,9 @@ def test_a_row_that_does_not_exist_is_refused(arguments, message):
 def test_bits_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="weight_bits=9: must be from 1 to 8"):
         quant_config(weight_bits=9)
-    with pytest.raises(ValueError, match="name='Nothing': no optimizer"):
-        make_optimizer([{"params": [Parameter(torch.zeros(1))]}], "Nothing", lr=0.1)
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"^optimizer\.name='Nothing': must be one of \['Adag"):
+        make_optimizer((model, [{"params": model.parameters()}]), "Nothing", 1, lr=0.1)
 
 
 def test_parts_can_be_overridden_as_on_the_command_line():

@@ -11,6 +11,7 @@ from detectron2.engine import default_argument_parser
 ROOT = Path(__file__).resolve().parents[2]
 LEAF = ROOT / "configs/COCO-Detection/retinanet_R_18_FPN_w4a4_sgdt.py"
 
+STEM = "backbone.bottom_up.stem.conv1.weight"
 SMALL = """
 from detectron2.config import LazyConfig
 
@@ -27,6 +28,7 @@ dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 dataloader.evaluator.output_dir = train.output_dir = {output!r}
 optimizer.log_period = train.log_period = 1
+optimizer.methods = ["tracker", "weight_average decay=0.9"]
 train.init_checkpoint, train.device, train.max_iter = "", "cpu", 2
 train.checkpointer.period = 2
 """
@@ -78,9 +80,14 @@ def test_it_trains_resumes_and_evaluates(run, tmp_path, capsys):
     assert {float(group["running_tr"]) for group in resumed} != {0.0}
     # AP and the TR curves are in metrics.json, with no hook of ours.
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    curves = [line["iteration"] for line in lines if {"tr/running", "tr/talr"} <= set(line)]
-    assert curves == [0, 1, 2, 3]
+    names = {"tr/running", "tr/talr", "tr/oscillating"}
+    assert [line["iteration"] for line in lines if names <= set(line)] == [0, 1, 2, 3]
     assert [line["iteration"] for line in lines if "bbox/AP" in line] == [2, 4]  # after training
+    # The average has been evaluated, and kept.
+    average = torch.load(tmp_path / "model_averaged.pth", weights_only=True)["model"]
+    assert not torch.equal(average[STEM], saved["model"][STEM])
+    evaluated = (tmp_path / "coco_instances_results.json").read_text()
     capsys.readouterr()
-    run("--eval-only", f"train.init_checkpoint={tmp_path / 'model_final.pth'}")
+    run("--eval-only", f"train.init_checkpoint={tmp_path / 'model_averaged.pth'}")
     assert "'AP'" in capsys.readouterr().out
+    assert (tmp_path / "coco_instances_results.json").read_text() == evaluated

@@ -16,6 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from tests.detection.resumed_process import train
+from tr_det.core.quantizers import FREE
 from tr_det.detection import QuantTrainer
 from tr_det.detection.resume import NORMALIZER, kept_normalizer, repeatable_scripts
 
@@ -124,22 +125,45 @@ def run_elsewhere(mixed_scenes, tiny, scenes, tmp_path):
     return run
 
 
+def with_methods(make_config):
+    """Return the same with methods, under which weights are soon held."""
+    methods = ["tracker momentum=0.1", "freezing threshold=0.15", "weight_average decay=0.9"]
+    cfg = config_of(make_config, METHODS=methods, MOMENTUM=0.0)
+    cfg.OUTPUT_DIR += "_methods"
+    cfg.SOLVER.TR.FACTOR, cfg.SOLVER.TR.GAIN = 0.5, 1.0
+    return cfg
+
+
 @pytest.mark.slow
 def test_runs_resumed_in_a_new_process_end_bit_for_bit_like_the_one_not_stopped(
     make_config, run_elsewhere
 ):
-    cfg = config_of(make_config)
-    run_elsewhere([(cfg, 0)])
+    cfg, methods = config_of(make_config), with_methods(make_config)
+    run_elsewhere([(cfg, 0), (methods, 0)])
     stops = []
     for done, workers in STOPS.items():
         stopped = stopped_at(cfg, done)
         stopped.DATALOADER.NUM_WORKERS = workers
         stops.append((stopped, done))
-    run_elsewhere(stops)
+    stopped_with_methods = stopped_at(methods, 4)
+    run_elsewhere([*stops, (stopped_with_methods, 4)])
     for stopped, _ in stops:
         assert_same_checkpoint(
             f"{stopped.OUTPUT_DIR}/model_final.pth", f"{cfg.OUTPUT_DIR}/model_final.pth"
         )
+    for name in ("model_final", "model_averaged"):
+        assert_same_checkpoint(
+            f"{stopped_with_methods.OUTPUT_DIR}/{name}.pth", f"{methods.OUTPUT_DIR}/{name}.pth"
+        )
+    # More weights were held after the stop than before.
+    held = []
+    for place in (
+        f"{stopped_with_methods.OUTPUT_DIR}/model_0000003",
+        f"{methods.OUTPUT_DIR}/model_final",
+    ):
+        state = torch.load(f"{place}.pth", weights_only=True)["model"]
+        held.append(sum((v != FREE).sum().item() for k, v in state.items() if k.endswith(".held")))
+    assert 0 < held[0] < held[1]
 
 
 def test_a_checkpoint_without_run_state_goes_on_with_a_warning(

@@ -3,7 +3,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from tr_det.core import Quantizer, quantized_layers
+from tr_det.core import Quantizer, quantized_layers, set_scales
 
 
 def batch(height=64, width=64, count=2, objects=2):
@@ -19,13 +19,21 @@ def batch(height=64, width=64, count=2, objects=2):
     return inputs
 
 
+def calibrated(cfg, inputs=None):
+    """Return a model in training mode with its scales set."""
+    model = build_model(cfg)
+    inputs = inputs or batch()
+    set_scales(model, lambda: model(inputs))
+    return model
+
+
 def loss_of(model, inputs):
     return sum(model(inputs).values())
 
 
 def test_one_training_step_reaches_every_trainable_parameter(make_config, storage):
     torch.manual_seed(0)
-    model = build_model(make_config())
+    model = calibrated(make_config())
     loss_of(model, batch()).backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -34,7 +42,7 @@ def test_one_training_step_reaches_every_trainable_parameter(make_config, storag
 
 def test_every_head_convolution_sees_non_negative_inputs_with_the_relu(make_config, storage):
     torch.manual_seed(0)
-    model = build_model(make_config())
+    model = calibrated(make_config())
     lows = {}
     for name, layer in quantized_layers(model):
         layer.register_forward_pre_hook(
@@ -49,17 +57,17 @@ def test_every_head_convolution_sees_non_negative_inputs_with_the_relu(make_conf
 
 def test_an_unsigned_grid_on_a_signed_input_is_refused_by_name(make_config, storage):
     cfg = make_config("MODEL.QUANT.RULES", ["*fpn_output4 signed_input=False"])
-    model = build_model(cfg)
     with pytest.raises(ValueError, match=r"fpn_output4\.input_quantizer: the input has negative"):
-        model(batch())
+        calibrated(cfg)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (37, 91), (33, 200)])
 def test_odd_sizes_and_images_without_objects_train_and_evaluate(
     make_config, storage, height, width
 ):
-    model = build_model(make_config())
-    losses = model(batch(height, width, objects=0))
+    inputs = batch(height, width, objects=0)
+    model = calibrated(make_config(), inputs)
+    losses = model(inputs)
     assert all(torch.isfinite(value) for value in losses.values())
     model.eval()
     with torch.no_grad():
@@ -74,8 +82,7 @@ def test_an_uncalibrated_model_refuses_to_evaluate(make_config):
 
 
 def test_training_and_evaluation_do_not_move_scales(make_config, storage):
-    model = build_model(make_config())
-    model(batch())
+    model = calibrated(make_config())
     scales = {m.label: m.scale.item() for m in model.modules() if isinstance(m, Quantizer)}
     model(batch())
     model.eval()
@@ -86,8 +93,7 @@ def test_training_and_evaluation_do_not_move_scales(make_config, storage):
 
 def test_weights_and_activations_are_on_their_grids(make_config, storage):
     torch.manual_seed(0)
-    model = build_model(make_config("MODEL.QUANT.WEIGHT_BITS", 3, "MODEL.QUANT.ACT_BITS", 2))
-    model(batch())
+    model = calibrated(make_config("MODEL.QUANT.WEIGHT_BITS", 3, "MODEL.QUANT.ACT_BITS", 2))
     for _, layer in quantized_layers(model):
         assert set(layer.quantized_weight().unique().tolist()) <= {k / 4 for k in range(-4, 4)}
     layer = model.backbone.bottom_up.res2[0].conv1
@@ -116,9 +122,8 @@ def test_a_training_step_quantizes_each_weight_once_with_the_losses_of_five_time
     make_config, storage
 ):
     torch.manual_seed(0)
-    model = build_model(make_config())
     inputs = batch()
-    model(inputs)  # sets the scales
+    model = calibrated(make_config(), inputs)
     calls = []
     for name, layer in quantized_layers(model):
         layer.weight_quantizer.register_forward_hook(lambda *_, name=name: calls.append(name))

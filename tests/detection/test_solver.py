@@ -58,7 +58,9 @@ def test_a_plain_optimizer_trains_weight_scales_if_asked(make_config):
 
 def test_transition_scheduling_refuses_trained_weight_scales(make_config):
     cfg = make_config("MODEL.QUANT.LEARN_WEIGHT_SCALE", True)
-    with pytest.raises(ValueError, match="weight quantizer's scale is trained"):
+    with pytest.raises(
+        ValueError, match=r"MODEL\.QUANT\.LEARN_WEIGHT_SCALE=True: must be False under TR"
+    ):
         build_optimizer(cfg, build_model(cfg))
 
 
@@ -66,13 +68,17 @@ def test_transition_scheduling_refuses_trained_weight_scales(make_config):
     ("key", "value", "message"),
     [
         ("SOLVER.OPTIMIZER", "SGDD", r"SOLVER\.OPTIMIZER='SGDD': must be one of \['Adagrad'"),
-        ("SOLVER.TR.FACTOR", 0.0, r"SOLVER\.TR\.FACTOR=0\.0: must be positive"),
+        ("SOLVER.TR.FACTOR", 0.0, r"SOLVER\.TR\.FACTOR=0\.0: must be in \(0, 1\]"),
         ("SOLVER.TR.MOMENTUM", 1.0, r"SOLVER\.TR\.MOMENTUM=1\.0: must be None or in \[0, 1\)"),
         ("SOLVER.TR.SCHEDULE", "cosin", r"SOLVER\.TR\.SCHEDULE='cosin': must be one of"),
         ("SOLVER.TR.UPDATE", "pid", r"SOLVER\.TR\.UPDATE='pid': must be one of"),
         ("SOLVER.TR.SIGNAL", "steps", r"SOLVER\.TR\.SIGNAL='steps': must be one of"),
         ("SOLVER.TR.GRANULARITY", "net", r"SOLVER\.TR\.GRANULARITY='net': must be one of"),
-        ("SOLVER.TR.GAIN", -1.0, r"SOLVER\.TR\.GAIN=-1\.0: must be None or finite"),
+        (
+            "SOLVER.TR.GAIN",
+            -1.0,
+            r"SOLVER\.TR\.GAIN=-1\.0: must be None, or finite and not negative",
+        ),
         ("SOLVER.TR.LOG_PERIOD", 0, r"SOLVER\.TR\.LOG_PERIOD=0: must be at least 1"),
     ],
 )
@@ -88,6 +94,8 @@ def test_gradient_clipping_of_detectron2_applies(make_config, storage):
     )
     cfg.SOLVER.BASE_LR = 1.0
     model = build_model(cfg)
+    batch = next(iter(QuantTrainer.build_train_loader(cfg)))
+    core.set_scales(model, lambda: model(batch))
     optimizer = build_optimizer(cfg, model)
     assert isinstance(optimizer, core.SGDT)
     weight = model.backbone.bottom_up.res2[0].conv1.weight

@@ -79,7 +79,7 @@ def test_resuming_with_another_bit_width_is_refused_and_nothing_is_lost(quiet_co
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}
     assert before
     other = QuantTrainer(quiet_config("MODEL.QUANT.WEIGHT_BITS", 2))
-    with pytest.raises(ValueError, match=r"codes -8\.\.7, this model has -2\.\.1"):
+    with pytest.raises(ValueError, match="codes -8 to 7, this model has .*codes -2 to 1"):
         other.resume_or_load(resume=True)
     assert before == {path: path.read_bytes() for path in before}
 

@@ -5,9 +5,8 @@ import torch
 from detectron2.engine import HookBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tr_det.core import quantized_layers
+from tr_det.core import is_calibrated, quantized_layers
 from tr_det.detection import QuantTrainer
-from tr_det.detection.calibration import is_calibrated
 
 DECAY = 0.5
 

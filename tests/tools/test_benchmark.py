@@ -36,10 +36,11 @@ def test_a_benchmark_writes_a_table_and_every_sample(monkeypatch, tmp_path, caps
 
 def test_every_contestant_is_in_the_table_of_the_training_step() -> None:
     tasks = variants("resnet20", "cpu", tiny=True)
-    assert len(tasks) == 4
+    assert len(tasks) == 5
     losses = {name: task.forward() for name, task in tasks.items()}
     assert losses["tr_det W4A4"].item() == losses["tr_det W4A4, recomputed inputs"].item()
     assert losses["full precision"].item() != losses["tr_det W4A4"].item()
+    assert losses["tr_det W4A4, LSQ"].item() != losses["tr_det W4A4"].item()
 
 
 def test_rivals_fake_quantize_to_the_same_levels() -> None:
@@ -47,9 +48,10 @@ def test_rivals_fake_quantize_to_the_same_levels() -> None:
     step, results = fake_quant.SCALE / 16, {}
     for name, (quantize, _) in fake_quant._contestants("cpu").items():
         out = quantize(x.clone().requires_grad_()).detach()
-        results[name] = out if "tr_det" not in name and "unfused" not in name else out * 16 * step
+        fixed = name in (fake_quant.OURS, "tr_det, frozen scale") or "unfused" in name
+        results[name] = out * 16 * step if fixed else out
     expected = results.pop(fake_quant.OURS)
-    assert len(results) >= 4
+    assert len(results) >= 5
     for name, values in results.items():
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5, msg=name)
 

@@ -1,5 +1,7 @@
 """The command line: what it does with good and, above all, with bad input."""
 
+import re
+
 import pytest
 import torch
 import train_net
@@ -62,7 +64,7 @@ def run(monkeypatch, tmp_path, capsys):
         ),
         (
             ["--config-file", CONFIG, "MODEL.QUANT.LEARN_WEIGHT_SCALE", "True"],
-            "weight quantizer's scale is trained",
+            "MODEL.QUANT.LEARN_WEIGHT_SCALE=True: must be False",
         ),
     ],
 )
@@ -71,6 +73,32 @@ def test_bad_input_gives_one_line_and_a_nonzero_exit(run, arguments, message):
     assert status == 2
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("MODEL.QUANT.WEIGHT_QUANTIZER", "lsqq", r"='lsqq': must be one of .*'lsq'"),
+        (
+            "MODEL.QUANT.WEIGHT_OPTIONS",
+            "['per_chanel=True']",
+            r": per_chanel=True: must be .*'per_channel'",
+        ),
+        ("MODEL.QUANT.WEIGHT_OPTIONS", "['per_channel=3']", ": per_channel=3: must be True or Fal"),
+        ("MODEL.QUANT.ACT_QUANTIZER", "lsbq", r"='lsbq': must be one of \[(?!.*'lsbq').*'lsq'"),
+        ("SOLVER.METHODS", "['frezing']", r"='frezing': must be one of .*'freezing'"),
+        ("SOLVER.METHODS", "['freezing treshold=1']", r": treshold=1: must be .*'threshold'"),
+        ("SOLVER.METHODS", "['freezing threshold=2']", r": threshold=2: must be in \(0, 1\)"),
+        ("SOLVER.TR.FACTOR", "1.5", r"=1\.5: must be in \(0, 1\]"),
+    ],
+)
+def test_a_bad_method_or_option_is_reported_before_anything_is_built(
+    run, monkeypatch, key, text, message
+):
+    monkeypatch.setattr(QuantTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    status, line = run("--config-file", CONFIG, key, text)
+    assert status == 2
+    assert re.match(f"error: {re.escape(key)}{message}", line), line
 
 
 def test_a_missing_checkpoint_is_named(run, tiny, scenes):
@@ -136,4 +164,4 @@ def test_eval_only_calibrates_a_full_precision_checkpoint(run, make_config, tmp_
         "--config-file", tmp_path / "config.yaml", "--eval-only", "MODEL.WEIGHTS", weights
     )
     assert status == 0
-    assert "Calibrated scales" in (tmp_path / "out/log.txt").read_text()
+    assert "Scales and batch norms are of 2 batches" in (tmp_path / "out/log.txt").read_text()

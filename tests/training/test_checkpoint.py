@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tr_det.core import QuantConfig, quantize_model
+from tr_det.core import QuantConfig, quantize_model, set_scales
 from tr_det.training.checkpoint import StrictCheckpointer
 
 
@@ -35,13 +35,44 @@ def test_a_bare_state_dict_will_do(tmp_path):
         (network(width=4), r"keys of other shape: 0.weight \(4, 2\) \(here \(3, 2\)\)"),
         (torch.nn.Sequential(torch.nn.Linear(2, 3)), "missing: 1.weight, 1.bias"),
         (torch.nn.Sequential(*network(), torch.nn.Linear(2, 2)), "unexpected: 2.weight"),
-        (quantized(bits=2), "codes -2..1, this model has -8..7"),
+        (quantized(bits=2), "0.weight_quantizer: .* codes -2 to 1, this .* codes -8 to 7"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path, saved, message):
     StrictCheckpointer(saved, str(tmp_path)).save("other")
     with pytest.raises(ValueError, match=message):
         StrictCheckpointer(quantized()).load(str(tmp_path / "other.pth"))
+
+
+def test_state_of_some_quantizers_only_is_refused(tmp_path):
+    state = quantized().state_dict()
+    lost = {key: value for key, value in state.items() if "1.weight_quantizer" not in key}
+    torch.save(lost, tmp_path / "lost.pth")
+    with pytest.raises(ValueError, match=r"missing: 1\.weight_quantizer\.scale"):
+        StrictCheckpointer(quantized()).load(str(tmp_path / "lost.pth"))
+
+
+def test_inputs_may_be_quantized_before_weights_are(tmp_path):
+    first, second = network(), network()
+    quantize_model(first, QuantConfig(weight_bits=32, act_bits=2))
+    quantize_model(second, QuantConfig(weight_bits=2, act_bits=2))
+    first[1].register_forward_pre_hook(lambda _, args: args[0].abs())
+    set_scales(first, lambda: first(torch.rand(4, 2)))
+    StrictCheckpointer(first, str(tmp_path)).save("inputs")
+    StrictCheckpointer(second).load(str(tmp_path / "inputs.pth"))
+    assert second[1].input_quantizer.is_calibrated
+    assert not second[1].weight_quantizer.is_calibrated
+
+
+def test_an_older_version_s_checkpoint_is_one_line(tmp_path):
+    state = quantized().state_dict()
+    for key in [key for key in state if key.endswith("_extra_state")]:
+        del state[key]
+        state[key.replace("_extra_state", "initialized")] = torch.tensor(True)
+    torch.save({"model": state}, tmp_path / "old.pth")
+    with pytest.raises(ValueError, match="an older version of tr_det wrote this") as error:
+        StrictCheckpointer(quantized()).load(str(tmp_path / "old.pth"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_broken_or_missing_file_is_named(tmp_path):

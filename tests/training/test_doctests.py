@@ -1,13 +1,13 @@
 import doctest
 
 import pytest
-import torch
 
-from tr_det.training import watch
+from tr_det.classification import config
+from tr_det.training import options
 
 
-@pytest.mark.parametrize("module", [watch])
+@pytest.mark.parametrize("module", [config, options])
 def test_examples_in_docstrings_give_what_they_show(module):
-    result = doctest.testmod(module, extraglobs={"torch": torch})
+    result = doctest.testmod(module)
     assert result.attempted
     assert result.failed == 0

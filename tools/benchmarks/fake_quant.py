@@ -1,4 +1,7 @@
-"""Forward and backward of one 4-bit fake-quantizer, by tensor size: ours and others'."""
+"""Forward and backward of one 4-bit fake-quantizer, by tensor size: ours and others'.
+
+All round to the same codes; Eq. 13's values are multiples of 1/16, the others' of the step.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ import torch
 from benchmarks.measure import Call, Settings, alternate, ratio
 from torch import Tensor
 
-from tr_det.core.ops import Grid, fixed_grid_quantize
+from tr_det.core import Quantizer, build_quantizer
 
 TITLE = "Fake quantization, forward and backward, 4 bits unsigned, float32"
 BYTES = 20
 """Per element, at least: forward reads x, writes x_q; backward reads g and x, writes dL/dx."""
 COPY_BYTES = 8
 SCALE = 2.0
+STEP = SCALE / 16
+CODES = (0, 15)
 OURS = "tr_det, learned scale"
 
 
@@ -62,29 +67,24 @@ def _forward_backward(
 
 def _contestants(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
     """Return name -> (function, parameters that get gradients)."""
-    grid = Grid.of(4, signed=False)
     learned = torch.tensor(SCALE, device=device, requires_grad=True)
-    frozen = torch.tensor(SCALE, device=device)
-    step = torch.tensor([SCALE / grid.gamma], device=device, requires_grad=True)
+    step = torch.tensor([STEP], device=device, requires_grad=True)
     zero = torch.zeros(1, device=device)
 
     def unfused(x: Tensor) -> Tensor:
-        quotient = (x * (grid.gamma / learned)).clamp(grid.alpha, grid.beta)
-        return (quotient + (quotient.round() - quotient).detach()) / grid.gamma
+        quotient = (x * (16 / learned)).clamp(*CODES)
+        return (quotient + (quotient.round() - quotient).detach()) / 16
 
     contestants: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
-        OURS: (lambda x: fixed_grid_quantize(x, learned, grid), [learned]),
-        "tr_det, frozen scale": (lambda x: fixed_grid_quantize(x, frozen, grid), []),
+        OURS: _ours("fixed_grid", SCALE, device),
+        "tr_det, frozen scale": _ours("fixed_grid", SCALE, device, learn_scale=False),
+        "tr_det, LSQ": _ours("lsq", STEP, device),
         "torch._fake_quantize_learnable_per_tensor_affine": (
-            lambda x: torch._fake_quantize_learnable_per_tensor_affine(
-                x, step, zero, grid.alpha, grid.beta, 1.0
-            ),
+            lambda x: torch._fake_quantize_learnable_per_tensor_affine(x, step, zero, *CODES, 1.0),
             [step],
         ),
         "torch.fake_quantize_per_tensor_affine, frozen": (
-            lambda x: torch.fake_quantize_per_tensor_affine(
-                x, SCALE / grid.gamma, 0, grid.alpha, grid.beta
-            ),
+            lambda x: torch.fake_quantize_per_tensor_affine(x, STEP, 0, *CODES),
             [],
         ),
         "autograd operations, unfused": (unfused, [learned]),
@@ -93,6 +93,16 @@ def _contestants(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], lis
         if not reason:
             contestants[name] = build(device)
     return contestants
+
+
+def _ours(
+    name: str, scale: float, device: str, **options: Any
+) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+    quantizer: Quantizer = build_quantizer(name, 4, signed=False, **options).to(device)
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.fill_(scale)
+    return quantizer, [p for p in quantizer.parameters() if p.requires_grad]
 
 
 def _optional() -> dict[str, tuple[Callable[[str], Any], str]]:
@@ -129,7 +139,7 @@ def _brevitas(device: str) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
 def _torchao(device: str) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
     from torchao.quantization.quant_primitives import _fake_quantize_affine
 
-    step = torch.tensor([SCALE / 16], device=device)
+    step = torch.tensor([STEP], device=device)
     zero = torch.zeros(1, dtype=torch.int32, device=device)
 
     def quantize(x: Tensor) -> Tensor:

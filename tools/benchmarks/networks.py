@@ -18,9 +18,11 @@ from torch.ao.quantization import (
 from torch.nn.utils import parametrize
 
 from tr_det.classification.resnet_cifar import ResNetCIFAR
-from tr_det.core import QuantConfig, QuantRule, quantize_model, quantized_layers
+from tr_det.core import QuantConfig, QuantRule, quantize_model, quantized_layers, set_scales
 
 ROOT = Path(__file__).resolve().parents[2]
+QUANTIZERS = ("fixed_grid", "lsq")
+"""Eq. 13 as under TR scheduling, with frozen weight scales, and LSQ, which learns its steps."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Task:
 def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
     """Return contestant -> task; the quantized ones are W4A4 and have their scales."""
     build = _resnet20 if name == "resnet20" else _retinanet
-    full, ours = build(name, device, tiny, False), build(name, device, tiny, True)
+    full, ours, lsq = (build(name, device, tiny, quantizer) for quantizer in ("", *QUANTIZERS))
+    for task in (ours, lsq):
+        set_scales(task.model, task.forward)
     recomputing = replace(ours, model=copy.deepcopy(ours.model))
     quantized = [layer for layer, _ in quantized_layers(ours.model)]
     for _, layer in quantized_layers(recomputing.model):
@@ -54,6 +58,7 @@ def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
         "torch FakeQuantize (fused)": theirs,
         "tr_det W4A4": ours,
         "tr_det W4A4, recomputed inputs": recomputing,
+        "tr_det W4A4, LSQ": lsq,
     }
     for task in tasks.values():
         task.forward()
@@ -79,14 +84,20 @@ def _with_torch_fake_quantizers(model: nn.Module, names: list[str], device: str)
     return model
 
 
-def _resnet20(name: str, device: str, tiny: bool, quantize: bool) -> Task:
+def _resnet20(name: str, device: str, tiny: bool, quantizer: str) -> Task:
     del name
     torch.manual_seed(0)
     model = ResNetCIFAR(8, width=4) if tiny else ResNetCIFAR(20)
-    if quantize:
+    if quantizer:
         rules = [QuantRule(pattern=pattern, skip=True) for pattern in ("conv1", "fc")]
         rules.append(QuantRule(pattern="blocks.*", output_scale=False))  # a norm follows each
-        quantize_model(model, QuantConfig(rules=tuple(rules)))
+        config = QuantConfig(
+            weight_quantizer=quantizer,
+            act_quantizer=quantizer,
+            learn_weight_scale=quantizer == "lsq",
+            rules=tuple(rules),
+        )
+        quantize_model(model, config)
     count = 4 if tiny else 128
     images, labels = torch.rand(count, 3, 32, 32, device=device), torch.arange(count) % 10
     labels = labels.to(device)
@@ -104,7 +115,7 @@ CONFIGS = {
 """Name -> config, images and their side; on a GPU 4 images of 800 px."""
 
 
-def _retinanet(name: str, device: str, tiny: bool, quantize: bool) -> Task:
+def _retinanet(name: str, device: str, tiny: bool, quantizer: str) -> Task:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
@@ -117,7 +128,10 @@ def _retinanet(name: str, device: str, tiny: bool, quantize: bool) -> Task:
     add_tr_det_config(cfg)
     cfg.merge_from_file(str(ROOT / path))
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
-    cfg.MODEL.QUANT.ENABLED = quantize
+    cfg.MODEL.QUANT.ENABLED = bool(quantizer)
+    if quantizer:
+        cfg.MODEL.QUANT.WEIGHT_QUANTIZER = cfg.MODEL.QUANT.ACT_QUANTIZER = quantizer
+        cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = quantizer == "lsq"
     cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN needs several processes
     if tiny:
         count, side = 2, 64

@@ -7,10 +7,12 @@ import logging
 import torch
 from torch import nn
 
-from tr_det.classification.config import LIBRARY, ClassifierConfig, check
+from tr_det.classification.config import LIBRARY, ClassifierConfig, under_quant_key
 from tr_det.classification.datasets import Data
 from tr_det.classification.losses import Distributional
 from tr_det.classification.models import build_model, quantize_network
+from tr_det.core import ConfigError
+from tr_det.core.errors import check
 from tr_det.training.checkpoint import StrictCheckpointer
 
 _log = logging.getLogger(__name__)
@@ -26,38 +28,40 @@ def build_network(config: ClassifierConfig, data: Data, published: bool) -> tupl
     """
     device = _device(config)
     torch.manual_seed(config.run.seed)
-    model = build_model(
-        config.model.name,
-        data.num_classes,
-        data.channels,
-        pretrained=published and config.model.weights == LIBRARY,
-        new_last_layer=config.model.new_last_layer,
-        **config.model.options,
-    )
+    try:
+        model = build_model(
+            config.model.name,
+            data.num_classes,
+            data.channels,
+            pretrained=published and config.model.weights == LIBRARY,
+            new_last_layer=config.model.new_last_layer,
+            **config.model.options,
+        )
+    except ConfigError as error:
+        raise error.renamed(f"model.{error.key}") from None
     _check_image_size(config, data, model)
     megabytes = sum(p.numel() for p in model.parameters()) * 4e-6
     if config.quant.enabled:
-        report = quantize_network(
-            model,
-            config.model.name,
-            config.quant.weight_bits,
-            config.quant.act_bits,
-            config.learn_weight_scale,
-        )
+        quant = config.quant.for_core(config.learn_weight_scale)
+        try:
+            report = quantize_network(model, config.model.name, quant)
+        except ConfigError as error:
+            raise under_quant_key(error) from None
         megabytes = report.storage_mb()
         _log.info("%s", report.table().splitlines()[-1])
     return model.to(device), megabytes
 
 
 def _check_image_size(config: ClassifierConfig, data: Data, model: nn.Module) -> None:
-    """Raise ValueError if a transformer was made for images of another size."""
+    """Raise ConfigError if a transformer was made for images of another size."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if size and max(size) != data.image_size:
-        raise ValueError(
-            f"data.image_size={config.data.image_size}: {config.model.name} takes images of "
-            f"{max(size)} pixels, the data has {data.image_size}; must be the same, by "
-            f"model.options {{img_size: {data.image_size}}} or data.image_size {max(size)}"
+    if size:
+        given, ours = config.data.image_size, data.image_size
+        allowed = (
+            f"{max(size)}, the pixels that {config.model.name} takes, or with model.options "
+            f"{{img_size: {ours}}}"
         )
+        check("data.image_size", given, max(size) == ours, allowed)
 
 
 def build_loss(config: ClassifierConfig, data: Data, model: nn.Module) -> nn.Module | None:
@@ -70,11 +74,9 @@ def build_loss(config: ClassifierConfig, data: Data, model: nn.Module) -> nn.Mod
         teacher = build_model(
             solver.teacher, data.num_classes, data.channels, pretrained=from_library
         )
-    except ValueError as error:
-        text = (
-            str(error).replace("model.weights", "solver.teacher_weights").split("; must be ''")[0]
-        )
-        raise ValueError(text.replace("model.name", "solver.teacher")) from None
+    except ConfigError as error:
+        key = {"name": "teacher", "weights": "teacher_weights"}[error.key]
+        raise error.renamed(f"solver.{key}") from None
     if not from_library:
         StrictCheckpointer(teacher).load(solver.teacher_weights, checkpointables=[])
     return Distributional(teacher.to(next(model.parameters()).device))

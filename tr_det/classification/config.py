@@ -10,14 +10,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from tr_det.core.transition.auto import AUTO
-from tr_det.core.transition.schedule import SCHEDULES
+from tr_det.classification.transition_config import TransitionConfig
+from tr_det.core import ConfigError, QuantConfig
+from tr_det.core.errors import check, check_among
+from tr_det.core.nn.config import FULL_PRECISION
+from tr_det.core.optim.registry import OPTIMIZERS
+from tr_det.core.transition import SCHEDULES
+from tr_det.training.options import methods_from
 
-OPTIMIZERS = ("SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad")
 LOSSES = ("cross_entropy", "distributional")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
-FULL_PRECISION = 32
 LIBRARY = "library"
 _BITS = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
 
@@ -49,10 +52,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantSection:
-    """Bits and scales; which layers have signed inputs is known to the model."""
+    """Bits and quantizers; which layers have signed inputs is known to the model."""
 
     # "FP", or W<weights>A<inputs> with 1 to 8 or 32: W2A2, W32A1.
     bits: str = "FP"
+    # Quantizers: names of files in tr_det/core/quantizers.
+    weight_quantizer: str = "fixed_grid"
+    act_quantizer: str = "fixed_grid"
+    # Their options: learn_scale, per_channel (weights), estimator (clip, round, ewgs, identity),
+    # ewgs_factor, and those in the head of the quantizer's file; e.g. {per_channel: true}.
+    weight_options: dict[str, Any] = field(default_factory=dict)
+    act_options: dict[str, Any] = field(default_factory=dict)
     # Train the scales of weight quantizers: "auto" does so under plain optimizers, as the paper
     # does. True cannot go with TR scheduling.
     learn_weight_scale: bool | str = "auto"
@@ -64,6 +74,26 @@ class QuantSection:
         known = isinstance(self.learn_weight_scale, bool) or self.learn_weight_scale == "auto"
         allowed = "true, false or 'auto'"
         check("quant.learn_weight_scale", self.learn_weight_scale, known, allowed)
+        self.for_core()
+
+    def for_core(self, learn_weight_scale: bool = False) -> QuantConfig:
+        """Return the core's config.
+
+        Raises:
+            ConfigError: by the key in this section.
+        """
+        try:
+            return QuantConfig(
+                weight_bits=self.weight_bits,
+                act_bits=self.act_bits,
+                weight_quantizer=self.weight_quantizer,
+                act_quantizer=self.act_quantizer,
+                weight_options=self.weight_options,
+                act_options=self.act_options,
+                learn_weight_scale=learn_weight_scale,
+            )
+        except ConfigError as error:
+            raise under_quant_key(error) from None
 
     def _both(self) -> tuple[int, ...]:
         if self.bits.upper() == "FP":
@@ -109,7 +139,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check every key."""
         check("data.image_size", self.image_size, self.image_size >= 0, "0 or more")
-        _among("data.interpolation", self.interpolation, INTERPOLATIONS)
+        check_among("data.interpolation", self.interpolation, INTERPOLATIONS)
         check("data.crop_ratio", self.crop_ratio, 0.1 <= self.crop_ratio <= 1, "in [0.1, 1]")
         # Each holds a hundred megabytes or more.
         check("data.workers", self.workers, 0 <= self.workers <= 128, "from 0 to 128")
@@ -121,6 +151,9 @@ class SolverConfig:
 
     # SGD, Adam, NAdam, Adamax, AdamW, RMSprop, Adagrad; with a T at the end TR-scheduled.
     optimizer: str = "SGD"
+    # What accompanies training: names of files in tr_det/core/methods with their options, e.g.
+    # ["freezing threshold=0.02", "weight_average decay=0.999"].
+    methods: tuple[str, ...] = ()
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
@@ -152,10 +185,10 @@ class SolverConfig:
 
     def __post_init__(self) -> None:
         """Check every key."""
-        allowed = [*OPTIMIZERS, *(f"{name}T" for name in OPTIMIZERS)]
-        _among("solver.optimizer", self.optimizer, allowed)
-        _among("solver.schedule", self.schedule, SCHEDULES)
-        _among("solver.loss", self.loss, LOSSES)
+        check_among("solver.optimizer", self.optimizer, OPTIMIZERS)
+        check_among("solver.schedule", self.schedule, SCHEDULES)
+        check_among("solver.loss", self.loss, LOSSES)
+        methods_from(self.methods, "solver.methods")
         check("solver.lr", self.lr, 0 < self.lr < float("inf"), "positive and finite")
         for key in ("weight_decay", "scale_lr_factor", "clip_norm", "warmup", "iterations"):
             value = getattr(self, key)
@@ -172,48 +205,7 @@ class SolverConfig:
     @property
     def scheduled(self) -> bool:
         """True under TR scheduling."""
-        return self.optimizer not in OPTIMIZERS
-
-    @property
-    def plain_name(self) -> str:
-        """The torch optimizer's name."""
-        return self.optimizer.removesuffix("T") if self.scheduled else self.optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransitionConfig:
-    """Transition-rate scheduling, for optimizers whose name ends in T; the rest is checked there.
-
-    `tr_det.core.TransitionScheduled` documents the keys as ``tr_*``.
-    """
-
-    # lambda, or "auto".
-    factor: float | str = 1e-3
-    # m, or -1 to derive it from the run's length.
-    momentum: float = 0.99
-    update: str = "additive"
-    # "" takes the learning rate's course.
-    schedule: str = ""
-    warmup: int = 0
-    final: float = 0.0
-    signal: str = "transition_rate"
-    granularity: str = "layer"
-    # eta; 0 means solver.lr.
-    gain: float = 0.0
-    decay: str = "talr"
-    nonfinite: str = "refuse"
-
-    def __post_init__(self) -> None:
-        """Check what the optimizer does not."""
-        if isinstance(self.factor, str):
-            _among("tr.factor", self.factor, (AUTO,))
-        check(
-            "tr.momentum",
-            self.momentum,
-            self.momentum == -1 or 0 <= self.momentum < 1,
-            "-1 or in [0, 1)",
-        )
-        _among("tr.schedule", self.schedule, ("", *SCHEDULES))
+        return OPTIMIZERS[self.optimizer].transition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +229,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check every key."""
-        _among("run.precision", self.precision, PRECISIONS)
+        check_among("run.precision", self.precision, PRECISIONS)
         check("run.seed", self.seed, self.seed >= 0, "0 or more")
         check("run.log_period", self.log_period, self.log_period >= 1, "at least 1")
         for key in ("eval_period", "checkpoint_period", "keep_checkpoints"):
@@ -262,17 +254,19 @@ class ClassifierConfig:
             "solver.optimizer",
             solver.optimizer,
             not solver.scheduled or self.quant.weight_bits < FULL_PRECISION,
-            f"{solver.plain_name} with quant.bits={bits}: there are no codes whose transitions "
-            "could be scheduled",
+            f"{OPTIMIZERS[solver.optimizer].plain} with quant.bits={bits}: there are no codes "
+            "whose transitions could be scheduled",
         )
-        clash = solver.scheduled and self.quant.learn_weight_scale is True
-        check(
-            "quant.learn_weight_scale",
-            self.quant.learn_weight_scale,
-            not clash,
-            f"false or 'auto' with solver.optimizer={solver.optimizer}: a moving scale lets "
-            "weights transit without being updated",
-        )
+        if solver.scheduled:
+            why = (
+                f"with solver.optimizer={solver.optimizer}: a moving scale lets weights transit "
+                "without being updated"
+            )
+            wanted = self.quant.learn_weight_scale
+            fits = wanted is not True
+            check("quant.learn_weight_scale", wanted, fits, f"false or 'auto' {why}")
+            wanted = self.quant.weight_options.get("learn_scale", False)
+            check("quant.weight_options.learn_scale", wanted, not wanted, f"false {why}")
 
     @property
     def learn_weight_scale(self) -> bool:
@@ -282,11 +276,11 @@ class ClassifierConfig:
         return not self.solver.scheduled
 
 
-def check(key: str, value: object, holds: bool, allowed: str) -> None:
-    """Raise ValueError with the key, the value and what is allowed, unless it holds."""
-    if not holds:
-        raise ValueError(f"{key}={value!r}: must be {allowed}")
+def under_quant_key(error: ConfigError) -> ConfigError:
+    """Return the core's error about quantizers under this config's key.
 
-
-def _among(key: str, value: object, allowed: Any) -> None:
-    check(key, value, value in allowed, f"one of {list(allowed)}")
+    >>> print(under_quant_key(ConfigError("weight_options.per_channel", 2, "True or False")))
+    quant.weight_options.per_channel=2: must be True or False
+    """
+    names = {"weight_bits": "bits", "act_bits": "bits"}
+    return error.renamed(f"quant.{names.get(error.key, error.key)}")

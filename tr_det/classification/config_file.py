@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from tr_det.classification.config import ClassifierConfig, check
+from tr_det.classification.config import ClassifierConfig
+from tr_det.core.errors import ConfigError, check
 
 BASE = "_BASE_"
 """Key of the files that a file builds on: a path or a list of them, relative to its folder."""
@@ -128,7 +129,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         return tuple(_converted(f"{name}[{n}]", part, item) for n, part in enumerate(value))
     if type(value) not in origins:
         words = " or ".join(_WORDS[origin] for origin in origins)
-        raise ValueError(f"{name}={value!r}: must be {words}")
+        raise ConfigError(name, value, words)
     return value
 
 
@@ -154,7 +155,7 @@ def _yaml(text: str, key: str) -> Any:
         # Nothing is how a shell passes "".
         return "" if not text else yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise ValueError(f"{key}={text!r}: must be a value in YAML's notation") from None
+        raise ConfigError(key, text, "a value in YAML's notation") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from tr_det.classification.config import DataConfig
 from tr_det.classification.digits import load_digit_images
+from tr_det.core.errors import ConfigError, check, check_among
 from tr_det.training.processes import rank, wait_for_all
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -70,8 +71,8 @@ class ShiftedDigits(Dataset[tuple[Tensor, int]]):
 
 
 def _digits(config: DataConfig) -> Data:
-    if config.image_size not in (0, 8):
-        raise ValueError(f"data.image_size={config.image_size}: must be 0 or 8 for digits")
+    fits = config.image_size in (0, 8)
+    check("data.image_size", config.image_size, fits, "0 or 8 for digits")
     data = load_digit_images()
     return Data(
         lambda: ShiftedDigits(data.train_images, data.train_labels, shift=True),
@@ -105,10 +106,11 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
             try:
                 found: Half = kind(config.root, train, transforms.Compose(steps))
             except RuntimeError:
-                raise ValueError(
-                    f"data.root={config.root!r}: must be a folder with CIFAR-{num_classes} in "
-                    "torchvision's layout, or set data.download true"
-                ) from None
+                allowed = (
+                    f"a folder with CIFAR-{num_classes} in torchvision's layout, or set "
+                    "data.download true"
+                )
+                raise ConfigError("data.root", config.root, allowed) from None
             return found
 
         return Data(lambda: half(True), half(False), num_classes, channels=3, image_size=size)
@@ -134,9 +136,8 @@ def _imagenet(config: DataConfig) -> Data:
     def load_train() -> Half:
         train = _folder(config.root, "train", transforms.Compose([*augment, *convert]))
         if train.classes != test.classes:
-            raise ValueError(
-                f"data.root={config.root!r}: train/ and val/ must have folders of the same names"
-            )
+            allowed = "a folder whose train/ and val/ have folders of the same names"
+            raise ConfigError("data.root", config.root, allowed)
         return cast(Half, train)
 
     return Data(load_train, test, len(test.classes), channels=3, image_size=size)
@@ -147,10 +148,8 @@ def _folder(root: str, name: str, transform: Callable[[Any], Any]) -> Any:
 
     folder = Path(root) / name
     if not folder.is_dir():
-        raise ValueError(
-            f"data.root={root!r}: has no {name}/; must have train/ and val/, each with one folder "
-            "of images per class"
-        )
+        allowed = "a folder with train/ and val/, each with one folder of images per class"
+        raise ConfigError("data.root", root, f"{allowed}; it has no {name}/")
     return ImageFolder(str(folder), transform)
 
 
@@ -166,8 +165,7 @@ def load_data(config: DataConfig) -> Data:
     """Return the dataset that the config names.
 
     Raises:
-        ValueError: unknown name, or files that are not there.
+        ConfigError: unknown name, or files that are not there.
     """
-    if config.name not in DATASETS:
-        raise ValueError(f"data.name={config.name!r}: must be one of {sorted(DATASETS)}")
+    check_among("data.name", config.name, DATASETS)
     return DATASETS[config.name](config)

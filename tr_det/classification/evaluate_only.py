@@ -5,32 +5,45 @@ from __future__ import annotations
 import logging
 import time
 
-from tr_det.classification.build import build_network
-from tr_det.classification.calibration import calibrate, is_calibrated
-from tr_det.classification.config import LIBRARY, ClassifierConfig
-from tr_det.classification.datasets import load_data
-from tr_det.classification.evaluation import evaluate_model
-from tr_det.classification.folder import last_checkpoint
-from tr_det.classification.results import Row, row_of
-from tr_det.training.checkpoint import StrictCheckpointer
+from torch import nn
 
+from tr_det.classification.build import build_network
+from tr_det.classification.config import LIBRARY, ClassifierConfig
+from tr_det.classification.datasets import Data, load_data
+from tr_det.classification.evaluation import evaluate_model
+from tr_det.classification.folder import evaluated_checkpoint
+from tr_det.classification.loader import train_batches
+from tr_det.classification.results import Row, row_of
+from tr_det.core import is_calibrated
+from tr_det.training.calibration import calibrate
+from tr_det.training.checkpoint import StrictCheckpointer
+from tr_det.training.processes import processes, rank
+from tr_det.training.rng import seed_step
+
+CALIBRATION_BATCHES = 16
 _log = logging.getLogger(__name__)
 
 
 def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> list[Row]:
-    """Evaluate the run's last checkpoint, or ``model.weights`` if it has none; return the row.
+    """Evaluate what the run's last evaluation saw; return the row.
 
-    Full-precision weights are calibrated first if the config wants them quantized.
+    That is its average where ``solver.methods`` keep one, else its last checkpoint; without
+    checkpoints it is ``model.weights``. Full-precision weights are calibrated first if the config
+    wants them quantized.
 
     Args:
         config: the run.
-        start_weights: evaluate ``model.weights`` though there be a checkpoint.
+        start_weights: evaluate ``model.weights`` even if there is a checkpoint.
 
     Raises:
         ValueError: neither is there.
     """
     start = time.perf_counter()
-    trained = "" if start_weights and config.model.weights else last_checkpoint(config)
+    trained = (
+        ""
+        if start_weights and config.model.weights
+        else evaluated_checkpoint(config.run.output_dir)
+    )
     path = trained or config.model.weights
     if not path:
         raise ValueError(
@@ -46,7 +59,7 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> list
         _log.info("Evaluating %s", path)
         updates = StrictCheckpointer(model).load(path, checkpointables=[]).get("iteration", 0)
     if not is_calibrated(model):
-        calibrate(config, model, data)
+        _calibrate(config, model, data)
     row = row_of(
         config,
         evaluate_model(config, model, data),
@@ -56,3 +69,17 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> list
         seconds=time.perf_counter() - start,
     )
     return [row]
+
+
+def _calibrate(config: ClassifierConfig, model: nn.Module, data: Data) -> None:
+    _log.info("No scales in these weights: %d training batches set them", CALIBRATION_BATCHES)
+    seed_step(config.run.seed, 0, rank())
+    batches = train_batches(
+        data.train,
+        config.solver.batch_size,
+        config.run.seed,
+        rank=rank(),
+        processes=processes(),
+    )
+    device = next(model.parameters()).device
+    calibrate(model, (images.to(device) for images, _ in batches), CALIBRATION_BATCHES)

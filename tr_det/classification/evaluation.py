@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.datasets import Data
 from tr_det.classification.loader import evaluation_batches
-from tr_det.training.checkpoint import is_quantizer_state
 from tr_det.training.processes import processes, rank, summed, take_from_first
 
 
 def evaluate_model(config: ClassifierConfig, model: nn.Module, data: Data) -> dict[str, float]:
     """Return accuracy and loss on the test images, of the model as checkpoints keep it."""
     # Since the last forward began, each process' batch norms have gone their own way.
-    take_from_first(b for name, b in model.named_buffers() if not is_quantizer_state(name))
+    take_from_first(model.buffers())
     size, workers = config.solver.batch_size, config.data.workers
     share = evaluation_batches(data.test, size, workers, rank(), processes())
     device = next(model.parameters()).device

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tr_det import core
 from tr_det.classification.course import Course, Curve
 from tr_det.classification.digits import DigitImages, load_digit_images
 from tr_det.classification.resnet_cifar import ResNetCIFAR
@@ -18,12 +17,14 @@ from tr_det.classification.training import accuracy, train
 from tr_det.core import (
     QuantConfig,
     QuantRule,
+    attach,
     quantize_model,
     quantized_layers,
     tr_param_groups,
     without_transition,
 )
-from tr_det.training.watch import Sight, WeightWatcher
+from tr_det.core.methods.telemetry import Telemetry
+from tr_det.core.optim.registry import OPTIMIZERS
 
 FIRST_AND_LAST = (QuantRule(pattern="conv1", skip=True), QuantRule(pattern="fc", skip=True))
 
@@ -50,7 +51,7 @@ class Run:
         schedule: course of the learning rate, and of the target unless ``tr`` names another.
         learn_weight_scale: None trains the scales of plain optimizers' weights, as the paper does.
         tr: arguments of `TransitionScheduled`, without ``total_steps``.
-        watch: look at the weights after every update (`Outcome.trace`); takes a third longer.
+        watch: look at the weights at every update (`Outcome.trace`); takes a third longer.
     """
 
     optimizer: str = "SGDT"
@@ -154,23 +155,25 @@ class _Tracer:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, data: DigitImages, steps: int
     ) -> None:
         self.model, self.optimizer, self.data = model, optimizer, data
-        self.watcher = WeightWatcher(model)
-        layers = dict(quantized_layers(model))
-        self.name = self.watcher.names[len(self.watcher.names) // 2]
-        self.layer = layers[self.name]
+        self.layers = {
+            name: layer for name, layer in quantized_layers(model) if layer.weight_quantizer
+        }
+        self.name = list(self.layers)[len(self.layers) // 2]
+        self.layer = self.layers[self.name]
         self.accuracy_period = max(1, steps // 30)
         # After a first update, which sets the scales, and after each third.
         self.pictured = {1, *(round(steps * third / 3) for third in (1, 2, 3))}
-        self.sights: list[Sight] = []
+        self.curves: list[dict[str, float]] = []
+        self.telemetry = Telemetry(lambda step: step > 0, self._take)
         self.rates: list[float] = []
         self.accuracy: dict[int, float] = {}
         self.latents: dict[int, Tensor] = {}
 
+    def _take(self, step: int, scalars: dict[str, float]) -> None:
+        self.curves.append(scalars)
+
     def see(self, step: int) -> None:
         done = step + 1
-        if step:
-            self.sights.append(self.watcher.look())
-        self.watcher.remember()
         self.rates.append(self.optimizer.param_groups[0]["lr"])
         if done % self.accuracy_period == 0:
             self.accuracy[done] = accuracy(self.model, self.data)
@@ -183,14 +186,18 @@ class _Tracer:
         quantizer = self.layer.weight_quantizer
         assert quantizer is not None
         return Trace(
-            torch.stack([sight.step_size for sight in self.sights]),
-            torch.stack([sight.distance for sight in self.sights]),
+            self._by_layer("step_size"),
+            self._by_layer("distance"),
             self.rates,
             self.accuracy,
             self.latents,
             self.name,
             quantizer.transition_points(),
         )
+
+    def _by_layer(self, key: str) -> Tensor:
+        rows = ([row[f"tr_layers/{name}/{key}"] for name in self.layers] for row in self.curves)
+        return torch.tensor(list(rows))
 
 
 class Laboratory:
@@ -220,7 +227,7 @@ class Laboratory:
     def run(self, run: Run) -> Outcome:
         """Quantize the full-precision model, train it, and return the outcome."""
         model = self.full_precision(run.seed)
-        scheduled = hasattr(core, run.optimizer)
+        scheduled = OPTIMIZERS[run.optimizer].transition
         config = QuantConfig(
             weight_bits=run.bits,
             act_bits=run.bits,
@@ -230,10 +237,11 @@ class Laboratory:
             rules=(*FIRST_AND_LAST, QuantRule(pattern="blocks.*", output_scale=False)),
         )
         quantize_model(model, config)
-        optimizer = self._optimizer(model, run, scheduled)
+        optimizer = _optimizer(model, run)
         history: list[tuple[Tensor, Tensor, Tensor]] = []
 
         tracer = _Tracer(model, optimizer, self.data, run.steps) if run.watch else None
+        attach([tracer.telemetry] if tracer else [], model, optimizer, run.steps)
 
         def record(step: int, loss: Tensor) -> None:
             if scheduled:
@@ -261,13 +269,15 @@ class Laboratory:
             accuracy(model, self.data), running, target, talr, factor, first_target, trace
         )
 
-    def _optimizer(self, model: nn.Module, run: Run, scheduled: bool) -> Any:
-        name = run.optimizer.removesuffix("T") if scheduled else run.optimizer
-        lr = LEARNING_RATES.get(name, 1e-3) if run.lr is None else run.lr
-        decay = 1e-2 if name == "AdamW" else 1e-4  # supplement, S2.4
-        groups = tr_param_groups(model, lr=lr, weight_decay=decay)
-        options = {"lr": lr, **OPTIONS.get(name, {})}
-        if scheduled:
-            tr = {"tr_schedule": run.schedule, **run.tr}
-            return getattr(core, run.optimizer)(groups, total_steps=run.steps, **options, **tr)
-        return getattr(torch.optim, name)(without_transition(groups), **options)
+
+def _optimizer(model: nn.Module, run: Run) -> Any:
+    entry = OPTIMIZERS[run.optimizer]
+    make: Any = entry.make
+    lr = LEARNING_RATES.get(entry.plain, 1e-3) if run.lr is None else run.lr
+    decay = 1e-2 if entry.plain == "AdamW" else 1e-4  # supplement, S2.4
+    groups = tr_param_groups(model, lr=lr, weight_decay=decay)
+    options = {"lr": lr, **OPTIONS.get(entry.plain, {})}
+    if not entry.transition:
+        return make(without_transition(groups), **options)
+    tr = {"tr_schedule": run.schedule, **run.tr}
+    return make(groups, total_steps=run.steps, **options, **tr)

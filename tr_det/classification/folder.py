@@ -16,6 +16,8 @@ from tr_det.classification.results import RESULTS, Row, read_results
 from tr_det.training.files import write_whole
 
 FINAL = "model_final"
+AVERAGED = "model_averaged"
+"""What evaluations have seen, where a method (an average of weights) changes the model for them."""
 LAST = "last_checkpoint"  # fvcore's
 CONFIG = "config.yaml"
 FREE = (
@@ -49,10 +51,16 @@ def finished(config: ClassifierConfig) -> list[Row]:
     return read_results(folder)
 
 
-def last_checkpoint(config: ClassifierConfig) -> str:
-    """Return the path of the newest checkpoint in the run's folder, "" if there is none."""
-    note = Path(config.run.output_dir) / LAST
+def last_checkpoint(folder: str | Path) -> str:
+    """Return the path of the newest checkpoint in a run's folder, "" if there is none."""
+    note = Path(folder) / LAST
     return str(note.with_name(note.read_text().strip())) if note.is_file() else ""
+
+
+def evaluated_checkpoint(folder: str | Path) -> str:
+    """Return the path of what a run's last evaluation saw, "" if there is no checkpoint."""
+    averaged = Path(folder) / f"{AVERAGED}.pth"
+    return str(averaged) if averaged.is_file() else last_checkpoint(folder)
 
 
 def check_is_free(config: ClassifierConfig) -> None:
@@ -110,8 +118,8 @@ def _check_same(text: str, config: ClassifierConfig, where: str | Path) -> None:
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        # Options are the network's own: compared as a whole.
-        if isinstance(value, dict) and key != "options":
+        # Options are the network's or a quantizer's own: compared as a whole.
+        if isinstance(value, dict) and not key.endswith("options"):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tr_det.core.errors import check
 from tr_det.training.rng import sample_states
 
 Place = tuple[int, int]
@@ -103,12 +104,14 @@ class _Once:
 
 
 def check_batch_size(batch_size: int, images: int, processes: int) -> None:
-    """Raise ValueError if the batch is larger than the dataset or cannot be shared out."""
-    if not 0 < batch_size <= images or batch_size % processes:
-        raise ValueError(
-            f"solver.batch_size={batch_size}: must be at most {images}, the number of training "
-            f"images, and a multiple of the number of processes, {processes}"
-        )
+    """Raise ConfigError if the batch is larger than the dataset or cannot be shared out."""
+    check(
+        "solver.batch_size",
+        batch_size,
+        0 < batch_size <= images and batch_size % processes == 0,
+        f"at most {images}, the number of training images, and a multiple of the number of "
+        f"processes, {processes}",
+    )
 
 
 def train_batches(

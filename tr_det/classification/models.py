@@ -8,14 +8,16 @@ hold the lists to be right both ways. No first or last layer is quantized (S4.1)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from tr_det.classification.config import LIBRARY
 from tr_det.classification.reactnet import ReActNet18
 from tr_det.classification.resnet_cifar import ResNetCIFAR
-from tr_det.core import QuantConfig, QuantReport, QuantRule, quantize_model
+from tr_det.core import ConfigError, QuantConfig, QuantReport, QuantRule, quantize_model
+from tr_det.core.errors import check, check_among
 
 IMAGENET_CLASSES = 1000
 Builder = Callable[..., nn.Module]
@@ -66,7 +68,7 @@ def build_model(
         **options: the builder's own, e.g. ``depth=20``.
 
     Raises:
-        ValueError: unknown name or option, or no such published weights.
+        ConfigError: by ``name``, ``options`` or ``weights``: an unknown one, or none published.
     """
     network = _network(name)
     replaced = pretrained and new_last_layer
@@ -80,9 +82,7 @@ def build_model(
     except (TypeError, ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         if not options:
             raise
-        raise ValueError(
-            f"model.options={options!r}: must be arguments of {name}: {error}"
-        ) from None
+        raise ConfigError("options", options, f"arguments of {name}: {error}") from None
     if replaced:
         last = network.full_precision[-1]
         features: Any = model.get_submodule(last).in_features
@@ -90,33 +90,24 @@ def build_model(
     return model
 
 
-def quantize_network(
-    model: nn.Module,
-    name: str,
-    weight_bits: int,
-    act_bits: int,
-    learn_weight_scale: bool = False,
-) -> QuantReport:
-    """Quantize a network of `build_model` in place, by its rules."""
-    config = QuantConfig(
-        weight_bits=weight_bits,
-        act_bits=act_bits,
-        learn_weight_scale=learn_weight_scale,
-        rules=_network(name).rules(),
-    )
-    return quantize_model(model, config)
+def quantize_network(model: nn.Module, name: str, config: QuantConfig) -> QuantReport:
+    """Quantize a network of `build_model` in place, by its rules.
+
+    Raises:
+        ConfigError: what only the network can tell, e.g. a quantizer that has no signed inputs.
+    """
+    return quantize_model(model, replace(config, rules=_network(name).rules()))
 
 
 def _network(name: str) -> Network:
-    if name not in MODELS:
-        raise ValueError(f"model.name={name!r}: must be one of {sorted(MODELS)}")
+    check_among("name", name, MODELS)
     return MODELS[name]
 
 
 def _own(network: Builder) -> Builder:
     def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
         if pretrained:
-            raise ValueError("model.weights='library': nobody publishes weights of this network")
+            raise ConfigError("weights", LIBRARY, "a checkpoint: nobody publishes this network's")
         return network(num_classes=num_classes, in_channels=in_channels, **options)
 
     return build
@@ -140,10 +131,8 @@ def _timm(name: str) -> Builder:
         try:
             import timm
         except ImportError:
-            raise ValueError(
-                f"model.name: {name} comes from timm, which is not installed: "
-                "pip install -e '.[timm]'"
-            ) from None
+            allowed = "of torchvision's or ours without timm: pip install -e '.[timm]'"
+            raise ConfigError("name", name, allowed) from None
         _check_classes(num_classes, pretrained)
         return timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
@@ -153,16 +142,16 @@ def _timm(name: str) -> Builder:
 
 
 def _check_images(name: str, in_channels: int) -> None:
-    if in_channels != 3:
-        raise ValueError(f"model.name={name!r}: must be resnet_cifar or reactnet18 for grey images")
+    check("name", name, in_channels == 3, "resnet_cifar or reactnet18 for grey images")
 
 
 def _check_classes(num_classes: int, pretrained: bool) -> None:
-    if pretrained and num_classes != IMAGENET_CLASSES:
-        raise ValueError(
-            f"model.weights='library': has ImageNet's {IMAGENET_CLASSES} classes, the data has "
-            f"{num_classes}; must be '' or have model.new_last_layer true"
-        )
+    fits = not pretrained or num_classes == IMAGENET_CLASSES
+    allowed = (
+        f"a checkpoint, or for model.weights with model.new_last_layer true: the published ones "
+        f"have ImageNet's {IMAGENET_CLASSES} classes, the data has {num_classes}"
+    )
+    check("weights", LIBRARY, fits, allowed)
 
 
 _BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))

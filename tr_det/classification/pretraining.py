@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from tr_det.classification.config import FULL_PRECISION, ClassifierConfig, check
+from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import load_config
+from tr_det.core.errors import check
+from tr_det.core.nn.config import FULL_PRECISION
 
 
 def pretraining_of(config: ClassifierConfig) -> ClassifierConfig | None:
     """Return the config of the run that ``model.pretraining`` names, if it names one.
 
     It takes the place of the data, the device and the loader's processes from the run that it is
-    for, and the bits of the inputs where it quantizes only them (W32A1 for W1A1).
+    for, and the bits and quantizer of the inputs where it quantizes only them (W32A1 for W1A1).
 
     Raises:
         ValueError: its result would not fit; names the key.
@@ -25,15 +27,22 @@ def pretraining_of(config: ClassifierConfig) -> ClassifierConfig | None:
         bits = config.quant.act_bits
         if bits != FULL_PRECISION:
             first = load_config(path, ["quant.bits", f"W{FULL_PRECISION}A{bits}"])
+            inputs = {key: getattr(config.quant, key) for key in ("act_quantizer", "act_options")}
+            quant = dataclasses.replace(first.quant, **inputs)
+            first = dataclasses.replace(first, quant=quant)
     for key in ("model.name", "model.options", "data.name", "data.image_size"):
         section, name = key.split(".")
         ours, theirs = (getattr(getattr(c, section), name) for c in (config, first))
         allowed = f"{theirs!r} as in model.pretraining {path}; give another pretraining, or '' and"
         check(key, ours, ours == theirs, f"{allowed} model.weights")
-    for kind in ("weight_bits", "act_bits"):
-        ours, theirs = getattr(config.quant, kind), getattr(first.quant, kind)
+    for kind in ("weight", "act"):
+        ours, theirs = (getattr(c.quant, f"{kind}_bits") for c in (config, first))
         allowed = f"reached from {first.quant.bits}, at which model.pretraining {path} is trained"
         check("quant.bits", config.quant.bits, theirs in (FULL_PRECISION, ours), allowed)
+        key = f"{kind}_quantizer"
+        ours, wanted = (getattr(c.quant, key) for c in (config, first))
+        same = theirs == FULL_PRECISION or ours == wanted
+        check(f"quant.{key}", ours, same, f"{wanted!r} as in model.pretraining {path}")
     own = config.run.output_dir
     check("run.output_dir", own, own != first.run.output_dir, "other than model.pretraining's")
     data = {key: getattr(config.data, key) for key in ("root", "download", "workers")}

@@ -19,7 +19,7 @@ from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import from_tree
 from tr_det.classification.course import Course, Curve
 from tr_det.classification.folder import CONFIG, FINAL
-from tr_det.core import QuantConfig, Quantizer, build_quantizer
+from tr_det.core import Quantizer, build_quantizer
 from tr_det.training.checkpoint import numbered_checkpoints
 from tr_det.training.metrics import NAME as METRICS
 from tr_det.training.metrics import read_records
@@ -27,7 +27,7 @@ from tr_det.training.metrics import read_records
 PICTURED = 4
 """Checkpoints whose weights are read; histograms of more hide each other."""
 
-_SCALE = ".weight_quantizer.scale"
+_PART = ".weight_quantizer."
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -60,11 +60,10 @@ def read_run(folder: Path) -> tuple[ClassifierConfig, Course]:
             "a run with quantized weights that has logged an update"
         )
     accuracy = _curve(rows, "test/accuracy")
-    quantizer = build_quantizer(QuantConfig().weight_quantizer, config.quant.weight_bits, True)
     latents: dict[int, Tensor] = {}
     layer = ""
     for path in _spread(_checkpoints(folder)):
-        update, layer, weights = _middle_weights(path, quantizer)
+        update, layer, weights = _middle_weights(path, config)
         latents[update] = weights
     return config, Course(
         running=_curve(rows, "tr/running"),
@@ -77,7 +76,7 @@ def read_run(folder: Path) -> tuple[ClassifierConfig, Course]:
         final_accuracy=accuracy.mean()[-1].item() if len(accuracy) else math.nan,
         latents=latents,
         layer=layer,
-        transition_points=quantizer.transition_points(),
+        transition_points=_quantizer(config, 1).transition_points(),
         # Records are run.log_period apart: few of them must not all be averaged.
         window=min(20, max(1, len(step_size) // 20)),
         averaged="≤20 values",
@@ -112,23 +111,28 @@ def _curve(rows: list[dict[str, Any]], key: str) -> Curve:
     return Curve(torch.tensor(updates), torch.tensor(values, dtype=torch.float64).unsqueeze(1))
 
 
-def _middle_weights(path: Path, quantizer: Quantizer) -> tuple[int, str, Tensor]:
-    """Return a checkpoint's update, its middle layer and that layer's normalised latent weights.
+def _quantizer(config: ClassifierConfig, channels: int) -> Quantizer:
+    """Return the quantizer of a weight with that many output channels."""
+    quant = config.quant
+    return build_quantizer(
+        quant.weight_quantizer, quant.weight_bits, True, channels=channels, **quant.weight_options
+    )
 
-    Args:
-        path: the checkpoint.
-        quantizer: gets the layer's scale.
-    """
+
+def _middle_weights(path: Path, config: ClassifierConfig) -> tuple[int, str, Tensor]:
+    """Return a checkpoint's update, its middle layer and that layer's normalised latent weights."""
     try:
         # Mapped, so that only the one layer is read.
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         weights = stored["model"]
-        names = [key.removesuffix(_SCALE) for key in weights if key.endswith(_SCALE)]
+        end = f"{_PART}_extra_state"
+        names = [key.removesuffix(end) for key in weights if key.endswith(end)]
         layer = names[len(names) // 2]
-        prefix = f"{layer}.weight_quantizer."
-        state = {key: weights[f"{prefix}{key}"] for key in quantizer.state_dict()}
-        quantizer.load_state_dict(state)
-        latents = quantizer.normalized(weights[f"{layer}.weight"]).flatten()
+        weight, prefix = weights[f"{layer}.weight"], f"{layer}{_PART}"
+        quantizer = _quantizer(config, len(weight))
+        own = {key: value for key, value in weights.items() if key.startswith(prefix)}
+        quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
+        latents = quantizer.normalized(weight).flatten()
         return stored["iteration"], layer, latents
     except _UNREADABLE:
         raise ValueError(f"{path}: cannot be read as a checkpoint of this run") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from torch import nn
 
@@ -12,8 +11,8 @@ from tr_det.classification.build import build_loss, build_network
 from tr_det.classification.config import LIBRARY, ClassifierConfig
 from tr_det.classification.datasets import load_data
 from tr_det.classification.folder import (
-    FINAL,
     check_is_free,
+    evaluated_checkpoint,
     finished,
     last_checkpoint,
     start_anew,
@@ -42,14 +41,14 @@ def run(config: ClassifierConfig, resume: bool = False) -> list[Row]:
         rows = from_first(finished(config)) if resume else []
         if rows:
             _log.info("%s is finished", config.run.output_dir)
-        elif resume and not last_checkpoint(config):
+        elif resume and not last_checkpoint(config.run.output_dir):
             _log.info("No checkpoint in %s: starting anew", config.run.output_dir)
         return rows or _train(config, resume)
 
 
 def _train(config: ClassifierConfig, resume: bool) -> list[Row]:
     first = pretraining_of(config)
-    resume = resume and from_first(bool(last_checkpoint(config)))
+    resume = resume and from_first(bool(last_checkpoint(config.run.output_dir)))
     if not resume:
         check_is_free(config)
     # All is built before the pretraining is trained, so that mistakes show before that.
@@ -97,6 +96,6 @@ def _load_start(config: ClassifierConfig, first: ClassifierConfig | None, model:
     """Load the weights that training starts from; the library's are there already."""
     path = config.model.weights if config.model.weights != LIBRARY else ""
     if first is not None:
-        path = str(Path(first.run.output_dir) / f"{FINAL}.pth")
+        path = evaluated_checkpoint(first.run.output_dir)
     if path:
         StrictCheckpointer(model).load(path, checkpointables=[])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase as fnmatch
-from typing import Any
 
 import torch
 from torch import nn
 
-from tr_det import core
-from tr_det.classification.config import ClassifierConfig, check
-from tr_det.core import tr_param_groups, without_transition
+from tr_det.classification.config import ClassifierConfig
+from tr_det.core import ConfigError, tr_param_groups, without_transition
+from tr_det.core.errors import check
 from tr_det.core.optim.groups import Group
+from tr_det.core.optim.registry import make_optimizer
 from tr_det.core.transition.schedule import TargetSchedule
 
 
@@ -22,7 +22,7 @@ def build_optimizer(
     """Build ``solver.optimizer``; scales have their own learning rate and no decay.
 
     Raises:
-        ValueError: a value out of range, by its key.
+        ConfigError: a value out of range, by its key.
     """
     solver = config.solver
     groups = tr_param_groups(
@@ -37,21 +37,22 @@ def build_optimizer(
             "solver.no_decay", glob, named, f"a glob over names of {config.model.name}'s parameters"
         )
     groups = [part for group in groups for part in _without_decay(solver.no_decay, model, group)]
-    options = {"lr": solver.lr, "weight_decay": solver.weight_decay, **_own_options(config)}
     if not solver.scheduled:
-        kind = getattr(torch.optim, solver.plain_name)
-        plain: torch.optim.Optimizer = kind(without_transition(groups), **options)
-        return plain
+        groups = without_transition(groups)
     try:
-        scheduled: torch.optim.Optimizer = getattr(core, solver.optimizer)(
-            groups, total_steps=total_steps, **options, **_transition_options(config)
+        return make_optimizer(
+            solver.optimizer,
+            groups,
+            total_steps=total_steps,
+            transition={**vars(config.tr), "schedule": config.tr.schedule or solver.schedule},
+            arguments={key: getattr(solver, key) for key in ("momentum", "nesterov", "betas")},
+            lr=solver.lr,
+            weight_decay=solver.weight_decay,
         )
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(
-            text.replace("tr_", "tr.", 1) if text.startswith("tr_") else text
-        ) from None
-    return scheduled
+    except ConfigError as error:
+        key = error.key
+        name = f"tr.{key.removeprefix('tr_')}" if key.startswith("tr_") else f"solver.{key}"
+        raise error.renamed(name) from None
 
 
 def _without_decay(patterns: Sequence[str], model: nn.Module, group: Group) -> list[Group]:
@@ -76,31 +77,3 @@ def build_scheduler(
     course = TargetSchedule(config.solver.schedule, total_steps, warmup)
     # A function, because LambdaLR would put the state of a callable object into checkpoints.
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step))
-
-
-def _own_options(config: ClassifierConfig) -> dict[str, Any]:
-    solver = config.solver
-    if solver.plain_name == "SGD":
-        return {"momentum": solver.momentum, "nesterov": solver.nesterov}
-    if solver.plain_name == "RMSprop":
-        return {"momentum": solver.momentum}
-    if solver.plain_name == "Adagrad":
-        return {}
-    return {"betas": solver.betas}
-
-
-def _transition_options(config: ClassifierConfig) -> dict[str, Any]:
-    tr = config.tr
-    return {
-        "tr_factor": tr.factor,
-        "tr_momentum": None if tr.momentum == -1 else tr.momentum,
-        "tr_schedule": tr.schedule or config.solver.schedule,
-        "tr_warmup": tr.warmup,
-        "tr_final": tr.final,
-        "tr_update": tr.update,
-        "tr_signal": tr.signal,
-        "tr_granularity": tr.granularity,
-        "tr_gain": tr.gain or None,
-        "tr_decay": tr.decay,
-        "tr_nonfinite": tr.nonfinite,
-    }

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +23,18 @@ from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import to_yaml
 from tr_det.classification.datasets import Data
 from tr_det.classification.evaluation import evaluate_model
-from tr_det.classification.folder import FINAL, check_same_run, last_checkpoint
+from tr_det.classification.folder import AVERAGED, FINAL, check_same_run, last_checkpoint
 from tr_det.classification.loader import check_batch_size, train_batches
 from tr_det.classification.losses import CrossEntropy
 from tr_det.classification.solver import build_optimizer, build_scheduler
-from tr_det.core import TransitionScheduled
-from tr_det.training.checkpoint import StrictCheckpointer, is_quantizer_state
+from tr_det.core import Attached, ConfigError, attach
+from tr_det.core.errors import check
+from tr_det.core.methods.telemetry import Telemetry
+from tr_det.training.checkpoint import StrictCheckpointer, save_weights
 from tr_det.training.metrics import MetricsWriter
+from tr_det.training.options import methods_from, under_methods_key
 from tr_det.training.processes import processes, rank, summed
 from tr_det.training.rng import seed_step
-from tr_det.training.watch import WeightWatcher
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class ClassifierTrainer:
         loss: called with (logits, images, labels); None: cross-entropy.
 
     Attributes:
-        iteration: updates made.
+        iteration: updates made, or left out by float16's scaler.
         total: updates of the whole run.
     """
 
@@ -57,16 +60,15 @@ class ClassifierTrainer:
         self.loss = loss or CrossEntropy(config.solver.label_smoothing)
         self.device = next(model.parameters()).device
         self.dtype: torch.dtype = getattr(torch, config.run.precision)
-        if self.dtype is torch.float16 and self.device.type == "cpu":
-            raise ValueError(
-                "run.precision='float16': must be 'float32' or 'bfloat16' on a CPU, as losses are "
-                "scaled on a GPU only"
-            )
+        fits = self.dtype is not torch.float16 or self.device.type != "cpu"
+        allowed = "'float32' or 'bfloat16' on a CPU, as losses are scaled on a GPU only"
+        check("run.precision", config.run.precision, fits, allowed)
         self.images = len(data.train)  # type: ignore[arg-type]
         check_batch_size(config.solver.batch_size, self.images, processes())
         self.total = total_updates(config, self.images)
         self.iteration = 0
         self.optimizer = build_optimizer(config, model, self.total)
+        self.attached = self._attach()
         self.scheduler = build_scheduler(config, self.optimizer, self.total)
         # Scales losses for float16 only; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -78,8 +80,29 @@ class ClassifierTrainer:
             scheduler=self.scheduler,
             scaler=self.scaler,
         )
-        self.watcher = WeightWatcher(model)
         self.wrapped = _distributed(model, self.device)
+
+    def _attach(self) -> Attached:
+        """Attach ``solver.methods``, gradient clipping and the curves to the optimizer."""
+        solver = self.config.solver
+        self._logged = False
+        self._curves: dict[str, float] = {}
+        # Asked by the trainer's own count: a step that a scaler leaves out is no update.
+        telemetry = Telemetry(lambda _: self._logged, self._take_curves)
+        clip = partial(nn.utils.clip_grad_norm_, max_norm=solver.clip_norm)
+        try:
+            return attach(
+                [*methods_from(solver.methods, "solver.methods"), telemetry],
+                self.model,
+                self.optimizer,
+                self.total,
+                clip=clip if solver.clip_norm else None,
+            )
+        except ConfigError as error:
+            raise under_methods_key(error, "solver.methods") from None
+
+    def _take_curves(self, step: int, scalars: dict[str, float]) -> None:
+        self._curves = scalars
 
     def resume(self) -> None:
         """Go on from the last checkpoint.
@@ -87,7 +110,7 @@ class ClassifierTrainer:
         Raises:
             ValueError: it was written by a run with another config, or on other data.
         """
-        path = last_checkpoint(self.config)
+        path = last_checkpoint(self.config.run.output_dir)
         check_same_run(path, self.config)
         stored = self.checkpointer.load(path)
         for key, ours in self._circumstances().items():
@@ -157,14 +180,24 @@ class ClassifierTrainer:
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return accuracy and loss on the test images."""
-        return evaluate_model(self.config, self.model, self.data)
+        """Return accuracy and loss on the test images, of what the methods make of the model.
+
+        Where that is another one than the checkpoints hold, it is written first.
+        """
+        with self.attached.evaluating():
+            if self.attached.changes_evaluation and rank() == 0:
+                path = f"{self.config.run.output_dir}/{AVERAGED}.pth"
+                save_weights(self.model, path, **self._notes())
+            return evaluate_model(self.config, self.model, self.data)
 
     def save(self, name: str) -> None:
         """Write a checkpoint."""
-        self.checkpointer.save(
-            name, iteration=self.iteration, config=to_yaml(self.config), **self._circumstances()
-        )
+        self.checkpointer.save(name, **self._notes())
+
+    def _notes(self) -> dict[str, Any]:
+        """Return what checkpoints hold beside states."""
+        notes = {"iteration": self.iteration, "config": to_yaml(self.config)}
+        return {**notes, **self._circumstances()}
 
     def _circumstances(self) -> dict[str, int]:
         """Return what a run's numbers depend on beside its config."""
@@ -184,16 +217,12 @@ class ClassifierTrainer:
             loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        if self.config.solver.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.solver.clip_norm)
-        if logged:
-            self.watcher.remember()
-        rate, scale = self.optimizer.param_groups[0]["lr"], self.scaler.get_scale()
+        rate, updates = self.optimizer.param_groups[0]["lr"], self.attached.step
+        self._logged, self._curves = logged, {}
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # The target TR stands still when float16's scaler leaves an update out; so does the rate.
-        if self.scaler.get_scale() >= scale:
+        # The target TR stands still when an update is left out; so does the rate.
+        if self.attached.step > updates:
             self.scheduler.step()
         self.iteration += 1
         if not logged:
@@ -202,7 +231,7 @@ class ClassifierTrainer:
         means = summed(torch.stack([loss.detach().float(), right])) / processes()
         values = means.tolist()
         self._check_loss(values[0])
-        return {"loss": values[0], "accuracy": 100 * values[1], "lr": rate, **self._transitions()}
+        return {"loss": values[0], "accuracy": 100 * values[1], "lr": rate, **self._curves}
 
     def _check_loss(self, loss: float) -> None:
         skips = self.config.solver.scheduled and self.config.tr.nonfinite == "skip"
@@ -212,28 +241,6 @@ class ClassifierTrainer:
                 f"a smaller solver.lr than {self.config.solver.lr:g}, solver.warmup or "
                 "solver.clip_norm may help"
             )
-
-    def _transitions(self) -> dict[str, float]:
-        """Return what the last update did to the quantized weights, means and layers."""
-        sight = self.watcher.look()
-        columns: dict[str, Tensor] = {
-            "rate": sight.rate,
-            "step_size": sight.step_size,
-            "distance": sight.distance,
-        }
-        names = self.watcher.names
-        if isinstance(self.optimizer, TransitionScheduled) and names:
-            metrics = self.optimizer.transition_metrics()
-            order = [metrics.names.index(f"{name}.weight") for name in names]
-            for key in ("target", "running", "talr"):
-                columns[key] = getattr(metrics, key).cpu()[order]
-        scalars = {}
-        for key, column in columns.items():
-            if names:
-                scalars[f"tr/{key}"] = column.mean().item()
-            for name, value in zip(names, column.tolist(), strict=True):
-                scalars[f"tr_layers/{name}/{key}"] = value
-        return scalars
 
 
 def total_updates(config: ClassifierConfig, images: int) -> int:
@@ -246,10 +253,7 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     if processes() == 1:
         return model
     # Buffers are broadcast: batch norms then have the first process' statistics everywhere, which
-    # are those that its checkpoints keep. Those of quantizers are equal anyway (statistics are
-    # pooled when scales are set), and gloo cannot send their int16.
-    own = [name for name, _ in model.named_buffers() if is_quantizer_state(name)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
+    # are those that its checkpoints keep.
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +12,15 @@ from detectron2.utils import comm
 from fvcore.common.registry import Registry
 from torch import nn
 
-from tr_det.core import QuantRule, quantized_layers
+from tr_det.core import ConfigError, QuantRule, quantized_layers
+from tr_det.core.errors import check, check_among
+from tr_det.core.transition.settings import TransitionSettings, arguments_from
 from tr_det.detection.amp import amp_dtype
 from tr_det.detection.backbone import check_resnet
-from tr_det.detection.clipping import CLIP_TYPES
+from tr_det.detection.clipping import clip_from
 from tr_det.detection.config import FIRST_AND_LAST, parse_rule, quant_config_from
 from tr_det.detection.solver import OPTIMIZER_REGISTRY
+from tr_det.training.options import methods_from
 
 Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -35,7 +37,6 @@ _NUMBERS: tuple[Rule, ...] = (
         "two numbers in [0, 1)",
     ),
     ("SOLVER.SCALE_LR_FACTOR", lambda v: v >= 0, "not negative"),
-    ("SOLVER.TR.FACTOR", lambda v: 0 < v <= 1 or v == -1, "in (0, 1], or -1.0"),
     ("SOLVER.TR.LOG_PERIOD", lambda v: v >= 1, "at least 1"),
     ("MODEL.QUANT.CALIBRATION_BATCHES", lambda v: v >= 1, "at least 1"),
     ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "not negative"),
@@ -53,24 +54,18 @@ def check_config(cfg: CfgNode) -> None:
     """Check what would be reported late, poorly or never.
 
     Raises:
-        ValueError: naming the key, the value and what is allowed.
+        ConfigError: naming the key, the value and what is allowed.
     """
     for key, holds, allowed in _NUMBERS:
-        if not holds(value_of(cfg, key)):
-            raise ValueError(f"{key}={value_of(cfg, key)!r}: must be {allowed}")
+        check(key, value_of(cfg, key), holds(value_of(cfg, key)), allowed)
     for key, registry in _NAMES:
-        names = sorted(name for name, _ in registry)
-        if value_of(cfg, key) not in names:
-            raise ValueError(f"{key}={value_of(cfg, key)!r}: must be one of {names}")
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
-        raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE={clip.CLIP_TYPE!r}: must be one of {list(CLIP_TYPES)}"
-        )
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
-            "TEST.AUG.ENABLED=True: must be False; test-time augmentation is not supported"
-        )
+        check_among(key, value_of(cfg, key), [name for name, _ in registry])
+    clip_from(cfg)
+    augmented = cfg.TEST.AUG.ENABLED
+    allowed = "False; test-time augmentation is not supported"
+    check("TEST.AUG.ENABLED", augmented, not augmented, allowed)
+    _check_transition(cfg)
+    methods_from(cfg.SOLVER.METHODS, "SOLVER.METHODS")
     _check_expected_results(cfg)
     _check_device(cfg)
     if cfg.SOLVER.AMP.ENABLED:
@@ -81,6 +76,15 @@ def check_config(cfg: CfgNode) -> None:
         quant_config_from(cfg)
 
 
+def _check_transition(cfg: CfgNode) -> None:
+    values = {key.lower(): value for key, value in cfg.SOLVER.TR.items()}
+    settings = {name[3:]: value for name, value in arguments_from(values).items()}
+    try:
+        TransitionSettings(total_steps=cfg.SOLVER.MAX_ITER, **settings)
+    except ConfigError as error:
+        raise error.renamed(f"SOLVER.TR.{error.key[3:].upper()}") from None
+
+
 def check_rules(cfg: CfgNode, model: nn.Module) -> None:
     """Check that every glob of ``MODEL.QUANT.SKIP`` and ``RULES`` speaks of a layer of the model.
 
@@ -88,7 +92,7 @@ def check_rules(cfg: CfgNode, model: nn.Module) -> None:
     match there; that a layer of its head is skipped is true all the same.
 
     Raises:
-        ValueError: naming the key and the glob.
+        ConfigError: naming the key and the glob.
     """
     everywhere = [name for name, module in model.named_modules() if _has_weight(module)]
     quantized = {name for name, _ in quantized_layers(model)}
@@ -99,20 +103,11 @@ def check_rules(cfg: CfgNode, model: nn.Module) -> None:
     for key, rule, names in _rules(cfg, everywhere, reachable):
         if not any(rule.matches(name) for name in names):
             some = ", ".join(names[:3])
-            raise ValueError(
-                f"MODEL.QUANT.{key}: {rule.pattern!r} matches no layer; layers are {some}, ... "
-                f"({len(names)} in all)"
+            raise ConfigError(
+                f"MODEL.QUANT.{key}",
+                rule.pattern,
+                f"a glob that matches a layer; layers are {some}, ... ({len(names)} in all)",
             )
-
-
-def with_rule_key(cfg: CfgNode, message: str) -> str:
-    """Return the core's message about a rule, with the config key that the rule came from."""
-    found = re.match(r"rule pattern=(['\"])(.*?)\1: (.*)", message, re.DOTALL)
-    if not found:
-        return message
-    _, pattern, problem = found.groups()
-    key = "SKIP" if pattern in cfg.MODEL.QUANT.SKIP else "RULES"
-    return f"MODEL.QUANT.{key}: {pattern!r} {problem}"
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

@@ -7,7 +7,10 @@ from typing import Any
 
 from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habit
 
-from tr_det.core import QuantConfig, QuantRule
+from tr_det.core import ConfigError, QuantConfig, QuantRule
+from tr_det.core.errors import check
+from tr_det.core.transition.settings import config_defaults
+from tr_det.training.options import parse_pairs
 
 FIRST_AND_LAST = ("*stem.conv1", "head.cls_score", "head.bbox_pred")
 """Globs of a RetinaNet's first and last layers."""
@@ -54,13 +57,19 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.MODEL.QUANT.WEIGHT_BITS = 4
     # Bits of the layers' inputs: 1 to 8, or 32.
     cfg.MODEL.QUANT.ACT_BITS = 4
-    # Registry names of the quantizers.
+    # Quantizers: names of files in tr_det/core/quantizers.
     cfg.MODEL.QUANT.WEIGHT_QUANTIZER = "fixed_grid"
     cfg.MODEL.QUANT.ACT_QUANTIZER = "fixed_grid"
-    # Train the scales of weight quantizers. Only for plain optimizers: TR scheduling needs them
-    # frozen.
+    # Options of the quantizers, "key=value" each: learn_scale, per_channel (weights), estimator
+    # ("clip", "round", "ewgs", "identity"), ewgs_factor, and those in the head of the quantizer's
+    # file; e.g. ["per_channel=True"].
+    cfg.MODEL.QUANT.WEIGHT_OPTIONS = []
+    cfg.MODEL.QUANT.ACT_OPTIONS = []
+    # Train the parameters of weight quantizers, where they have any. Only for plain optimizers: TR
+    # scheduling needs them frozen.
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = False
-    # Learnable output scale: "auto" (where no trainable norm follows), "always" or "never".
+    # Learnable output scale: "auto" (where a quantizer needs it and no trainable norm follows),
+    # "always" or "never".
     cfg.MODEL.QUANT.OUTPUT_SCALE = "auto"
     # Quantize inputs once more in the backward pass instead of keeping them: less memory, the same
     # numbers, a little more time.
@@ -105,38 +114,18 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Adam's family: decay rates of the first and second moments.
     cfg.SOLVER.BETAS = (0.9, 0.999)
-    # Learning rate of all scales, relative to BASE_LR; scales get no weight decay.
+    # Learning rate of quantizers' parameters, relative to BASE_LR; they get no weight decay.
     cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+    # What accompanies training: names of files in tr_det/core/methods with their options, e.g.
+    # ["freezing threshold=0.02", "weight_average decay=0.999"].
+    cfg.SOLVER.METHODS = []
 
     # ---- transition-rate scheduling, for optimizers whose name ends in T ----
-    cfg.SOLVER.TR = CN()
-    # lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b); -1.0 finds it
-    # in the first iterations.
-    cfg.SOLVER.TR.FACTOR = 1e-3
-    # m: momentum of the running TR, in [0, 1); -1.0 derives it from MAX_ITER.
-    cfg.SOLVER.TR.MOMENTUM = 0.99
-    # Target's course over the run: "cosine", "linear", "step" or "constant".
-    cfg.SOLVER.TR.SCHEDULE = "cosine"
-    # Iterations over which the target first rises from 0.
-    cfg.SOLVER.TR.WARMUP_ITERS = 0
-    # Last target TR.
-    cfg.SOLVER.TR.FINAL = 0.0
-    # TALR rule: "additive" (the paper's), "multiplicative" (S1), "momentum" (S2) or "pi" (ours).
-    cfg.SOLVER.TR.UPDATE = "additive"
-    # What is measured and followed: "transition_rate" (Eq. 5) or "effective_step_size" (S3).
-    cfg.SOLVER.TR.SIGNAL = "transition_rate"
-    # One controller per "layer", or one for the whole "model".
-    cfg.SOLVER.TR.GRANULARITY = "layer"
-    # eta of the additive rule; 0 means BASE_LR, as in the paper. Short runs need more: BASE_LR /
-    # (R_0 * MAX_ITER / 20).
-    cfg.SOLVER.TR.GAIN = 0.0
-    # What multiplies AdamW's decoupled decay of quantized weights: "talr" or "lr".
-    cfg.SOLVER.TR.DECAY = "talr"
-    # What NaN or inf in a gradient does: "refuse" stops the run with an error, "skip" leaves the
-    # step out.
-    cfg.SOLVER.TR.NONFINITE = "refuse"
-    # Iterations between two records of the TR curves in EventStorage (reading them synchronises
-    # with the device).
+    # FACTOR, MOMENTUM, SCHEDULE, WARMUP, FINAL, UPDATE, SIGNAL, GRANULARITY, GAIN, DECAY,
+    # NONFINITE: meanings and values in tr_det/docs/tr_settings.md.
+    cfg.SOLVER.TR = CN({name.upper(): value for name, value in config_defaults().items()})
+    # Iterations between two records of the curves in EventStorage, with any optimizer (reading
+    # them synchronises with the device).
     cfg.SOLVER.TR.LOG_PERIOD = 20
 
 
@@ -144,7 +133,7 @@ def quant_config_from(cfg: CN) -> QuantConfig:
     """Return the core's config from ``cfg.MODEL.QUANT``.
 
     Raises:
-        ValueError: naming the key, the value and what is allowed.
+        ConfigError: naming the key, the value and what is allowed.
     """
     node = cfg.MODEL.QUANT
     try:
@@ -157,15 +146,29 @@ def quant_config_from(cfg: CN) -> QuantConfig:
             act_bits=node.ACT_BITS,
             weight_quantizer=node.WEIGHT_QUANTIZER,
             act_quantizer=node.ACT_QUANTIZER,
+            weight_options=parse_pairs(node.WEIGHT_OPTIONS, "WEIGHT_OPTIONS"),
+            act_options=parse_pairs(node.ACT_OPTIONS, "ACT_OPTIONS"),
             learn_weight_scale=node.LEARN_WEIGHT_SCALE,
             output_scale=node.OUTPUT_SCALE,
             recompute_inputs=node.RECOMPUTE_INPUTS,
         )
-    except ValueError as error:
-        if str(error).startswith("MODEL."):
-            raise
-        key, _, rest = str(error).partition("=")
-        raise ValueError(f"MODEL.QUANT.{key.upper()}={rest}") from None
+    except ConfigError as error:
+        raise under_quant_key(cfg, error) from None
+
+
+def under_quant_key(cfg: CN, error: ConfigError) -> ConfigError:
+    """Return the core's error about a `QuantConfig` under the config's key.
+
+    >>> error = ConfigError("weight_options.per_channel", 2, "True or False")
+    >>> print(under_quant_key(CN(), error))
+    MODEL.QUANT.WEIGHT_OPTIONS: per_channel=2: must be True or False
+    """
+    key, _, option = error.key.partition(".")
+    if key == "MODEL":
+        return error
+    if key == "rules":
+        key = "SKIP" if error.value in cfg.MODEL.QUANT.SKIP else "RULES"
+    return error.renamed(f"MODEL.QUANT.{key.upper()}" + (f": {option}" if option else ""))
 
 
 def retinanet_quant_config(
@@ -204,45 +207,26 @@ def parse_rule(text: str) -> QuantRule:
     """Return the rule written as ``"GLOB key=value ..."``.
 
     Raises:
-        ValueError: naming MODEL.QUANT.RULES and the rule.
+        ConfigError: naming MODEL.QUANT.RULES and the rule.
 
     >>> parse_rule("head.* weight_bits=8 signed_input=True").weight_bits
     8
     """
-    allowed = {
-        "weight_bits": int,
-        "act_bits": int,
-        "signed_input": _boolean,
-        "output_scale": _boolean,
-    }
-    words = text.split()
-    fields: dict[str, Any] = {}
-    for word in words[1:]:
-        key, equals, value = word.partition("=")
-        if not equals or key not in allowed:
-            raise ValueError(
-                f"MODEL.QUANT.RULES: {text!r}: {word!r} must be key=value, key one of "
-                f"{sorted(allowed)}"
-            )
-        try:
-            fields[key] = allowed[key](value)
-        except ValueError:
-            raise ValueError(
-                f"MODEL.QUANT.RULES: {text!r}: {value!r} is no value for {key}"
-            ) from None
-    if not fields:
-        raise ValueError(
-            f"MODEL.QUANT.RULES: {text!r}: must be 'GLOB key=value ...', keys {sorted(allowed)}"
-        )
+    kinds = {"weight_bits": int, "act_bits": int, "signed_input": bool, "output_scale": bool}
+    pattern, *words = text.split() or [""]
+    key = "MODEL.QUANT.RULES"
+    fields = parse_pairs(words, key)
+    fits = all(type(value) is kinds.get(name) for name, value in fields.items())
+    check(
+        key,
+        text,
+        bool(fields) and fits,
+        "'GLOB key=value ...', keys weight_bits and act_bits (integers), signed_input and "
+        "output_scale (True or False)",
+    )
+    if "weight_bits" in fields or "act_bits" in fields:
+        fields.setdefault("skip", False)  # who gives bits wants the layer quantized
     try:
-        if "weight_bits" in fields or "act_bits" in fields:
-            fields.setdefault("skip", False)  # who gives bits wants the layer quantized
-        return QuantRule(pattern=words[0], **fields)
-    except ValueError as error:
-        raise ValueError(f"MODEL.QUANT.RULES: {error}") from None
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
+        return QuantRule(pattern=pattern, **fields)
+    except ConfigError as error:
+        raise error.renamed(f"{key}: {error.key}") from None

@@ -9,6 +9,9 @@ imported, so what follows is in place before any script has read a name:
   * backbones, ``QuantRetinaNet`` and the embedded datasets are registered;
   * ``build_optimizer`` is ours, wherever Detectron2 has it by name;
   * ``build_model`` quantizes detectors that do not do so themselves (`quantize_detector`);
+  * evaluations see what methods make of the model for them, e.g. the average of its weights;
+  * a run that starts from another one's checkpoint starts at iteration 0 (plain_train_net.py takes
+    that of the checkpoint);
   * on v0.6 ``DefaultTrainer`` saves its optimizer, as upstream has it since.
 
 What only tools/train_net.py has: the check of a whole config, strict checkpoints, calibration of
@@ -41,10 +44,13 @@ def setup_environment() -> None:
     add_tr_det_config(defaults._C)
 
     import tr_det.detection  # noqa: F401  registers backbones, architecture, datasets
+    from tr_det.detection.methods import evaluate_through_methods
     from tr_det.detection.solver import build_optimizer
 
     _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
     _replace("build_model", _MODEL_PLACES, _quantizing(_original("build_model", _MODEL_PLACES[0])))
+    evaluate_through_methods()
+    _start_at_iteration_0()
     _save_optimizer_on_v06()
 
 
@@ -67,6 +73,20 @@ def _quantizing(build_model: Any) -> Any:
         return model
 
     return build_quantized_model
+
+
+def _start_at_iteration_0() -> None:
+    """Take no iteration from a checkpoint that a run only starts from."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    inner = DetectionCheckpointer.resume_or_load
+
+    def resume_or_load(self: Any, path: str, *, resume: bool = True) -> dict[str, Any]:
+        resumes = resume and self.has_checkpoint()
+        loaded: dict[str, Any] = inner(self, path, resume=resume)
+        return loaded if resumes else {k: v for k, v in loaded.items() if k != "iteration"}
+
+    DetectionCheckpointer.resume_or_load = resume_or_load
 
 
 def _save_optimizer_on_v06() -> None:

@@ -8,6 +8,7 @@ but the optimizer's, no strict loading and no exact resume: for those there is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,11 +32,13 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig
+from torch import nn
 
-from tr_det import core
 from tr_det.core import QuantConfig
+from tr_det.core.errors import check
+from tr_det.core.optim.registry import OPTIMIZERS
 from tr_det.detection.config import FIRST_AND_LAST, retinanet_quant_config
-from tr_det.detection.events import TransitionLogger
+from tr_det.detection.methods import attach_all, evaluate_through_methods
 from tr_det.detection.retinanet import QuantRetinaNet
 from tr_det.detection.solver import optimizer_groups
 
@@ -59,15 +62,14 @@ def retinanet_coco(
             quantizes them to 8 bits.
 
     Raises:
-        ValueError: an argument that is none of these.
+        ConfigError: an argument that is none of these.
     """
     for name, value, allowed in (
         ("depth", depth, (18, 34, 50)),
         ("optimizer", optimizer, ("SGD", "SGDT")),
         ("protocol", protocol, PROTOCOLS),
     ):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: must be one of {list(allowed)}")
+        check(name, value, value in allowed, f"one of {list(allowed)}")
     row = f"w{bits}a{bits}_{optimizer.lower()}" if bits < 32 else "fp"
     folder = "output/coco/all" if protocol == "all" and bits < 32 else "output/coco"
     name = f"retinanet_R_{depth}_FPN"
@@ -162,7 +164,7 @@ def sgd(name: str = "SGDT") -> DictConfig:
     transition = name.endswith("T")
     return L(make_optimizer)(
         # The tool sets params.model before it instantiates the optimizer.
-        params=L(optimizer_groups)(
+        params=L(model_and_groups)(
             transition=transition,
             base_lr="${..lr}",
             weight_decay="${..weight_decay}",
@@ -173,35 +175,53 @@ def sgd(name: str = "SGDT") -> DictConfig:
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
-        **(
-            {"total_steps": "${train.max_iter}", "tr_factor": 1e-3, "tr_momentum": 0.99}
-            if transition
-            else {}
-        ),
+        max_iter="${train.max_iter}",
+        methods=[],
+        output_dir="${train.output_dir}",
+        **({"tr_factor": 1e-3, "tr_momentum": 0.99} if transition else {}),
     )
 
 
+def model_and_groups(model: nn.Module, **options: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Return a model and its optimizer's groups; see `optimizer_groups`."""
+    return model, optimizer_groups(model, **options)
+
+
 def make_optimizer(
-    params: list[dict[str, Any]], name: str, log_period: int = 20, **options: Any
+    params: tuple[nn.Module, list[dict[str, Any]]],
+    name: str,
+    max_iter: int,
+    methods: Sequence[str] = (),
+    log_period: int = 20,
+    output_dir: str = "",
+    **options: Any,
 ) -> torch.optim.Optimizer:
-    """Build an optimizer by name; a TR-scheduled one records its curves in the EventStorage.
+    """Build an optimizer by name, with methods and the curves attached.
 
     Args:
-        params: groups; see `optimizer_groups`.
-        name: of a class of torch.optim, or of `tr_det.core`, e.g. ``"SGDT"``.
-        log_period: iterations between two records of the TR curves.
+        params: see `model_and_groups`.
+        name: in `tr_det.core.optim.registry.OPTIMIZERS`, or another class of torch.optim.
+        max_iter: length of the run.
+        methods: with their options, as in ``SOLVER.METHODS``.
+        log_period: iterations between two records of the curves in the EventStorage.
+        output_dir: where what evaluations see is written, if a method changes that.
         **options: of the optimizer.
 
     Raises:
-        ValueError: there is no optimizer of that name.
+        ConfigError: there is no optimizer or method of that name.
     """
-    optimizer = getattr(core, name, None) or getattr(torch.optim, name, None)
-    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer.name={name!r}: no optimizer of torch.optim or tr_det.core")
-    built = optimizer(params, **options)
-    if isinstance(built, core.TransitionScheduled):
-        built.step_callback = TransitionLogger(log_period)
-    return built
+    model, groups = params
+    own = getattr(torch.optim, name, None)
+    entry = OPTIMIZERS.get(name)
+    known = entry is not None or isinstance(own, type)
+    check("optimizer.name", name, known, f"one of {sorted(OPTIMIZERS)} or a class of torch.optim")
+    if entry is not None and entry.transition:
+        options["total_steps"] = max_iter
+    optimizer = (own if entry is None else entry.make)(groups, **options)
+    key = "optimizer.methods"
+    attach_all(methods, key, model, optimizer, max_iter, log_period, output_dir)
+    evaluate_through_methods()
+    return optimizer
 
 
 def cosine(warmup_share: float = 0.0) -> DictConfig:

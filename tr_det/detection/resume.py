@@ -14,8 +14,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from tr_det.core.optim.keys import QUANTIZER, TALR
-from tr_det.detection.norms import average_statistics
 from tr_det.detection.sampling import TrainLoader
+from tr_det.training.norms import average_statistics
 from tr_det.training.rng import seed_step
 
 NORMALIZER = "loss_normalizer"

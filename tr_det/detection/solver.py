@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,9 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from tr_det import core
-from tr_det.detection.clipping import with_gradient_clipping
-from tr_det.detection.events import TransitionLogger
+from tr_det.core.errors import ConfigError, check_among
+from tr_det.core.optim.registry import OPTIMIZERS, make_optimizer
+from tr_det.detection.methods import attach_from
 
 OPTIMIZER_REGISTRY = Registry("OPTIMIZER")
 OPTIMIZER_REGISTRY.__doc__ = """
@@ -27,30 +27,20 @@ quantizer), or ordinary ones.
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build ``cfg.SOLVER.OPTIMIZER``, clipping gradients as ``cfg.SOLVER.CLIP_GRADIENTS`` says.
+    """Build ``cfg.SOLVER.OPTIMIZER`` and attach ``SOLVER.METHODS``, clipping and the curves to it.
 
     Groups: first Detectron2's own for all ordinary parameters (norm and bias options respected);
-    then, for optimizers with TR scheduling, one per quantized weight; last the scales at
-    ``SCALE_LR_FACTOR`` times the learning rate.
+    then, for optimizers with TR scheduling, one per quantized weight; last the quantizers'
+    parameters at ``SCALE_LR_FACTOR`` times the learning rate.
 
     Raises:
-        ValueError: unknown optimizer, or a value out of range.
+        ConfigError: an unknown name, or a value out of range.
     """
     name = cfg.SOLVER.OPTIMIZER
-    if name not in OPTIMIZER_REGISTRY:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER={name!r}: must be one of "
-            f"{sorted(key for key, _ in OPTIMIZER_REGISTRY)}"
-        )
+    check_among("SOLVER.OPTIMIZER", name, [key for key, _ in OPTIMIZER_REGISTRY])
     builder = OPTIMIZER_REGISTRY.get(name)
     optimizer = builder(cfg, build_param_groups(cfg, model, builder.transition))
-    if builder.transition:
-        optimizer.step_callback = TransitionLogger(cfg.SOLVER.TR.LOG_PERIOD)
-        if not any("quantizer" in group for group in optimizer.param_groups):
-            logging.getLogger(__name__).warning(
-                "SOLVER.OPTIMIZER=%s: no weight is quantized, so this is the plain optimizer",
-                name,
-            )
+    attach_from(cfg, model, optimizer)
     return optimizer
 
 
@@ -80,7 +70,7 @@ def optimizer_groups(
     weight_decay_bias: float | None = None,
     scale_lr_factor: float = 0.1,
 ) -> list[dict[str, Any]]:
-    """Return an optimizer's groups: Detectron2's own, quantized weights, scales.
+    """Return an optimizer's groups: Detectron2's own, quantized weights, quantizers.
 
     Args:
         model: the model.
@@ -91,9 +81,10 @@ def optimizer_groups(
         weight_decay_norm: of norms' parameters; None means the same.
         bias_lr_factor: learning rate of biases, relative to base_lr.
         weight_decay_bias: of biases; None means the same as of weights.
-        scale_lr_factor: learning rate of scales, relative to base_lr; they get no decay.
+        scale_lr_factor: learning rate of quantizers' parameters, relative to base_lr; they get no
+            decay.
     """
-    own = core.scale_group(model, lr=base_lr * scale_lr_factor, weight_decay=0.0)
+    own = core.quantizer_groups(model, base_lr * scale_lr_factor, weight_decay=0.0)
     if transition:
         own = core.quantized_weight_groups(model, lr=base_lr, weight_decay=weight_decay) + own
     taken = {p for group in own for p in group["params"]}
@@ -114,77 +105,38 @@ def optimizer_groups(
     return ordinary + own
 
 
-def _tr_arguments(cfg: CfgNode) -> dict[str, Any]:
-    tr = cfg.SOLVER.TR
-    return {
-        "total_steps": cfg.SOLVER.MAX_ITER,
-        "tr_factor": "auto" if tr.FACTOR == -1 else tr.FACTOR,
-        "tr_momentum": None if tr.MOMENTUM == -1 else tr.MOMENTUM,
-        "tr_schedule": tr.SCHEDULE,
-        "tr_warmup": tr.WARMUP_ITERS,
-        "tr_final": tr.FINAL,
-        "tr_update": tr.UPDATE,
-        "tr_signal": tr.SIGNAL,
-        "tr_granularity": tr.GRANULARITY,
-        "tr_gain": tr.GAIN or None,
-        "tr_decay": tr.DECAY,
-        "tr_nonfinite": tr.NONFINITE,
-    }
+def _register(name: str) -> None:
+    def build(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        solver = cfg.SOLVER
+        try:
+            return make_optimizer(
+                name,
+                groups,
+                lr=solver.BASE_LR,
+                weight_decay=solver.WEIGHT_DECAY,
+                total_steps=solver.MAX_ITER,
+                transition={key.lower(): value for key, value in solver.TR.items()},
+                arguments={
+                    "momentum": solver.MOMENTUM,
+                    "nesterov": solver.NESTEROV,
+                    "betas": tuple(solver.BETAS),
+                },
+            )
+        except ConfigError as error:
+            raise error.renamed(_config_key(error.key)) from None
+
+    builder: Callable[..., Any] = build
+    builder.transition = OPTIMIZERS[name].transition  # type: ignore[attr-defined]
+    OPTIMIZER_REGISTRY._do_register(name, builder)
 
 
-def _register(
-    name: str, plain: type, scheduled: type, arguments: Callable[[CfgNode], dict[str, Any]]
-) -> None:
-    def make(optimizer: type, transition: bool) -> Callable[..., torch.optim.Optimizer]:
-        def build(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-            extra = _tr_arguments(cfg) if transition else {}
-            try:
-                return with_gradient_clipping(cfg, optimizer)(
-                    groups, lr=cfg.SOLVER.BASE_LR, **arguments(cfg), **extra
-                )
-            except ValueError as error:
-                raise ValueError(_as_config_key(str(error))) from None
-
-        build.transition = transition  # type: ignore[attr-defined]
-        return build
-
-    OPTIMIZER_REGISTRY._do_register(name, make(plain, False))
-    OPTIMIZER_REGISTRY._do_register(f"{name}T", make(scheduled, True))
+def _config_key(key: str) -> str:
+    """Return the config's name of an optimizer's argument."""
+    if key.startswith("tr_"):
+        return f"SOLVER.TR.{key[3:].upper()}"
+    known = {"learn_weight_scale": "MODEL.QUANT.LEARN_WEIGHT_SCALE", "lr": "SOLVER.BASE_LR"}
+    return known.get(key, key)
 
 
-def _as_config_key(message: str) -> str:
-    """Turn ``tr_factor=...`` of the core's messages into the config key's name."""
-    if message.startswith("tr_"):
-        key, _, rest = message.partition("=")
-        name = {"tr_warmup": "WARMUP_ITERS"}.get(key, key[3:].upper())
-        return f"SOLVER.TR.{name}={rest}"
-    return message
-
-
-def _sgd(cfg: CfgNode) -> dict[str, Any]:
-    return {
-        "momentum": cfg.SOLVER.MOMENTUM,
-        "nesterov": cfg.SOLVER.NESTEROV,
-        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
-    }
-
-
-def _adam(cfg: CfgNode) -> dict[str, Any]:
-    return {"betas": tuple(cfg.SOLVER.BETAS), "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-
-
-def _rmsprop(cfg: CfgNode) -> dict[str, Any]:
-    return {"momentum": cfg.SOLVER.MOMENTUM, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-
-
-def _adagrad(cfg: CfgNode) -> dict[str, Any]:
-    return {"weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-
-
-_register("SGD", torch.optim.SGD, core.SGDT, _sgd)
-_register("Adam", torch.optim.Adam, core.AdamT, _adam)
-_register("NAdam", torch.optim.NAdam, core.NAdamT, _adam)
-_register("Adamax", torch.optim.Adamax, core.AdamaxT, _adam)
-_register("AdamW", torch.optim.AdamW, core.AdamWT, _adam)
-_register("RMSprop", torch.optim.RMSprop, core.RMSpropT, _rmsprop)
-_register("Adagrad", torch.optim.Adagrad, core.AdagradT, _adagrad)
+for _name in OPTIMIZERS:
+    _register(_name)

@@ -14,14 +14,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from tr_det.core import TransitionScheduled, quantized_layers
+from tr_det.core import ConfigError, TransitionScheduled, quantized_layers
 from tr_det.detection.amp import build_loop
 from tr_det.detection.backbone import freeze_scales_of_frozen_layers
 from tr_det.detection.checkpoint import QuantCheckpointer
-from tr_det.detection.checks import check_rules, with_rule_key
+from tr_det.detection.checks import check_rules
+from tr_det.detection.config import under_quant_key
 from tr_det.detection.cost import log_cost
 from tr_det.detection.data import check_test_dataset, named_dataset_errors
-from tr_det.detection.norms import share_statistics
+from tr_det.detection.methods import as_evaluated
 from tr_det.detection.quantize import quantize_detector
 from tr_det.detection.resume import (
     RepeatablePreciseBN,
@@ -31,6 +32,7 @@ from tr_det.detection.resume import (
 )
 from tr_det.detection.sampling import build_train_loader
 from tr_det.detection.solver import build_optimizer
+from tr_det.training.norms import share_statistics
 
 
 class QuantTrainer(DefaultTrainer):
@@ -78,12 +80,12 @@ class QuantTrainer(DefaultTrainer):
         except (KeyError, AssertionError) as error:
             # Detectron2's way to refuse a value of the config.
             raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
-        except ValueError as error:
-            raise ValueError(with_rule_key(cfg, str(error))) from None
+        except ConfigError as error:
+            raise under_quant_key(cfg, error) from None
         try:
             quantize_detector(model, cfg)
-        except ValueError as error:
-            raise ValueError(with_rule_key(cfg, str(error))) from None
+        except ConfigError as error:
+            raise under_quant_key(cfg, error) from None
         freeze_scales_of_frozen_layers(model)
         if cfg.MODEL.QUANT.ENABLED:
             if not any(quantized_layers(model)):
@@ -112,9 +114,10 @@ class QuantTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Evaluate, in all processes with the batch-norm statistics that are saved."""
-        share_statistics(model)
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        """Evaluate what methods make of the model, in all processes with the same statistics."""
+        with as_evaluated(model):
+            share_statistics(model)
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
         return results
 
     @classmethod

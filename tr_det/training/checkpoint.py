@@ -36,9 +36,9 @@ def check_folder(flag: str, path: str) -> None:
         raise ValueError(f"{flag}={path}: the folder {folder} does not exist")
 
 
-def save_weights(model: nn.Module, path: str) -> None:
-    """Write a model's weights as Detectron2 reads them; aside first, then renamed."""
-    torch.save({"model": model.state_dict(), "__author__": "tr_det"}, f"{path}.part")
+def save_weights(model: nn.Module, path: str, **more: Any) -> None:
+    """Write a model's weights as Detectron2 reads them, and more beside; whole or not at all."""
+    torch.save({"model": model.state_dict(), "__author__": "tr_det", **more}, f"{path}.part")
     os.replace(f"{path}.part", path)
 
 
@@ -51,8 +51,9 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 class StrictCheckpointer(Checkpointer):
     """fvcore's checkpointer, strict about everything but new quantizer state.
 
-    A full-precision checkpoint of the same model loads by name; quantizer state that it lacks is
-    set at the first training forward. Any other missing, unexpected or mis-shaped key is an error.
+    A full-precision checkpoint of the same model loads by name, as does one that quantizes weights
+    or inputs only; what it lacks is set at the first training forward. Any other missing,
+    unexpected or mis-shaped key is an error.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -103,9 +104,11 @@ class StrictCheckpointer(Checkpointer):
         return loaded if "model" in loaded else {"model": loaded}
 
     def _load_model(self, checkpoint: Any) -> Any:
+        theirs = [f".{key}" for key in checkpoint["model"]]
+        new = [part for part in QUANTIZER_STATE if not any(part in key for key in theirs)]
         try:
             found = super()._load_model(checkpoint)
-        except RuntimeError as error:  # a quantizer of another bit-width refuses
+        except RuntimeError as error:  # another quantizer, or one of another bit-width, refuses
             lines = [line.strip() for line in str(error).splitlines()]
             details = [line for line in lines if line and not line.startswith("Error(s)")]
             raise ValueError(f"{self._path} does not fit the model: {details[0]}") from None
@@ -113,7 +116,7 @@ class StrictCheckpointer(Checkpointer):
         missing = [
             key
             for key in found.missing_keys
-            if not (is_quantizer_state(key) or is_harmless(key) or key in mis_shaped)
+            if not (any(part in f".{key}" for part in new) or is_harmless(key) or key in mis_shaped)
         ]
         unexpected = [key for key in found.unexpected_keys if not is_harmless(key)]
         shapes = [f"{key} {theirs} (here {ours})" for key, theirs, ours in found.incorrect_shapes]

@@ -42,7 +42,7 @@ def test_unknown_quantizer_raises_with_near_name(key: str) -> None:
 
 @pytest.mark.parametrize("policy", ["Auto", "", None, True])
 def test_unknown_output_scale_policy_raises(policy: object) -> None:
-    expected = rf"output_scale={re.escape(repr(policy))}: .*'auto', 'always', 'never'"
+    expected = rf"output_scale={re.escape(repr(policy))}: .*'always', 'auto', 'never'"
     with pytest.raises(ValueError, match=expected):
         QuantConfig(output_scale=policy)
 

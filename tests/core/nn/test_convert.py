@@ -1,10 +1,13 @@
 """`quantize_model`: rules, the report, what is converted and what gets an output scale."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from tr_det.core import (
+    ConfigError,
     QuantConfig,
     QuantConv2d,
     QuantLinear,
@@ -12,6 +15,7 @@ from tr_det.core import (
     quantize_model,
     quantized_layers,
     register_quant_layer,
+    set_scales,
 )
 from tr_det.core.nn import convert
 
@@ -236,7 +240,9 @@ def test_output_scale_never_is_refused_where_no_norm_follows(build, normed: bool
         quantize_model(model, config)
         assert all(layer.output_scale is None for _, layer in quantized_layers(model))
     else:
-        with pytest.raises(ValueError, match=r"output_scale='never' for layer 'block\.0.*'auto'"):
+        with pytest.raises(
+            ValueError, match=r"^output_scale='never': must be 'auto' or .* for layer 'block\.0"
+        ):
             quantize_model(model, config)
         assert _types(model) == before
         assert not any("quantizer" in name for name in model.state_dict())
@@ -255,9 +261,9 @@ def test_rule_has_the_last_word_on_the_output_scale(wanted, policy, norm) -> Non
 def test_second_call_changes_nothing_and_reports_the_same() -> None:
     model, config = _model(), _rules(*FIRST_AND_LAST, {"pattern": "5", "signed_input": True})
     first = quantize_model(model, config)
-    model[:6](torch.rand(1, 3, 12, 12))
-    state, quantizer = model.state_dict(), model[3].weight_quantizer
-    second = quantize_model(model, QuantConfig(weight_bits=2, act_bits=2, rules=config.rules))
+    set_scales(model, lambda: model[:6](torch.rand(1, 3, 12, 12)))
+    state, quantizer = copy.deepcopy(model.state_dict()), model[3].weight_quantizer
+    second = quantize_model(model, config)
     assert model[3].weight_quantizer is quantizer
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     for old, new in zip(first.quantized, second.quantized, strict=True):
@@ -265,6 +271,40 @@ def test_second_call_changes_nothing_and_reports_the_same() -> None:
         assert [getattr(new, key) for key in fields] == [getattr(old, key) for key in fields]
     assert second.other_parameters == first.other_parameters
     assert second.storage_mb() == first.storage_mb()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"weight_bits": 2}, r"^weight_bits=2: must be 4, at which '0' is quantized already"),
+        ({"act_bits": 32}, r"^act_bits=32: must be 4, at which '0' is quantized already"),
+        ({"act_quantizer": "lsq"}, r"^act_quantizer='lsq': must be 'fixed_grid', at which '0' is"),
+    ],
+)
+def test_second_call_that_wants_something_else_is_refused(other: dict, message: str) -> None:
+    model = _model()
+    quantize_model(model, QuantConfig())
+    before = _types(model)
+    with pytest.raises(ConfigError, match=message):
+        quantize_model(model, QuantConfig(**other))
+    assert _types(model) == before
+
+
+def test_options_reach_the_quantizers_and_only_they_decide_on_output_scales() -> None:
+    model = _model()
+    config = QuantConfig(
+        weight_quantizer="lsq",
+        act_quantizer="lsq",
+        weight_options={"per_channel": True, "gradient_scale": False, "learn_scale": True},
+        act_options={"estimator": "round"},
+    )
+    quantize_model(model, config)
+    for _, layer in quantized_layers(model):
+        assert layer.weight_quantizer.scale.shape == layer.weight.shape[:1]
+        assert layer.weight_quantizer.scale.requires_grad
+        assert not layer.weight_quantizer.gradient_scale
+        assert layer.input_quantizer.affine.estimator == "round"
+        assert layer.output_scale is None  # values come in units of the weights
 
 
 def test_prefix_is_part_of_every_name() -> None:
@@ -275,7 +315,7 @@ def test_prefix_is_part_of_every_name() -> None:
     assert type(model[0]) is nn.Linear
     assert model[1].input_quantizer.label == "head.box.1.input_quantizer"
     assert model[1].weight_quantizer.label == "head.box.1.weight_quantizer"
-    with pytest.raises(ValueError, match="matches no layer"):
+    with pytest.raises(ValueError, match="a pattern that matches a layer"):
         quantize_model(nn.Sequential(nn.Linear(4, 4)), QuantConfig(rules=rules), prefix="head")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tr_det.core import QuantConfig, dequantize_model, quantize_model
+from tr_det.core import QuantConfig, dequantize_model, quantize_model, set_scales
 
 
 def network():
@@ -18,6 +18,7 @@ def trained(weight_bits, act_bits):
         model, QuantConfig(weight_bits=weight_bits, act_bits=act_bits, output_scale="auto")
     )
     x = torch.rand(16, 3, 8, 8)
+    set_scales(model, lambda: model(x))
     for _ in range(50):  # running statistics
         model(x)
     return model.eval(), x
@@ -54,6 +55,6 @@ def test_the_model_is_the_one_before_quantization_but_for_its_weights():
 def test_scales_must_have_been_set():
     model = network()
     quantize_model(model, QuantConfig())
-    with pytest.raises(RuntimeError, match=r"0\.input_quantizer: no scale yet"):
+    with pytest.raises(RuntimeError, match=r"0\.weight_quantizer: no scale yet"):
         dequantize_model(model)
     assert type(model[0]) is not nn.Conv2d  # nothing was replaced

@@ -15,6 +15,7 @@ from tr_det.core import (
     quantized_layers,
     quantized_weights_anew,
     quantized_weights_once,
+    set_scales,
 )
 
 
@@ -28,7 +29,7 @@ class Head(nn.Module):
             nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
         )
         quantize_model(self, QuantConfig(learn_weight_scale=learn_weight_scale))
-        self.forward(levels())
+        set_scales(self, lambda: self.forward(levels()))
         self.calls: dict[str, int] = {}
         for name, layer in quantized_layers(self):
             layer.weight_quantizer.register_forward_hook(
@@ -191,6 +192,7 @@ def test_weights_of_an_evaluation_are_not_those_of_training(without_gradients) -
 def test_a_model_can_be_copied_in_the_middle_of_a_scope(duplicate) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3))
     quantize_model(model, QuantConfig())
+    set_scales(model, lambda: model(levels()[0]))
     with quantized_weights_once():
         expected = model(levels()[0])
         twin = duplicate(model)
@@ -277,7 +279,7 @@ def test_a_scope_compiles_without_graph_breaks_to_the_same_numbers(recompute_inp
     layers = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)]
     model = nn.Sequential(*layers)
     quantize_model(model, QuantConfig(recompute_inputs=recompute_inputs))
-    model(levels()[0])
+    set_scales(model, lambda: model(levels()[0]))
 
     def forward(model, first, second):
         with quantized_weights_once():

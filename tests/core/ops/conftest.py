@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tr_det.core.ops import fixed_grid_compiled
+from tr_det.core.ops import affine_compiled
 from tr_det.core.ops.build import library
 
 FOLDER = Path(__file__).parent
@@ -40,5 +40,5 @@ def either(request):
         pytest.skip("no C compiler")
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "kernels":
-            patch.setattr(fixed_grid_compiled, "library", lambda: None)
+            patch.setattr(affine_compiled, "library", lambda: None)
         yield

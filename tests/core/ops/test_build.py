@@ -90,10 +90,10 @@ def test_without_kernels_torch_operations_serve(anew, fault, monkeypatch, caplog
 def test_a_program_gives_the_same_numbers_either_way() -> None:
     program = (
         "import torch\n"
-        "from tr_det.core.ops import Grid, fixed_grid_quantize\n"
+        "from tr_det.core.ops import Affine, affine_quantize\n"
         "x = torch.linspace(-2, 2, 100_001, requires_grad=True)\n"
         "s = torch.tensor(0.7, requires_grad=True)\n"
-        "y = fixed_grid_quantize(x, s, Grid.of(3, True)); (y * x.detach()).sum().backward()\n"
+        "y = affine_quantize(x, s, None, Affine(-4, 3)); (y * x.detach()).sum().backward()\n"
         "print(y.sum().item(), x.grad.sum().item(), s.grad.item())"
     )
     printed = [

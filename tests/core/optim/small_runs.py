@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tr_det.core
-from tr_det.core import QuantConfig, QuantRule, quantize_model, tr_param_groups
+from tr_det.core import QuantConfig, QuantRule, quantize_model, set_scales, tr_param_groups
 
 STEPS = 20
 OPTIMIZERS = {
@@ -35,6 +35,8 @@ def make_model(seed: int = 0, bits: int = 2, **options) -> nn.Sequential:
     )
     rules = (QuantRule(pattern="0", skip=True), QuantRule(pattern="5", weight_bits=4))
     quantize_model(model, QuantConfig(weight_bits=bits, rules=rules, **options))
+    with torch.no_grad():
+        set_scales(model, lambda: model(batch(0)[0]))
     return model
 
 
@@ -52,9 +54,13 @@ def pair(name: str = "SGDT", seed: int = 0, **kwargs):
 
 
 def loss(model: nn.Module, step: int) -> Tensor:
-    generator = torch.Generator().manual_seed(step)
-    x, y = torch.randn(16, 6, generator=generator), torch.randn(16, 4, generator=generator)
+    x, y = batch(step)
     return F.mse_loss(model(x), y)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(16, 6, generator=generator), torch.randn(16, 4, generator=generator)
 
 
 def train(model: nn.Module, optimizer, steps=range(STEPS)) -> None:

@@ -205,7 +205,6 @@ def make_naive(case: Case, weights: list[np.ndarray]) -> naive.NaiveTR:
 def make_quantizer(bits: int) -> nn.Module:
     """Return a signed fixed-grid quantizer with the frozen scale ``SCALE``."""
     quantizer = build_quantizer("fixed_grid", bits, True)
-    quantizer.initialize(torch.linspace(-1.0, 1.0, 16))
     with torch.no_grad():
         quantizer.scale.fill_(SCALE)
     quantizer.scale.requires_grad_(False)
@@ -229,13 +228,15 @@ def build(case: Case, groups: list[dict]) -> torch.optim.Optimizer:
 def step_torch(
     optimizer: torch.optim.Optimizer, case: Case, t: int, grads: list[np.ndarray]
 ) -> list[list[int]]:
-    """Do update t and return the codes of the weights before it."""
+    """Do update t; return the codes of the weights before it, -1 and 1 on the binary grid."""
     codes = []
     for group, grad in zip(optimizer.param_groups, grads, strict=True):
         (parameter,) = group["params"]
         parameter.grad = torch.tensor(grad, dtype=parameter.dtype)
         group["lr"] = lr_at(case, t)
-        codes.append(group["quantizer"].codes(parameter).reshape(-1).tolist())
+        grid = group["quantizer"].grid()
+        steps = grid.mul * group["quantizer"].codes(parameter) + grid.add
+        codes.append(steps.reshape(-1).tolist())
     optimizer.step()
     return codes
 

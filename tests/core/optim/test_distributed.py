@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tr_det.core import SGDT, QuantConfig, QuantRule, quantize_model, tr_param_groups
+from tr_det.core import SGDT, QuantConfig, QuantRule, attach, quantize_model, tr_param_groups
 
 STEPS = 6
 
@@ -36,7 +36,8 @@ def _run(rank: int, settings: dict) -> dict:
     quantize_model(model, QuantConfig(rules=(QuantRule(pattern="0", skip=True),)))
     groups = tr_param_groups(model, lr=0.1)
     optimizer = SGDT(groups, lr=0.1, momentum=0.9, total_steps=STEPS, **settings)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    attach([], model, optimizer, STEPS)
+    wrapped = DistributedDataParallel(model)
     torch.manual_seed(rank)  # each process has its own data
     for _ in range(STEPS):
         optimizer.zero_grad()

@@ -58,12 +58,20 @@ def numbers(shape, salt):
     return ((mixed >> 16) % 4096).to(torch.float32).div(4096).sub(0.5).reshape(shape)
 
 
+def checksum(quantizer, weight):
+    """Return one of the levels in steps of the grid: the codes, -1 and 1 on the binary one."""
+    grid = quantizer.grid()
+    steps = grid.mul * quantizer.codes(weight) + grid.add
+    return zlib.crc32(bytes(steps.view(-1).view(torch.uint8).tolist()))
+
+
 def trace(name, key):
     """Return, per recorded update and layer: rate, K, U, checksum of the codes."""
     groups = []
     for salt, (layer, (shape, bits)) in enumerate(SHAPES.items()):
         quantizer = build_quantizer("fixed_grid", bits, signed=True, learn_scale=False)
         weight = nn.Parameter(numbers(shape, salt))
+        quantizer.calibrate(weight)
         groups.append({"params": [weight], "name": layer, "quantizer": quantizer})
     options = {"total_steps": STEPS, "tr_factor": 0.02, **OPTIMIZERS[name], **SETTINGS[key]}
     if "gain" in key:
@@ -84,15 +92,7 @@ def trace(name, key):
                         group["transition_rate"].item(),
                         group["running_tr"].item(),
                         group["talr"].item(),
-                        zlib.crc32(
-                            bytes(
-                                made["quantizer"]
-                                .codes(group["params"][0])
-                                .view(-1)
-                                .view(torch.uint8)
-                                .tolist()
-                            )
-                        ),
+                        checksum(made["quantizer"], group["params"][0]),
                     ]
                     for made, group in shown
                 ]

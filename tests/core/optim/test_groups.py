@@ -1,19 +1,26 @@
 """`tr_param_groups`: every trainable parameter once, in a fixed order, with its own options."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from tr_det.core import (
     SGDT,
+    ConfigError,
     QuantConfig,
     QuantRule,
+    TransitionScheduled,
     quantize_model,
     quantized_weight_groups,
-    scale_group,
+    quantizer_groups,
     tr_param_groups,
     without_transition,
 )
+from tr_det.core.optim.registry import OPTIMIZERS, make_optimizer
+from tr_det.core.transition.settings import config_defaults
 
 
 def _model(**options) -> nn.Sequential:
@@ -84,11 +91,67 @@ def test_learned_weight_scales_are_among_the_scales() -> None:
     assert scales["lr"] == 0.25
 
 
+def test_quantizers_have_the_options_that_they_ask_for(monkeypatch) -> None:
+    model = _model(learn_weight_scale=True)
+    quantizer = model[2].weight_quantizer
+    monkeypatch.setattr(quantizer, "param_options", lambda: {"lr_factor": 0.1, "weight_decay": 0.5})
+    scales, own = sorted(
+        quantizer_groups(model, 0.5, weight_decay=0.0), key=lambda g: g["weight_decay"]
+    )
+    assert _names(model, own) == ["2.weight_quantizer.scale"]
+    assert (own["lr"], own["weight_decay"]) == (0.05, 0.5)
+    assert "2.weight_quantizer.scale" not in _names(model, scales)
+    assert (scales["lr"], scales["weight_decay"]) == (0.5, 0.0)
+
+
+def test_quantized_weights_in_an_ordinary_group_are_refused() -> None:
+    model = _model()
+    for broken in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)).double()):
+        with pytest.raises(
+            ConfigError, match=r"^params=.*: must be groups made by tr_param_groups"
+        ):
+            SGDT(broken.parameters(), lr=0.1, total_steps=1)
+    SGDT(model[0].parameters(), lr=0.1, total_steps=1)  # in full precision
+
+
+def test_without_quantized_weights_it_says_once_that_it_is_plain(caplog) -> None:
+    optimizer = SGDT(nn.Linear(2, 2).parameters(), lr=0.1, total_steps=3)
+    optimizer.step(), optimizer.step()
+    assert len(caplog.messages) == 1
+    assert "SGDT has no quantized weights, so it is plain SGD" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_registry_makes_every_optimizer(name: str) -> None:
+    groups = tr_param_groups(_model(), 0.5, 0.25)
+    transition = {**config_defaults(), "update": "pi", "momentum": -1.0}
+    arguments = {"momentum": 0.75, "nesterov": True, "betas": (0.5, 0.25)}
+    optimizer = make_optimizer(
+        name, groups, total_steps=7, transition=transition, arguments=arguments, lr=0.5
+    )
+    kind = type(optimizer).__name__
+    assert kind == name
+    scheduled = name.endswith("T")
+    assert isinstance(optimizer, getattr(torch.optim, name[:-1] if scheduled else name))
+    assert isinstance(optimizer, TransitionScheduled) == scheduled
+    for key in ("momentum", "nesterov", "betas"):
+        if key in OPTIMIZERS[name].arguments:
+            assert optimizer.param_groups[0][key] == arguments[key]
+    assert any("talr" in group for group in optimizer.param_groups) == scheduled
+
+
+def test_the_registry_refuses_what_is_not_there() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^optimizer='SGTD': must be one of .*'SGDT'\]; did you mean"
+    ):
+        make_optimizer("SGTD", [], total_steps=1, transition={}, arguments={})
+
+
 def test_plain_model_gives_one_group() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     (group,) = tr_param_groups(model, 0.5, 0.25)
     assert group["params"] == list(model.parameters())
-    assert quantized_weight_groups(model) == scale_group(model) == []
+    assert quantized_weight_groups(model) == quantizer_groups(model, 0.5) == []
 
 
 def test_frozen_quantized_weight_has_no_group() -> None:

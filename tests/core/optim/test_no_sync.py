@@ -6,16 +6,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tr_det import core
-from tr_det.core import QuantConfig, quantize_model, tr_param_groups, without_transition
-from tr_det.core.ops import fixed_grid
+from tr_det.core import (
+    QuantConfig,
+    quantize_model,
+    set_scales,
+    tr_param_groups,
+    without_transition,
+)
+from tr_det.core.ops import affine
 from tr_det.core.optim import nonfinite
 
 
 @pytest.fixture(autouse=True)
 def quantize_as_on_any_device(monkeypatch):
     """Leave out the CPU's own backward: it reads the scale, which blocks nothing there."""
-    plain = (fixed_grid.quantize_plain, fixed_grid.gradients_plain)
-    monkeypatch.setattr(fixed_grid, "_implementation", lambda x, scale: plain)
+    plain = (affine.quantize_plain, affine.gradients_plain)
+    monkeypatch.setattr(affine, "_implementation", lambda x, scale: plain)
 
 
 class ScalarReads(TorchDispatchMode):
@@ -44,6 +50,7 @@ def network():
     )
     model(torch.rand(1, 3, 8, 8))
     quantize_model(model, QuantConfig(signed_input=True))
+    set_scales(model, lambda: model(torch.rand(2, 3, 8, 8)))
     return model
 
 
@@ -55,7 +62,7 @@ def _like_a_device(like_a_device, monkeypatch):
 
 def reads_in_steps(model, optimizer):
     x = torch.rand(2, 3, 8, 8)
-    for _ in range(2):  # scales are set and constants made in the first steps
+    for _ in range(2):  # constants are made in the first steps
         model(x).sum().backward()
         optimizer.step()
     with ScalarReads() as reads:

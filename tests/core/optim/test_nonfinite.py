@@ -38,14 +38,12 @@ def test_a_skipped_step_leaves_no_trace(name, caplog) -> None:
     plain, spoiled = pair(name), pair(name, tr_nonfinite="skip")
     train(*plain, range(8))
     train(*spoiled, range(5))
-    calls = []
-    spoiled[1].step_callback = calls.append
     with caplog.at_level(logging.WARNING):
         for value in (math.nan, math.inf):
             spoil(*spoiled, "3.weight", value)
             spoiled[1].step()
+            assert not spoiled[1].made_update
     assert spoiled[1].skipped_steps == 2
-    assert not calls
     assert "'3.weight' has NaN or inf: step skipped (2 so far)" in caplog.text
     train(*spoiled, range(5, 8))
     assert_equal(snapshot(*spoiled), snapshot(*plain))

@@ -8,15 +8,28 @@ from small_runs import NAMES, OPTIMIZERS, loss, make_model, make_optimizer, tr_g
 from torch import nn
 
 import tr_det.core
-from tr_det.core import QuantConfig, build_quantizer, quantize_model, tr_param_groups
+from tr_det.core import (
+    QuantConfig,
+    build_quantizer,
+    quantize_model,
+    set_scales,
+    tr_param_groups,
+)
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
+
+
+def calibrated(bits, data):
+    """Return a quantizer for TR scheduling."""
+    quantizer = build_quantizer("fixed_grid", bits, signed=True, learn_scale=False)
+    quantizer.calibrate(data)
+    return quantizer
 
 
 def one_weight(weight, name="SGDT", bits=2, **options):
     """Return a parameter and an optimizer that schedules it alone."""
     parameter = nn.Parameter(weight.clone())
-    quantizer = build_quantizer("fixed_grid", bits, signed=True, learn_scale=False)
+    quantizer = calibrated(bits, weight if weight.numel() else torch.ones(1))
     group = {"params": [parameter], "name": "w", "quantizer": quantizer}
     settings = {"lr": 0.1, "total_steps": 50, "tr_factor": 0.1, "tr_momentum": 0.5, **options}
     return parameter, getattr(tr_det.core, name)([group], **settings)
@@ -166,7 +179,6 @@ def test_a_model_in_bfloat16_trains_and_quantizes() -> None:
 def test_a_layer_without_gradient_stands_still_and_then_starts_like_any_other(update) -> None:
     model = make_model()
     optimizer = make_optimizer(model, tr_update=update, tr_schedule="constant")
-    loss(model, 0)  # sets the scales
     asleep = model[3].weight.clone()
     for step in range(12):
         optimizer.zero_grad()
@@ -200,8 +212,9 @@ def test_pi_reads_a_late_layers_rate_at_its_full_value() -> None:
         tr_final=0.0,
     )
     other = nn.Parameter(torch.randn(8, generator=rng))
-    quantizer = build_quantizer("fixed_grid", 2, signed=True, learn_scale=False)
-    optimizer.add_param_group({"params": [other], "name": "awake", "quantizer": quantizer})
+    optimizer.add_param_group(
+        {"params": [other], "name": "awake", "quantizer": calibrated(2, other)}
+    )
     rates = []
     for step in range(24):
         other.grad = torch.randn(8, generator=rng)
@@ -219,6 +232,7 @@ def test_pi_reads_a_late_layers_rate_at_its_full_value() -> None:
 def test_quantizing_a_layer_of_one_weight_is_possible() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
     quantize_model(model, QuantConfig(signed_input=True))
+    set_scales(model, lambda: model(torch.ones(2, 1)))
     optimizer = tr_det.core.SGDT(tr_param_groups(model, 0.1), lr=0.1, total_steps=3)
     for _ in range(3):
         optimizer.zero_grad()

@@ -1,32 +1,98 @@
-"""What every registered quantizer must do, at every bit-width and sign."""
+"""What every registered quantizer must do, at every bit-width, sign and role that it has."""
 
 import copy
 import io
+import itertools
+import math
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tr_det.core import QUANTIZERS, build_quantizer
+from tr_det.core import QUANTIZERS, ConfigError, build_quantizer
 
-pytestmark = [
-    pytest.mark.parametrize("name", sorted(QUANTIZERS)),
-    pytest.mark.parametrize("bits", range(1, 9)),
-    pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"]),
-]
+CHANNELS = 3
 
 
-def data(signed, seed=0, shape=(5, 3, 4), dtype=torch.float32):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return (x if signed else x.relu()).to(dtype)
+class Case(NamedTuple):
+    name: str
+    bits: int
+    signed: bool
+    role: str
+    axis: int | None  # of the channels; None: one scale per tensor
+
+    def __str__(self):
+        sign = "signed" if self.signed else "unsigned"
+        scales = "" if self.axis is None else f"-per-channel{self.axis}"
+        return f"{self.name}-{self.bits}-{sign}-{self.role}{scales}"
+
+    def build(self, **options):
+        if self.axis is not None:
+            options |= {"per_channel": True, "channels": CHANNELS, "axis": self.axis}
+        quantizer = build_quantizer(self.name, self.bits, self.signed, role=self.role, **options)
+        quantizer.attached = True
+        return quantizer
+
+    def ready(self, **options):
+        quantizer = self.build(**options)
+        quantizer.calibrate(self.data())
+        return quantizer
+
+    def data(self, seed=0, tail=(4, 5), dtype=torch.float32):
+        """Return random numbers; channels differ in size."""
+        shape = (CHANNELS, 2) if self.axis != 1 else (2, CHANNELS)
+        x = torch.randn((*shape, *tail), generator=torch.Generator().manual_seed(seed))
+        sizes = torch.tensor([0.5, 1.0, 2.0]).view([-1, *[1] * (x.ndim - 1 - (self.axis or 0))])
+        x = x * sizes if self.axis is not None else x
+        return (x if self.signed else x.relu()).to(dtype)
+
+    def ramp(self, size=400):
+        """Return ascending numbers along the last dimension, wider than any grid here."""
+        ramp = torch.linspace(-60.0, 60.0, size)
+        return ramp.expand((2, CHANNELS, size) if self.axis == 1 else (CHANNELS, size)).clone()
 
 
-def ready(name, bits, signed, **options):
-    quantizer = build_quantizer(name, bits, signed, **options)
-    quantizer.initialize(data(signed))
-    return quantizer
+def accepted():
+    found = []
+    for name, bits, signed, (role, axis) in itertools.product(
+        sorted(QUANTIZERS),
+        range(1, 9),
+        (True, False),
+        (("weight", None), ("weight", 0), ("weight", 1), ("input", None)),
+    ):
+        case = Case(name, bits, signed, role, axis)
+        try:
+            case.build()
+        except ConfigError:
+            continue
+        found.append(case)
+    return found
+
+
+CASES = accepted()
+every = pytest.mark.parametrize("case", CASES, ids=str)
+each_kind = pytest.mark.parametrize("case", [c for c in CASES if c.bits <= 2], ids=str)
+
+
+def results(quantizer, x, function=None):
+    """Return output and gradients."""
+    x = x.detach().clone().requires_grad_()
+    quantizer.zero_grad()
+    out = (quantizer if function is None else function)(x)
+    out.square().sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in quantizer.parameters() if p.requires_grad)]
+
+
+def level_of(quantizer, codes, case):
+    """Return the level of each code, looked up."""
+    index, levels = codes.long() - quantizer.spec.low, quantizer.levels()
+    if case.axis is None:
+        return levels[index]
+    rows = torch.arange(CHANNELS).view([-1, *[1] * (codes.ndim - 1 - case.axis)])
+    return levels[rows.expand(codes.shape), index]
 
 
 def through_file(value):
@@ -36,115 +102,259 @@ def through_file(value):
     return torch.load(buffer, weights_only=True)
 
 
-def test_codes_are_small_integers_that_name_the_level_of_the_output(name, bits, signed):
-    quantizer, x = ready(name, bits, signed), data(signed, seed=1)
-    codes, levels = quantizer.codes(x), quantizer.levels()
-    assert codes.dtype == (torch.int8 if signed else torch.uint8)
-    assert codes.shape == x.shape
-    assert not codes.requires_grad
-    assert torch.equal(levels, levels.sort().values)
-    assert len(levels) == 2**bits
-    low, high = quantizer.code_range.tolist()
-    assert low <= codes.min() <= codes.max() <= high
-    index = torch.searchsorted(torch.tensor(quantizer.grid.codes()), codes.long())
-    torch.testing.assert_close(quantizer(x).detach(), levels[index], rtol=1e-6, atol=0)
+def test_there_is_something_to_test():
+    assert {case.name for case in CASES} == set(QUANTIZERS)
+    for name, role in (("lsbq", "weight"), ("running_minmax", "input"), ("fixed_grid", "input")):
+        assert {case.bits for case in CASES if (case.name, case.role) == (name, role)} == {
+            *range(1, 9)
+        }
 
 
-def test_an_empty_input_passes_and_leaves_the_scale_to_the_next(name, bits, signed):
-    quantizer, expected = build_quantizer(name, bits, signed), ready(name, bits, signed)
-    assert quantizer(torch.zeros(0, 4)).shape == (0, 4)
-    assert not quantizer.is_initialized
-    quantizer(data(signed))
-    assert torch.equal(quantizer.scale, expected.scale)
+@every
+def test_codes_are_small_integers_that_ascend_and_name_the_output(case):
+    quantizer = case.ready().eval()
+    low, high = quantizer.spec.low, quantizer.spec.high
+    levels = quantizer.levels()
+    assert levels.shape == (*(() if case.axis is None else (CHANNELS,)), 2**case.bits)
+    assert (levels.diff() > 0).all()
+    for x in (case.data(seed=1), case.ramp()):
+        codes = quantizer.codes(x)
+        assert codes.dtype == (torch.int8 if case.signed else torch.uint8)
+        assert codes.shape == x.shape
+        assert low <= codes.min() <= codes.max() <= high == low + 2**case.bits - 1
+        out = quantizer(x).detach()
+        assert torch.equal(out, quantizer.values(codes).detach())
+        assert torch.equal(out, level_of(quantizer, codes, case))
+        points = quantizer.transition_points()
+        assert (points.diff() > 0).all()
+        # A float of rounding may put what is next to a transition point on its other side.
+        units = quantizer.normalized(x)
+        passed = (units[..., None] > points).sum(-1)
+        near = (units[..., None] - points).abs().amin(-1) < 1e-4
+        assert torch.equal((codes.long() - low)[~near], passed[~near])
+    assert (codes.long().diff() >= 0).all()
+    assert (codes[..., 0] == low).all()
+    assert (codes[..., -1] == high).all()
 
 
-def test_codes_and_forward_have_no_side_effect(name, bits, signed):
-    quantizer, x = ready(name, bits, signed), data(signed, seed=1)
+@every
+def test_grid_and_rounding_say_what_exporters_need(case):
+    """Levels are affine in the code; the middle of a code's interval has that code."""
+    quantizer = case.ready()
+    grid, rounding = quantizer.grid(), quantizer.rounding()
+    assert (grid is None) == (rounding is None) == (quantizer.kernel() is None)
+    if grid is None:
+        return
+    codes = torch.arange(grid.low, grid.high + 1)
+    offset = 0 if grid.offset is None else grid.offset[..., None]
+    by_hand = grid.step[..., None] * (grid.mul * codes + grid.add) + offset
+    torch.testing.assert_close(by_hand.expand_as(quantizer.levels()), quantizer.levels())
+    shift = 0 if rounding.shift is None else rounding.shift[..., None]
+    units = codes - rounding.base if rounding.tie == "even" else codes + 0.5
+    middles = (shift + rounding.step[..., None] * units).detach()
+    if case.axis == 1:
+        middles = middles[None]
+    assert torch.equal(quantizer.codes(middles).long(), codes.expand(middles.shape))
+
+
+@every
+def test_codes_and_evaluation_have_no_side_effect(case):
+    quantizer, x = case.ready(), case.data(seed=1)
     before, kept = copy.deepcopy(quantizer.state_dict()), x.clone()
-    first, out = quantizer.codes(x), quantizer(x)
+    first, out = quantizer.codes(x), quantizer.eval()(x)
     assert torch.equal(first, quantizer.codes(x))
     assert torch.equal(out, quantizer(x))
+    assert torch.equal(out, quantizer.train()(x))
     assert torch.equal(x, kept)
     for key, value in quantizer.state_dict().items():
         assert torch.equal(value, before[key]), key
 
 
-def test_gradients_reach_the_input_and_only_a_trained_scale(name, bits, signed):
+@every
+def test_gradients_are_finite_at_and_beyond_the_bounds(case):
+    bounds = case.ready().eval()(case.ramp())[..., [0, -1]].detach()
+    huge = torch.tensor([-3e38, -1e30, -1e4, -1e-30, 0.0, 1e-42, 1e4, 1e30, 3e38])
+    x = torch.cat((bounds, huge.expand(*bounds.shape[:-1], -1), case.ramp(50)), -1)
     for learn in (True, False):
-        quantizer = ready(name, bits, signed, learn_scale=learn)
-        x = data(signed, seed=1).requires_grad_()
-        quantizer(x).square().sum().backward()
+        quantizer = case.ready(learn_scale=learn)
+        x = x.detach().clone().requires_grad_()
+        quantizer(x).sum().backward()
         assert torch.isfinite(x.grad).all()
         assert x.grad.any()
-        assert (quantizer.scale.grad is not None) == learn
-        assert not learn or torch.isfinite(quantizer.scale.grad)
+        for parameter in quantizer.parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad == learn
+            assert not learn or torch.isfinite(parameter.grad).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_and_layout_stay(name, bits, signed, dtype):
-    quantizer = ready(name, bits, signed)
-    x = data(signed, 1, (2, 3, 4, 5), dtype).to(memory_format=torch.channels_last)
-    out = quantizer(x.requires_grad_())
-    out.sum().backward()
-    assert (out.dtype, x.grad.dtype) == (dtype, dtype)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    plain = quantizer(x.detach().contiguous())
-    assert torch.equal(out.detach(), plain)
-    for odd in (torch.tensor(0.5, dtype=dtype), torch.zeros(0, 3, dtype=dtype), x[::2, :, 1]):
-        assert quantizer(odd).shape == quantizer.codes(odd).shape == odd.shape
+@every
+def test_dtype_and_layout_stay(case):
+    quantizer = case.ready()
+    for kind in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = case.data(1, dtype=kind).to(memory_format=torch.channels_last)
+        out = quantizer(x.requires_grad_())
+        out.sum().backward()
+        assert (out.dtype, x.grad.dtype) == (kind, kind)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(out.detach(), quantizer(x.detach().contiguous()))
+        others = [x[..., 0], x[..., ::2, 1:3], x.detach()[..., :0]]
+        if case.axis is None:
+            others += [torch.tensor(0.5, dtype=kind), x[::2, :, 1]]
+        for odd in others:
+            assert quantizer(odd).shape == quantizer.codes(odd).shape == odd.shape
 
 
-@pytest.mark.parametrize("way", ["deepcopy", "pickle", "state_dict"])
-def test_copies_and_checkpoints_quantize_alike(name, bits, signed, way):
-    quantizer, x = ready(name, bits, signed), data(signed, seed=1)
-    if way == "state_dict":
-        twin = build_quantizer(name, bits, signed)
-        twin.load_state_dict(through_file(quantizer.state_dict()))
-    else:
-        twin = (
-            copy.deepcopy(quantizer) if way == "deepcopy" else pickle.loads(pickle.dumps(quantizer))
-        )
-    twin.eval()
-    assert torch.equal(twin(x), quantizer(x))
-    with torch.no_grad():
-        twin.scale.mul_(2)
-    assert twin.scale != quantizer.scale
+@every
+def test_degenerate_data_give_finite_results(case):
+    shape = (1, CHANNELS, 1) if case.axis == 1 else (CHANNELS, 1)
+    for x in (
+        torch.full((*shape, 4), 0.7),
+        torch.zeros(*shape, 4),
+        torch.full(shape, 0.3),
+        torch.full((*shape, 4), 1e-30),
+        torch.full((1,) if case.axis is None else shape, 0.5),
+    ):
+        quantizer = case.build()
+        quantizer.calibrate(x)
+        assert quantizer.is_calibrated
+        for tensor in (*results(quantizer, x), *quantizer.own_tensors(), quantizer.levels()):
+            assert torch.isfinite(tensor).all()
+        assert torch.equal(quantizer.eval()(x), quantizer.values(quantizer.codes(x)))
 
 
-def test_what_is_not_ready_or_does_not_fit_is_refused(name, bits, signed):
-    x = data(signed)
-    with pytest.raises(RuntimeError, match="no scale yet"):
-        build_quantizer(name, bits, signed).eval()(x)
-    with pytest.raises(ValueError, match="NaN or inf"):
-        build_quantizer(name, bits, signed).initialize(x / 0)
-    other = build_quantizer(name, 1 if bits == 8 else bits + 1, signed)
-    with pytest.raises(RuntimeError, match="the checkpoint has codes"):
-        other.load_state_dict(ready(name, bits, signed).state_dict())
+@settings(max_examples=200, deadline=None)
+@given(
+    case=st.sampled_from(CASES),
+    seed=st.integers(0, 2**16),
+    size=st.integers(1, 60),
+    spread=st.floats(1e-3, 1e3),
+)
+def test_any_data_give_finite_results_in_the_order_of_the_input(case, seed, size, spread):
+    quantizer = case.build()
+    x = (case.data(seed, (size,)) * spread).sort(-1).values
+    quantizer.calibrate(x)
+    out, *gradients = results(quantizer, x)
+    assert (out.diff() >= 0).all()
+    assert torch.equal(out, quantizer.values(quantizer.codes(x)))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_a_compiled_quantizer_gives_the_same_numbers(name, bits, signed):
+@every
+def test_what_is_not_ready_or_does_not_fit_is_refused(case):
+    x, quantizer = case.data(), case.build()
+    for use in (quantizer, quantizer.codes):
+        with pytest.raises(RuntimeError, match="no scale yet"):
+            use(x)
+    quantizer.calibrate(x[..., :0])
+    assert not quantizer.is_calibrated  # without elements
+    assert quantizer(x[..., :0]).shape == (*x.shape[:-1], 0)
+    for bad in (math.nan, math.inf):
+        spoiled = x.clone()
+        spoiled.view(-1)[3] = bad
+        with pytest.raises(ValueError, match="NaN or inf"):
+            quantizer.calibrate(spoiled)
+    if not case.signed:
+        with pytest.raises(ValueError, match="negative values"):
+            quantizer.calibrate(x - 1)
+    assert not quantizer.is_calibrated
+    ready = case.ready()
+    ready.attached = False
+    ready.eval()(x)
+    if ready.adapts:
+        with pytest.raises(RuntimeError, match=r"tr_det\.core\.attach"):
+            ready.train()(x)
+
+
+@every
+def test_copies_and_checkpoints_quantize_alike(case):
+    quantizer, x = case.ready(), case.data(seed=1)
+    loaded = case.build()
+    loaded.load_state_dict(through_file(quantizer.state_dict()))
+    for twin in (loaded, copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
+        assert twin.is_calibrated
+        for ours, theirs in zip(results(twin, x), results(quantizer, x), strict=True):
+            assert torch.equal(ours, theirs)
+        with torch.no_grad():
+            for tensor in twin.own_tensors():
+                tensor.mul_(2)
+        for ours, theirs in zip(twin.own_tensors(), quantizer.own_tensors(), strict=True):
+            assert torch.equal(ours, 2 * theirs)
+
+
+@every
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(case):
+    state = case.ready().state_dict()
+    others = [other for other in CASES if other[2:] == case[2:]]
+    bits = next(o for o in others if o.name == case.name and o.bits != case.bits)
+    kinds = [o for o in others if o.name != case.name and o.bits == case.bits]
+    refused = [(other.build(), state, "the checkpoint has") for other in (bits, *kinds)]
+    old = {"initialized": torch.tensor(True), "code_range": torch.tensor([-2, 1])}
+    old["scale"] = torch.tensor(1.0)
+    refused.append((case.build(), old, "an older version of tr_det"))
+    for quantizer, saved, message in refused:
+        with pytest.raises(RuntimeError, match=message) as error:
+            quantizer.load_state_dict(saved)
+        assert len(str(error.value).splitlines()) == 2  # torch's own head, and one line
+        assert not quantizer.is_calibrated
+
+
+@each_kind
+def test_a_compiled_quantizer_gives_the_same_numbers(case):
     torch._dynamo.reset()
-    quantizer = ready(name, bits, signed)
+    quantizer, x = case.ready(), case.data(seed=1)
+    eager, seen = results(quantizer, x), copy.copy(quantizer.seen)
+    quantizer.seen = None
     compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
-    results = []
-    for function in (quantizer, compiled):
-        quantizer.scale.grad = None
-        x = data(signed, seed=1).requires_grad_()
-        out = function(x)
-        out.square().sum().backward()
-        results.append((out.detach(), x.grad, quantizer.scale.grad))
-    for ours, theirs in zip(*results, strict=True):
+    for ours, theirs in zip(results(quantizer, x, compiled), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (seen is None) == (quantizer.seen is None)
+    assert seen is None or torch.equal(seen, quantizer.seen)
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**16), size=st.integers(1, 200), spread=st.floats(1e-3, 1e3))
-def test_any_data_gives_a_positive_scale_and_finite_results(name, bits, signed, seed, size, spread):
-    quantizer = build_quantizer(name, bits, signed)
-    x = (data(signed, seed, (size,)) * spread).requires_grad_()
-    out = quantizer(x)
-    out.sum().backward()
-    assert quantizer.scale > 0
-    assert torch.isfinite(out).all()
-    assert torch.isfinite(x.grad).all()
-    assert torch.isfinite(quantizer.scale.grad)
+@every
+def test_recoding_counts_like_comparing(case):
+    quantizer = case.ready()
+    for which in (None, 0.3):
+        if which and case.bits < 8 and case.role == "weight":
+            x = case.data()
+            quantizer.hold(torch.rand_like(x) < which, quantizer.codes(x))
+        codes = quantizer.codes(case.data())
+        for seed in (1, 1, 2):
+            x, before = case.data(seed), codes.clone()
+            count = quantizer.recode_(x, codes)
+            assert torch.equal(codes, quantizer.codes(x))
+            assert (count.shape, count.is_floating_point()) == ((), False)
+            assert count.item() == sum(
+                map(int.__ne__, codes.flatten().tolist(), before.flatten().tolist())
+            )
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.role == "weight"], ids=str)
+def test_held_weights_keep_their_level_and_get_no_gradient(case):
+    quantizer, x = case.ready(), case.data(seed=1)
+    first, second = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    second &= ~first
+    free = ~(first | second)
+    codes = quantizer.codes(x)
+    if case.bits == 8:
+        with pytest.raises(ConfigError, match=r"^bits=8: must be at most 7"):
+            quantizer.hold(first, codes)
+        return
+    plain = results(quantizer, x)
+    quantizer.hold(first, codes)
+    quantizer.hold(second, torch.full(x.shape, 1000))  # out of the grid
+    assert torch.equal(quantizer.held != -128, ~free)
+    expected = torch.where(first, codes, quantizer.spec.high)
+    moved = torch.where(free, x, case.data(seed=2))
+    for twin in (quantizer, copy.deepcopy(quantizer), case.build()):
+        twin.load_state_dict(through_file(quantizer.state_dict()))
+        out, gradient, *of_scale = results(twin, moved)
+        assert torch.equal(twin.codes(moved)[~free], expected[~free])
+        assert torch.equal(out[~free], level_of(twin, expected, case)[~free])
+        assert not gradient[~free].any()
+        assert torch.equal(out[free], plain[0][free])
+        assert torch.equal(gradient[free], plain[1][free])
+        assert all(torch.isfinite(g).all() for g in of_scale)
+        assert twin.codes(x).dtype == codes.dtype
+    other = case.ready().state_dict()
+    quantizer.load_state_dict(other)  # of a run in which nothing was held
+    assert quantizer.held is None

@@ -42,10 +42,8 @@ def grid(bits: int, signed: bool) -> tuple[int, int, int]:
 
 
 def make(bits: int, signed: bool, scale: float, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Return a quantizer with the given scale, already initialized."""
-    quantizer = build_quantizer("fixed_grid", bits, signed)
-    quantizer.initialize(torch.linspace(-1.0 if signed else 0.0, 1.0, 9))
-    quantizer = quantizer.to(dtype)
+    """Return a quantizer with the given scale."""
+    quantizer = build_quantizer("fixed_grid", bits, signed).to(dtype)
     with torch.no_grad():
         quantizer.scale.fill_(scale)
     return quantizer
@@ -58,6 +56,12 @@ def reference_codes(x: np.ndarray, scale: float, bits: int, signed: bool) -> np.
     if bits == 1 and signed:
         return np.where(normalised >= 0, 1, -1)
     return np.rint(normalised).astype(np.int64)
+
+
+def steps(quantizer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return gamma times the level of each code: the code itself, -1 or 1 on the binary grid."""
+    codes = quantizer.codes(x).long()
+    return 2 * codes + 1 if quantizer.bits == 1 and quantizer.signed else codes
 
 
 def reference_mask(x: np.ndarray, scale: float, bits: int, signed: bool) -> np.ndarray:
@@ -110,7 +114,7 @@ def test_values_and_codes_equal_eq_13(
     assert output.dtype == dtype
     assert output.shape == x.shape
     np.testing.assert_array_equal(output.detach().double().numpy(), expected / gamma)
-    np.testing.assert_array_equal(quantizer.codes(x).long().numpy(), expected)
+    np.testing.assert_array_equal(steps(quantizer, x).numpy(), expected)
     # Random data reaches every level of the grid up to 6 bits (600 points), and both ends always.
     assert {expected.min(), expected.max()} == set(grid(bits, signed)[:2])
     if bits <= 6:
@@ -201,7 +205,7 @@ def test_zero_has_a_level_except_in_the_binary_signed_grid(bits: int) -> None:
         output.sum().backward()
         expected = 1 if (bits == 1 and signed) else 0
         assert output.tolist() == [expected] * 2
-        assert quantizer.codes(x).tolist() == [expected] * 2
+        assert quantizer.codes(x).tolist() == [0, 0]
         assert x.grad.tolist() == [4.0, 4.0]
         assert float(quantizer.scale.grad) == 0.0
 
@@ -231,8 +235,8 @@ def test_levels_are_the_sorted_values_of_the_grid(bits: int, signed: bool) -> No
 
 @every_grid
 def test_codes_have_the_integer_type_and_range_of_the_grid(bits: int, signed: bool) -> None:
-    """int8 in [alpha, beta] for signed, uint8 for unsigned; code / gamma is the output."""
-    alpha, beta, gamma = grid(bits, signed)
+    """int8 for signed, uint8 for unsigned; -1 and 0 for binary weights, else alpha to beta."""
+    alpha, beta, gamma = (-1, 0, 1) if bits == 1 and signed else grid(bits, signed)
     quantizer = make(bits, signed, 0.3)
     x = torch.tensor(sample(bits, signed, 0.3, seed=5)).reshape(1, -1, 1)
     codes = quantizer.codes(x)
@@ -240,7 +244,7 @@ def test_codes_have_the_integer_type_and_range_of_the_grid(bits: int, signed: bo
     assert codes.shape == x.shape
     assert int(codes.min()) == alpha
     assert int(codes.max()) == beta
-    assert torch.equal(codes.double() / gamma, quantizer(x).detach())
+    assert torch.equal(steps(quantizer, x).double() / gamma, quantizer(x).detach())
 
 
 @every_grid
@@ -398,7 +402,7 @@ def test_initial_scale_is_three_standard_deviations(
     values = values.astype(np.float32)
     x = torch.tensor(values, requires_grad=True)
     quantizer = build_quantizer("fixed_grid", bits, signed)
-    quantizer.initialize(x)
+    quantizer.calibrate(x)
     deviation = math.sqrt(
         math.fsum((float(v) - float(values.mean(dtype=np.float64))) ** 2 for v in values.flat)
         / (values.size - 1)
@@ -415,18 +419,18 @@ def test_initial_scale_is_three_standard_deviations(
 def test_initial_scale_is_unbiased_on_two_elements() -> None:
     """std([0, 1]) = sqrt(1/2) unbiased, 1/2 biased: the two are far apart here."""
     quantizer = build_quantizer("fixed_grid", 4, True)
-    quantizer.initialize(torch.tensor([0.0, 1.0]))
+    quantizer.calibrate(torch.tensor([0.0, 1.0]))
     assert float(quantizer.scale.detach()) == pytest.approx(3 * math.sqrt(0.5), rel=1e-6)
 
 
-def test_initialize_replaces_the_scale_of_earlier_data() -> None:
+def test_calibration_replaces_the_scale_of_earlier_data() -> None:
     """The same data at ten times the size gives ten times the scale."""
     x = torch.linspace(-1.0, 2.0, 33)
     quantizer = build_quantizer("fixed_grid", 3, True)
-    quantizer.initialize(x)
+    quantizer.calibrate(x)
     first = float(quantizer.scale.detach())
     parameter = quantizer.scale
-    quantizer.initialize(10 * x)
+    quantizer.calibrate(10 * x)
     assert float(quantizer.scale.detach()) == pytest.approx(10 * first, rel=1e-5)
     assert quantizer.scale is parameter  # An optimizer may hold it already.
 

@@ -1,5 +1,6 @@
 """Quantized layers, the rules that say which layers get them, and the conversion of a model."""
 
+from tr_det.core.nn.calibrate import is_calibrated, set_scales
 from tr_det.core.nn.config import QuantConfig, QuantRule
 from tr_det.core.nn.convert import quantize_model, quantized_layers, register_quant_layer
 from tr_det.core.nn.dequantize import dequantize_layers, dequantize_model
@@ -17,9 +18,11 @@ __all__ = [
     "QuantRule",
     "dequantize_layers",
     "dequantize_model",
+    "is_calibrated",
     "quantize_model",
     "quantized_layers",
     "quantized_weights_anew",
     "quantized_weights_once",
     "register_quant_layer",
+    "set_scales",
 ]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
-from tr_det.core.quantizers.base import check_quantizer_name
+from tr_det.core.errors import ConfigError, check, check_among
+from tr_det.core.quantizers import QUANTIZERS
+from tr_det.core.quantizers.spec import Spec
 
 FULL_PRECISION = 32
 OUTPUT_SCALE_POLICIES = ("auto", "always", "never")
 
 
-def check_bits(where: str, bits: object) -> None:
-    """Raise ValueError unless bits is an integer from 1 to 8, or 32 for full precision."""
-    valid = (
-        isinstance(bits, int)
-        and not isinstance(bits, bool)
-        and (1 <= bits <= 8 or bits == FULL_PRECISION)
-    )
-    if not valid:
-        raise ValueError(
-            f"{where}={bits!r}: must be from 1 to 8, or {FULL_PRECISION} for full precision"
-        )
+def check_bits(key: str, bits: object) -> None:
+    """Raise ConfigError unless bits is an integer from 1 to 8, or 32 for full precision."""
+    whole = isinstance(bits, int) and not isinstance(bits, bool)
+    valid = whole and (1 <= bits <= 8 or bits == FULL_PRECISION)  # type: ignore[operator]
+    check(key, bits, valid, f"from 1 to 8, or {FULL_PRECISION} for full precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +51,8 @@ class QuantRule:
                 check_bits(f"rule {self.pattern!r}: {key}", getattr(self, key))
         for key in ("skip", "signed_input", "output_scale"):
             value = getattr(self, key)
-            if value is not None and not isinstance(value, bool):
-                raise ValueError(
-                    f"rule {self.pattern!r}: {key}={value!r}: must be True, False or None"
-                )
+            known = value is None or isinstance(value, bool)
+            check(f"rule {self.pattern!r}: {key}", value, known, "True, False or None")
 
     def matches(self, name: str) -> bool:
         """Return whether the rule speaks of the layer of that name."""
@@ -72,13 +68,15 @@ class QuantConfig:
         act_bits: the same, for the layers' inputs.
         weight_quantizer: registry name.
         act_quantizer: registry name.
-        learn_weight_scale: train the scales of weight quantizers. Must stay False under TR
-            scheduling (weights would transit without being updated); the paper's plain baselines
-            train them.
+        weight_options: options of the weight quantizers, e.g. ``{"per_channel": True}``.
+        act_options: options of the input quantizers.
+        learn_weight_scale: train the parameters of weight quantizers, where they have any. Must
+            stay False under TR scheduling (weights would transit without being updated); the
+            paper's plain baselines train them.
         signed_input: whether inputs can be negative, for layers that no rule speaks of.
-        output_scale: ``"auto"`` adds a learnable output scale where no trainable norm is seen to
-            follow; ``"always"``; ``"never"`` (an error where no norm follows: Eq. 13's grid is
-            fixed, so something must absorb the scale).
+        output_scale: ``"auto"`` adds a learnable output scale where a quantizer needs it (its
+            output grid is fixed) and no trainable norm is seen to follow; ``"always"``;
+            ``"never"`` (an error where ``"auto"`` would add one).
         recompute_inputs: quantize each layer's input once more in the backward pass instead of
             keeping it: activations take the memory of full precision. Numbers are the same.
         rules: exceptions by layer name; all that match apply in order, later ones win field by
@@ -89,6 +87,8 @@ class QuantConfig:
     act_bits: int = 4
     weight_quantizer: str = "fixed_grid"
     act_quantizer: str = "fixed_grid"
+    weight_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    act_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     learn_weight_scale: bool = False
     signed_input: bool = False
     output_scale: str = "auto"
@@ -100,14 +100,29 @@ class QuantConfig:
         check_bits("weight_bits", self.weight_bits)
         check_bits("act_bits", self.act_bits)
         for key in ("learn_weight_scale", "signed_input", "recompute_inputs"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key}={getattr(self, key)!r}: must be True or False")
-        for key in ("weight_quantizer", "act_quantizer"):
-            check_quantizer_name(key, getattr(self, key))
-        if self.output_scale not in OUTPUT_SCALE_POLICIES:
-            raise ValueError(
-                f"output_scale={self.output_scale!r}: must be one of {list(OUTPUT_SCALE_POLICIES)}"
-            )
+            value = getattr(self, key)
+            check(key, value, isinstance(value, bool), "True or False")
+        check_among("output_scale", self.output_scale, OUTPUT_SCALE_POLICIES)
+        for part, role in (("weight", "weight"), ("act", "input")):
+            self._check_quantizer(part, role)
+
+    def _check_quantizer(self, part: str, role: str) -> None:
+        """Build the quantizer once, so that what it refuses shows before any model."""
+        name, options = getattr(self, f"{part}_quantizer"), getattr(self, f"{part}_options")
+        check_among(f"{part}_quantizer", name, QUANTIZERS)
+        cls, bits = QUANTIZERS[name], getattr(self, f"{part}_bits")
+        fits = role in cls.roles
+        others = [known for known in sorted(QUANTIZERS) if role in QUANTIZERS[known].roles]
+        check(f"{part}_quantizer", name, fits, f"one of {others}, which quantize a layer's {role}")
+        signed = role == "weight" or self.signed_input
+        channels = 1 if role == "weight" else None
+        try:
+            QUANTIZERS.check(name, options)
+            if bits != FULL_PRECISION:
+                cls(Spec(bits, signed, role, channels), **options)
+        except ConfigError as error:
+            key = {"bits": f"{part}_bits"}.get(error.key, f"{part}_options.{error.key}")
+            raise error.renamed(key) from None
 
     def for_layer(self, name: str) -> LayerChoice:
         """Return what the config and its rules say of one layer."""

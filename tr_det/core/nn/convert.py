@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from tr_det.core.errors import ConfigError, check
 from tr_det.core.nn.config import FULL_PRECISION, LayerChoice, QuantConfig
 from tr_det.core.nn.layers import OutputScale, QuantConv2d, QuantLinear, _QuantLayer
 from tr_det.core.nn.report import LayerReport, QuantReport
-from tr_det.core.quantizers import Quantizer, build_quantizer
+from tr_det.core.quantizers import QUANTIZERS, Calibrated, Quantizer, Spec
 
 _QUANT_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: QuantConv2d,
@@ -58,8 +59,9 @@ def source_class(quantized: type[nn.Module]) -> type[nn.Module]:
 def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> QuantReport:
     """Replace a model's convolution and linear layers by quantized ones, in place.
 
-    Layers that are quantized already stay as they are and are reported as such. Scales are set at
-    the first forward in training mode, so weights may be loaded after this call.
+    Layers that are quantized already, as the config wants them, stay as they are and are reported
+    as such. Scales are set later (`set_scales`, `attach`), so weights may be loaded after this
+    call.
 
     Args:
         model: any module. A layer used several times, such as a detector's shared head, is one
@@ -72,8 +74,8 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
         A report of every layer that has a weight: how it was quantized, or why it was left alone.
 
     Raises:
-        ValueError: a rule that matches no layer, or a fixed-grid layer that neither a norm nor an
-            output scale follows.
+        ConfigError: a rule that matches no layer, a layer that neither a norm nor an output scale
+            follows though its quantizers need one, or a layer that is quantized otherwise already.
     """
     layers = [
         (name, layer)
@@ -82,8 +84,10 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
     ]
     for rule in config.rules:
         if not rule.optional and not any(rule.matches(name) for name, _ in layers):
-            raise ValueError(
-                f"rule pattern={rule.pattern!r}: matches no layer; layers are {_examples(layers)}"
+            raise ConfigError(
+                "rules",
+                rule.pattern,
+                f"a pattern that matches a layer; layers are {_examples(layers)}",
             )
     normed = _layers_before_a_norm(model)
     # Plan first, convert after: an error must not leave a model half converted.
@@ -97,10 +101,7 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
     sizes = {id(getattr(layer, "weight", layer)): entry.num_weights for _, layer, entry in plan}
     counted = sum(sizes.values())  # a weight that layers share counts once
     own_state = sum(
-        p.numel()
-        for m in model.modules()
-        if isinstance(m, Quantizer | OutputScale)
-        for p in m.parameters(False)
+        p.numel() for m in model.modules() if isinstance(m, Calibrated) for p in m.parameters(False)
     )
     others = sum(p.numel() for p in model.parameters()) - counted - own_state
     return QuantReport(tuple(entry for _, _, entry in plan), others)
@@ -117,18 +118,11 @@ def _plan(name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool) 
     kind = type(layer).__name__
     weight = getattr(layer, "weight", None)
     size = weight.numel() if weight is not None else sum(p.numel() for p in layer.parameters(False))
-    if isinstance(layer, _QuantLayer):
-        weight_q, input_q = layer.weight_quantizer, layer.input_quantizer
-        return LayerReport(
-            name,
-            kind,
-            size,
-            FULL_PRECISION if weight_q is None else weight_q.bits,
-            FULL_PRECISION if input_q is None else input_q.bits,
-            input_q is not None and input_q.signed,
-            layer.output_scale is not None,
-        )
     choice = config.for_layer(name)
+    if isinstance(layer, _QuantLayer):
+        if choice.skip is None:
+            _check_same(name, layer, choice, config)
+        return _report_of(name, kind, size, layer)
     if choice.skip is not None:
         return LayerReport(name, kind, size, reason=f"rule {choice.skip!r}")
     if type(layer) not in _QUANT_LAYERS:
@@ -137,6 +131,7 @@ def _plan(name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool) 
         )
     if choice.weight_bits == choice.act_bits == FULL_PRECISION:
         return LayerReport(name, kind, size, reason="32 bits asked for")
+    _quantizers(name, layer, choice, config)  # what it refuses
     return LayerReport(
         name,
         kind,
@@ -148,41 +143,99 @@ def _plan(name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool) 
     )
 
 
+def _report_of(name: str, kind: str, size: int, layer: _QuantLayer) -> LayerReport:
+    """Return the report of a layer that is quantized already."""
+    weight_q, input_q = layer.weight_quantizer, layer.input_quantizer
+    return LayerReport(
+        name,
+        kind,
+        size,
+        FULL_PRECISION if weight_q is None else weight_q.bits,
+        FULL_PRECISION if input_q is None else input_q.bits,
+        input_q is not None and input_q.signed,
+        layer.output_scale is not None,
+    )
+
+
+def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: QuantConfig) -> None:
+    """Check that a quantized layer is what the config wants it to be."""
+    for part, quantizer, bits in (
+        ("weight", layer.weight_quantizer, choice.weight_bits),
+        ("act", layer.input_quantizer, choice.act_bits),
+    ):
+        theirs = FULL_PRECISION if quantizer is None else quantizer.bits
+        at = f"at which {name!r} is quantized already; dequantize_layers undoes it"
+        check(f"{part}_bits", bits, bits == theirs, f"{theirs}, {at}")
+        if quantizer is not None:
+            wanted = getattr(config, f"{part}_quantizer")
+            same = type(quantizer) is QUANTIZERS[wanted]
+            kind = type(quantizer).__module__.rpartition(".")[2]
+            check(f"{part}_quantizer", wanted, same, f"{kind!r}, {at}")
+
+
+def _specs(choice: LayerChoice, layer: nn.Module | None = None) -> tuple[Spec | None, Spec | None]:
+    """Return what a layer asks of its weight's and its input's quantizer."""
+    weight = getattr(layer, "weight", None)
+    channels = 1 if weight is None else weight.shape[0]
+    quantized = (choice.weight_bits != FULL_PRECISION, choice.act_bits != FULL_PRECISION)
+    return (
+        Spec(choice.weight_bits, True, "weight", channels) if quantized[0] else None,
+        Spec(choice.act_bits, choice.signed_input, "input") if quantized[1] else None,
+    )
+
+
 def _wants_output_scale(
     name: str, choice: LayerChoice, config: QuantConfig, norm_follows: bool
 ) -> bool:
     if choice.output_scale is not None:  # a rule names the layer: its author knows what follows
         return choice.output_scale
-    if config.output_scale == "never" and not norm_follows:
-        raise ValueError(
-            f"output_scale='never' for layer {name!r}: no trainable norm is seen to follow "
-            "it, so nothing could absorb the scale of the fixed grid; use 'auto', or say by a "
-            "rule that the layer needs none"
-        )
-    return config.output_scale == "always" or not norm_follows
+    names = (config.weight_quantizer, config.act_quantizer)
+    needed = not norm_follows and any(
+        spec is not None and QUANTIZERS[quantizer].needs_scale_after(spec)
+        for quantizer, spec in zip(names, _specs(choice), strict=True)
+    )
+    policy = config.output_scale
+    allowed = (
+        f"'auto' or 'always' for layer {name!r}: no trainable norm is seen to follow it, so "
+        "nothing absorbs the scale of its fixed grid; or say by a rule that the layer needs none"
+    )
+    check("output_scale", policy, policy != "never" or not needed, allowed)
+    return policy == "always" or needed
+
+
+def _quantizers(
+    name: str, layer: nn.Module, choice: LayerChoice, config: QuantConfig
+) -> list[Quantizer | None]:
+    """Return a layer's weight and input quantizer."""
+    made: list[Quantizer | None] = []
+    for part, spec, options in zip(
+        ("weight", "act"),
+        _specs(choice, layer),
+        ({"learn_scale": config.learn_weight_scale, **config.weight_options}, config.act_options),
+        strict=True,
+    ):
+        kind = getattr(config, f"{part}_quantizer")
+        try:
+            made.append(None if spec is None else QUANTIZERS.build(kind, spec, **options))
+        except ConfigError as error:
+            if error.key == "bits":
+                allowed = f"{error.allowed}, in layer {name!r}"
+                raise ConfigError(f"{part}_bits", error.value, allowed) from None
+            allowed = f"another one for layer {name!r} ({error})"
+            raise ConfigError(f"{part}_quantizer", kind, allowed) from None
+    return made
 
 
 def _convert(layer: nn.Module, name: str, config: QuantConfig, entry: LayerReport) -> None:
-    weight_quantizer = input_quantizer = None
-    if entry.weight_bits != FULL_PRECISION:
-        weight_quantizer = build_quantizer(
-            config.weight_quantizer,
-            entry.weight_bits,
-            signed=True,
-            learn_scale=config.learn_weight_scale,
-        )
-        weight_quantizer.label = f"{name}.weight_quantizer"
-    if entry.act_bits != FULL_PRECISION:
-        input_quantizer = build_quantizer(
-            config.act_quantizer, entry.act_bits, signed=entry.signed_input
-        )
-        input_quantizer.label = f"{name}.input_quantizer"
+    weight_quantizer, input_quantizer = _quantizers(name, layer, config.for_layer(name), config)
     output_scale = OutputScale() if entry.output_scale else None
-    if output_scale is not None:
-        output_scale.label = f"{name}.output_scale"
     layer.__class__ = _QUANT_LAYERS[type(layer)]
     assert isinstance(layer, _QuantLayer)
-    layer.attach(weight_quantizer, input_quantizer, output_scale)
+    layer.set_parts(weight_quantizer, input_quantizer, output_scale)
+    for child in ("weight_quantizer", "input_quantizer", "output_scale"):
+        part = getattr(layer, child)
+        if part is not None:
+            part.label = f"{name}.{child}"
     layer.recompute_input = config.recompute_inputs
     layer.train(layer.training)  # the new children follow the layer's mode
     layer.to(layer.weight.device)

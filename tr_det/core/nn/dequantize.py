@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tr_det.core.nn.convert import quantized_layers, source_class
-from tr_det.core.nn.layers import QuantConv2d, QuantLinear
+from tr_det.core.nn.layers import LATENT, QuantConv2d, QuantLinear
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def dequantize_layers(model: nn.Module) -> int:
     """
     layers = [layer for _, layer in quantized_layers(model)]
     for layer in layers:
+        vars(layer.weight).pop(LATENT, None)
         for child in ("weight_quantizer", "input_quantizer", "output_scale"):
             delattr(layer, child)
         layer.__class__ = source_class(type(layer))  # type: ignore[assignment]
@@ -52,10 +53,9 @@ def dequantize_layers(model: nn.Module) -> int:
 @torch.no_grad()
 def dequantized_weight(layer: QuantConv2d | QuantLinear) -> Tensor:
     """Return the weight with which a full-precision layer does what this one does."""
+    for part in layer.parts():
+        part.require_calibrated()
     weight = layer.quantized_weight()
-    for part in (layer.input_quantizer, layer.output_scale):
-        if part is not None and not part.is_initialized:
-            raise RuntimeError(f"{part.label}: no scale yet, so nothing to de-quantize")
     if layer.input_quantizer is not None:
         weight = weight * layer.input_quantizer.gain()
     if layer.output_scale is not None:

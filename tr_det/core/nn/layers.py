@@ -11,43 +11,39 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tr_det.core.nn.once import once
 from tr_det.core.nn.recompute import recomputed_input
 from tr_det.core.ops import scale_output, tie_scale
 from tr_det.core.ops.backends import is_watched
-from tr_det.core.quantizers import Quantizer
-from tr_det.core.quantizers.base import no_scale
+from tr_det.core.quantizers import Calibrated, Quantizer
+from tr_det.core.quantizers.pool import Pool, alone
 
 
-class OutputScale(nn.Module):
+class OutputScale(Calibrated):
     """Learnable scalar on a layer's output, for layers that no trainable norm follows.
 
-    From EWGS (Lee et al., CVPR 2021). Initialised at the first training forward to
-    ``mean|f(x, w)| / mean|f(x_q, w_q)|``, f without bias.
+    From EWGS (Lee et al., CVPR 2021). Its first value is ``mean|f(x, w)| / mean|f(x_q, w_q)|``, f
+    without bias.
 
     Deviations from EWGS: the bias is added after scaling, so that a pre-trained bias keeps its
     meaning; the scale is used as it is instead of by its absolute value, whose gradient vanishes
     at zero.
-    """
 
-    initialized: Tensor
+    Attributes:
+        scale: 0-d float32 parameter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
-        self.label = type(self).__name__
-        self._ready = False
+        self.scale = nn.Parameter(torch.full((), torch.nan))
 
     @torch.no_grad()
-    def initialize(self, full: Tensor, quantized: Tensor) -> None:
+    def calibrate(self, full: Tensor, quantized: Tensor, pool: Pool = alone) -> None:
         """Set the scale from a layer's full-precision and quantized outputs, without bias.
 
-        Pooled over processes under ``torch.distributed``, like `Quantizer.initialize`. Empty
-        outputs leave it unset.
+        Outputs without elements leave it unset.
         """
         sums = torch.stack(
             (
@@ -56,33 +52,24 @@ class OutputScale(nn.Module):
                 full.new_tensor(full.numel(), dtype=torch.float64),
             )
         )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(sums)
-        if sums[2] == 0:
+        total, ours, count = pool(sums, "sum").unbind()
+        if count == 0:
             return
-        ratio = sums[0] / sums[1]
+        ratio = total / ours
         self.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
-        self.initialized.fill_(1)
-        self._ready = True
-
-    @property
-    def is_initialized(self) -> bool:
-        """True once the scale has been set from data, loaded or copied."""
-        if not self._ready:
-            self._ready = bool(self.initialized.item())
-        return self._ready
 
     def forward(self, y: Tensor) -> Tensor:
         """Scale y, any shape."""
         return y * self.scale
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._ready = bool(self.initialized.item())
+
+LATENT = "_is_latent_weight"
+"""Attribute of the Parameters that are latent weights of quantized layers."""
 
 
-LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(input, weight, bias) -> output, linear in input and in weight."""
+def is_latent_weight(parameter: Tensor) -> bool:
+    """Return whether a Parameter is the latent weight of a quantized layer."""
+    return getattr(parameter, LATENT, False)
 
 
 def _scaled(
@@ -117,7 +104,7 @@ class _QuantLayer(nn.Module):
     output_scale: OutputScale | None
     recompute_input = False
 
-    def attach(
+    def set_parts(
         self,
         weight_quantizer: Quantizer | None,
         input_quantizer: Quantizer | None,
@@ -127,35 +114,75 @@ class _QuantLayer(nn.Module):
         self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
         self.output_scale = output_scale
+        self._mark_weight()
+
+    def _mark_weight(self) -> None:
+        """Let optimizers tell a latent weight from other parameters; see `is_latent_weight`."""
+        if self.weight_quantizer is not None:
+            setattr(self.weight, LATENT, True)
+
+    # What may put another Parameter in the weight's place.
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark_weight()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        applied = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._mark_weight()
+        return applied
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._mark_weight()
+
+    def parts(self) -> list[Calibrated]:
+        """Return the children that data must set."""
+        children = (self.weight_quantizer, self.input_quantizer, self.output_scale)
+        return [child for child in children if child is not None]
 
     def quantized_weight(self) -> Tensor:
         """Return the fake-quantized weight, with gradients to the latent weight.
 
         Inside `quantized_weights_once` all calls return the same tensor.
         """
-        if self.weight_quantizer is None:
-            return self.weight
-        if not self.weight_quantizer.is_initialized:
-            self.weight_quantizer.initialize(
-                self.weight, pooled=False
-            )  # needs no data, so evaluation may do it as well
         quantizer = self.weight_quantizer
+        if quantizer is None:
+            return self.weight
         return once(self, lambda: [self.weight, *_state(quantizer)], lambda: quantizer(self.weight))
 
-    def _quantized(self, x: Tensor, function: LinearFunction) -> Tensor:
-        """Apply a function, linear in input and in weight, to both after quantization."""
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, pool: Pool = alone) -> None:
+        """Set what is unset: the weight's quantizer, the input's and the output scale.
+
+        Args:
+            x: the layer's input; without elements it sets the weight's quantizer only.
+            pool: over processes.
+        """
+        if self.weight_quantizer is not None and not self.weight_quantizer.is_calibrated:
+            self.weight_quantizer.calibrate(self.weight)
+        if self.input_quantizer is not None and not self.input_quantizer.is_calibrated:
+            self.input_quantizer.calibrate(x, pool)
+        if self.output_scale is not None and not self.output_scale.is_calibrated:
+            x_q = x if self.input_quantizer is None else self.input_quantizer(x)
+            full = self._function(x, self.weight, None)
+            quantized = self._function(x_q, self.quantized_weight(), None)
+            self.output_scale.calibrate(full, quantized, pool)
+
+    def _function(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer, linear in x and in the weight."""
+        raise NotImplementedError
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        """Apply the layer to x and weight after quantization."""
         weight = self.quantized_weight()
         x_q = x if self.input_quantizer is None else self.input_quantizer(x)
-        if self.output_scale is not None and not self.output_scale.is_initialized:
-            if not self.training:
-                raise RuntimeError(no_scale(self.output_scale.label))
-            with torch.no_grad():
-                full, quantized = function(x, self.weight, None), function(x_q, weight, None)
-                self.output_scale.initialize(full, quantized)
         with self._saving(x, x_q):
             if self.output_scale is None:
-                return function(x_q, weight, self.bias)
-            out = _scaled(self.output_scale, weight, lambda tied: function(x_q, tied, None))
+                return self._function(x_q, weight, self.bias)
+            if x.numel():
+                self.output_scale.require_calibrated()
+            out = _scaled(self.output_scale, weight, lambda tied: self._function(x_q, tied, None))
         if self.bias is not None:
             out += self._broadcast_bias(self.bias).to(out.dtype)  # narrower under autocast
         return out
@@ -192,11 +219,15 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.attach(weight_quantizer, input_quantizer, output_scale)
+        self.set_parts(weight_quantizer, input_quantizer, output_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve; input (N, C, H, W), floating point."""
-        return self._quantized(input, self._conv_forward)
+        return self._quantized(input)
+
+    def _function(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = self._conv_forward(x, weight, bias)
+        return out
 
     def _broadcast_bias(self, bias: Tensor) -> Tensor:
         return bias.view(-1, 1, 1)
@@ -214,8 +245,11 @@ class QuantLinear(_QuantLayer, nn.Linear):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.attach(weight_quantizer, input_quantizer, output_scale)
+        self.set_parts(weight_quantizer, input_quantizer, output_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply; input (..., in_features), floating point."""
-        return self._quantized(input, nn.functional.linear)
+        return self._quantized(input)
+
+    def _function(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)

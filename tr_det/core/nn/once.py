@@ -49,9 +49,10 @@ _ENTRIES: ContextVar[_Entries | None] = ContextVar("quantized_weights", default=
 def quantized_weights_once() -> Iterator[None]:
     """Quantize the weight of each layer once within this scope; scopes inside join the outer one.
 
-    >>> from tr_det.core import QuantConfig, quantize_model, quantized_weights_once
+    >>> from tr_det.core import QuantConfig, quantize_model, quantized_weights_once, set_scales
     >>> head = torch.nn.Sequential(torch.nn.Linear(3, 3))
     >>> _ = quantize_model(head, QuantConfig())
+    >>> set_scales(head, lambda: head(torch.ones(8, 3)))
     >>> with quantized_weights_once():  # the second call reuses the first one's weight
     ...     loss = (head(torch.ones(8, 3)) + head(torch.ones(1, 3))).sum()
     >>> loss.backward()

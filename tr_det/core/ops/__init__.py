@@ -3,19 +3,32 @@
 Fused implementations live behind these same functions; nothing above this folder needs to know.
 """
 
-from tr_det.core.ops.fixed_grid import fixed_grid_codes, fixed_grid_quantize
-from tr_det.core.ops.grid import Grid
+from tr_det.core.ops.affine import (
+    affine_codes,
+    affine_quantize,
+    affine_recode_,
+    affine_values,
+)
+from tr_det.core.ops.affine_compiled import fingerprint
+from tr_det.core.ops.affine_grid import SCALE_FLOOR, Affine, Estimator
+from tr_det.core.ops.affine_step import FREE, LayerStep, SGDOptions
+from tr_det.core.ops.gradients import pass_gradient, scale_gradient
 from tr_det.core.ops.output_scale import scale_output, tie_scale
-from tr_det.core.ops.recode import fixed_grid_recode_
-from tr_det.core.ops.step import LayerStep, SGDOptions
 
 __all__ = [
-    "Grid",
+    "SCALE_FLOOR",
+    "FREE",
+    "Affine",
+    "Estimator",
     "LayerStep",
     "SGDOptions",
-    "fixed_grid_codes",
-    "fixed_grid_quantize",
-    "fixed_grid_recode_",
+    "affine_codes",
+    "affine_quantize",
+    "affine_recode_",
+    "affine_values",
+    "fingerprint",
+    "pass_gradient",
+    "scale_gradient",
     "scale_output",
     "tie_scale",
 ]

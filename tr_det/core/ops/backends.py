@@ -40,3 +40,13 @@ def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's GPU the current one, on whose stream kernels are launched."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def channels_of(x: Tensor, axis: int | None) -> tuple[int, int]:
+    """Return how many channels a dense tensor has and how many elements lie within one.
+
+    So the channel of the i-th element in memory is ``i // within % channels``.
+    """
+    if axis is None or x.shape[axis] <= 1:
+        return 1, max(x.numel(), 1)
+    return x.shape[axis], x.stride(axis)  # in a dense tensor, that is what lies within one index

@@ -19,7 +19,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("fixed_grid.c")
+SOURCE = Path(__file__).with_name("affine.c")
 SWITCH = "TR_DET_COMPILE"
 FLAGS = (
     "-O3",
@@ -84,7 +84,7 @@ def build(compiler: str, folder: Path) -> ctypes.CDLL:
     """
     parts = (SOURCE.read_bytes(), compiler.encode(), repr((FLAGS, CHOICES)).encode())
     digest = hashlib.sha256(b"\0".join((*parts, platform.machine().encode()))).hexdigest()[:16]
-    path = folder / f"fixed_grid-{digest}.so"
+    path = folder / f"{SOURCE.stem}-{digest}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
@@ -129,11 +129,14 @@ def _compiler() -> str | None:
 
 def _load(path: Path) -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(path))
-    pointer, size, real, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    kernels.quantize.argtypes = [pointer] * 2 + [size] + [real] * 4 + [integer] * 2
-    kernels.gradient.argtypes = [pointer] * 3 + [size] + [real] * 4 + [integer]
-    kernels.recode.argtypes = [pointer] * 2 + [size] + [real] * 3 + [integer] * 2
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    shared = (pointer, pointer, size, size, size, pointer, integer)  # scale, ..., grid, threads
+    kernels.quantize.argtypes = [pointer, pointer, *shared]
+    kernels.gradient.argtypes = [pointer, pointer, pointer, pointer, *shared]
+    kernels.recode.argtypes = [pointer, pointer, *shared]
     kernels.recode.restype = size
+    kernels.fingerprint.argtypes = [pointer, size]
+    kernels.fingerprint.restype = ctypes.c_uint64
     for function in (kernels.quantize, kernels.gradient):
         function.restype = None
     return kernels

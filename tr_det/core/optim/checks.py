@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tr_det.core.errors import check
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import BITS, NAME, OPTIMIZER, QUANTIZER, STATE, TALR
 
 
-def checked_group(group: Group) -> Group:
+def checked_group(group: Group, index: int) -> Group:
     """Return a TR group with its parameter in a list and a name.
 
     Raises:
-        ValueError: if it holds not exactly one parameter, or its quantizer's scale is trained.
+        ConfigError: it holds not exactly one parameter, or its quantizer is trained.
     """
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-    name = group.get(NAME, "a TR group")
-    if len(params) != 1:
-        raise ValueError(
-            f"{name}: a group with a quantizer holds {len(params)} parameters; must be one"
-        )
-    if any(p.requires_grad for p in group[QUANTIZER].parameters()):
-        raise ValueError(
-            f"{name}: the weight quantizer's scale is trained, so weights would transit without "
-            "being updated; under TR scheduling it must be frozen (learn_scale=False, "
-            "learn_weight_scale=False)"
-        )
+    name = group.get(NAME, f"group {index}")
+    check(f"{name}: params", len(params), len(params) == 1, "one, with a quantizer")
+    learned = any(p.requires_grad for p in group[QUANTIZER].parameters())
+    check(
+        "learn_weight_scale",
+        learned,
+        not learned,
+        f"False under TR scheduling: with a trained scale weights would transit without being "
+        f"updated ({name})",
+    )
     return {**group, "params": params, NAME: name}
 
 

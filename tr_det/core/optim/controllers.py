@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tr_det.core.errors import check
 from tr_det.core.ops.backends import send
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
@@ -106,11 +107,12 @@ class Controllers:
         group[BASE_LR] = float(group["lr"])
         if self.settings.granularity == "model" and others:
             first = others[0]
-            if first[BASE_LR] != group[BASE_LR]:
-                raise ValueError(
-                    f"lr={group[BASE_LR]!r} of {group[NAME]!r}: must be that of {first[NAME]!r}, "
-                    f"{first[BASE_LR]!r}, with tr_granularity='model'"
-                )
+            check(
+                f"{group[NAME]}: lr",
+                group[BASE_LR],
+                first[BASE_LR] == group[BASE_LR],
+                f"that of {first[NAME]!r}, {first[BASE_LR]!r}, with tr_granularity='model'",
+            )
         group[TALR] = torch.tensor(group[BASE_LR], dtype=torch.float32, device=device)
         for key in (RUNNING_TR, RATE, MASS):
             group[key] = torch.zeros((), dtype=torch.float32, device=device)

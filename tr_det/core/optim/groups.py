@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tr_det.core.errors import check
 from tr_det.core.nn.convert import quantized_layers
-from tr_det.core.nn.layers import OutputScale
-from tr_det.core.quantizers import Quantizer
+from tr_det.core.quantizers import Calibrated, Quantizer
 
 Group = dict[str, Any]
 
@@ -50,14 +50,31 @@ def quantized_weight_groups(model: nn.Module, **options: Any) -> list[Group]:
     return groups
 
 
-def scale_group(model: nn.Module, **options: Any) -> list[Group]:
-    """Return the group of all trainable scales, as a list of one, or of none without scales."""
-    scales = [
-        module.scale
-        for module in model.modules()
-        if isinstance(module, Quantizer | OutputScale) and module.scale.requires_grad
-    ]
-    return [{"params": scales, **options}] if scales else []
+def quantizer_groups(model: nn.Module, lr: float, **options: Any) -> list[Group]:
+    """Return the groups of all trainable parameters of quantizers and output scales.
+
+    They make one group, but for quantizers that ask for options of their own
+    (`Quantizer.param_options`).
+
+    Args:
+        model: a model that `quantize_model` has converted.
+        lr: learning rate of these parameters.
+        **options: put into every group, e.g. ``weight_decay``.
+    """
+    groups: list[Group] = []
+    for module in model.modules():
+        params = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        if not params or not isinstance(module, Calibrated):
+            continue
+        own = module.param_options() if isinstance(module, Quantizer) else {}
+        wanted = {**options, "lr": lr * own.pop("lr_factor", 1.0), **own}
+        for group in groups:
+            if {key: value for key, value in group.items() if key != "params"} == wanted:
+                group["params"] += params
+                break
+        else:
+            groups.append({"params": params, **wanted})
+    return groups
 
 
 def tr_param_groups(
@@ -68,7 +85,7 @@ def tr_param_groups(
     norm_weight_decay: float | None = None,
     scale_lr_factor: float = 0.1,
 ) -> list[Group]:
-    """Return optimizer groups of a quantized model: the rest, quantized weights, scales.
+    """Return optimizer groups of a quantized model: the rest, quantized weights, quantizers.
 
     The same groups serve plain torch optimizers: take the ``quantizer`` key out (see
     `without_transition`).
@@ -78,29 +95,24 @@ def tr_param_groups(
         lr: base learning rate, > 0.
         weight_decay: of weights and biases.
         norm_weight_decay: of norm layers' parameters; None means the same as weight_decay.
-        scale_lr_factor: learning rate of scales relative to lr (the paper: a tenth, S4.1); they
-            get no decay.
+        scale_lr_factor: learning rate of quantizers' parameters relative to lr (the paper: a
+            tenth, S4.1); they get no decay.
 
     Raises:
-        ValueError: if a number is out of range.
+        ConfigError: if a number is out of range.
     """
-    if not lr > 0:
-        raise ValueError(f"lr={lr!r}: must be positive")
+    check("lr", lr, lr > 0, "positive")
     for name, value in (
         ("weight_decay", weight_decay),
         ("norm_weight_decay", norm_weight_decay or 0.0),
         ("scale_lr_factor", scale_lr_factor),
     ):
-        if not value >= 0:
-            raise ValueError(f"{name}={value!r}: must not be negative")
+        check(name, value, value >= 0, "not negative")
     weights = quantized_weight_groups(model, lr=lr, weight_decay=weight_decay)
-    scales = scale_group(model, lr=lr * scale_lr_factor, weight_decay=0.0)
+    scales = quantizer_groups(model, lr * scale_lr_factor, weight_decay=0.0)
     taken = {p for group in weights + scales for p in group["params"]}
-    own = {
-        module.scale for module in model.modules() if isinstance(module, Quantizer | OutputScale)
-    }
     norms = {p for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
-    rest = [p for p in model.parameters() if p.requires_grad and p not in taken and p not in own]
+    rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
     groups: list[Group] = []
     if norm_weight_decay is None or norm_weight_decay == weight_decay:
         groups.append({"params": rest, "lr": lr, "weight_decay": weight_decay})

@@ -25,9 +25,6 @@ from tr_det.core.ops.backends import on_device_of
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import NAME, QUANTIZER
-from tr_det.core.transition.settings import check
-
-POLICIES = ("refuse", "skip")
 
 
 class GradientGuard:
@@ -36,12 +33,11 @@ class GradientGuard:
     Attributes:
         skipped: steps that were not.
 
-    Raises:
-        ValueError: if the policy is unknown.
+    Args:
+        policy: ``"refuse"`` or ``"skip"``.
     """
 
     def __init__(self, policy: str) -> None:
-        check("tr_nonfinite", policy, policy in POLICIES, f"one of {list(POLICIES)}")
         self.policy = policy
         self.skipped = 0
         self._pending: Callable[[], bool] | None = None

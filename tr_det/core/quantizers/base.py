@@ -1,119 +1,255 @@
-"""What every quantizer is, and the registry that finds one by name."""
+"""What every quantizer is."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from tr_det.core.ops import Grid
+from tr_det.core.errors import check
+from tr_det.core.ops import FREE, Affine
+from tr_det.core.quantizers.calibrated import Calibrated
+from tr_det.core.quantizers.pool import Pool, alone
+from tr_det.core.quantizers.spec import ROLES, Grid, Rounding, Spec
 
-QUANTIZERS: dict[str, type[Quantizer]] = {}
-"""Registry name -> quantizer class; filled by `register_quantizer`."""
-
-_Q = TypeVar("_Q", bound="Quantizer")
+_IDENTITY_SIZE = 64
 
 
-class Quantizer(nn.Module):
-    """Per-tensor quantizer with one scale.
+class Quantizer(Calibrated):
+    """A map from real values to integer codes, and from codes to levels.
 
-    A quantizer is three pure steps (normalise, discretise, de-normalise) around one number, the
-    scale. The scale is set from data once, at the first forward in training mode, because
-    optimizers and checkpoints come between construction and first use in every trainer; afterwards
-    it is a parameter like any other.
+    A subclass says `quantize`, `discretise`, `values` and `calibrate_from`; the rest has defaults.
+    Codes are consecutive integers, ``spec.low`` to ``spec.high``, ascending with the values.
+
+    Args:
+        spec: what the layer asks for.
+        learn_scale: whether the quantizer's parameters get gradients; must be False for weights
+            under TR scheduling.
+        per_channel: one scale per channel of the weight instead of one per tensor.
 
     Attributes:
-        scale: 0-d float32 parameter, units of the input; trained only with ``learn_scale``.
-        initialized: 0-d uint8 buffer, 1 once the scale is valid; saved, so that a loaded model is
-            not calibrated anew.
-        code_range: int16 buffer (smallest code, largest code); saved, so that a checkpoint of
-            another bit-width is refused instead of being evaluated on the wrong grid.
-        label: name for messages, e.g. ``backbone.res2.0.conv1.input_quantizer``.
+        roles: what it can quantize; some methods are for weights or for inputs only.
+        adapts: whether `end_update` must be called after every update. Then training without
+            `tr_det.core.attach` is refused.
+        held: int8 buffer in the weight's shape: the code at which a weight is held, `FREE` where
+            it is not; None until the first weight is held.
+        seen: statistics of the forwards since the last update, 1-d, for `end_update`; pooled by
+            their maximum over processes. None where the quantizer observes nothing.
+
+    Raises:
+        ConfigError: bits, role or an option that the quantizer does not have.
     """
 
-    initialized: Tensor
-    code_range: Tensor
+    roles: ClassVar[tuple[str, ...]] = ROLES
+    adapts: ClassVar[bool] = False
+    held: Tensor | None
 
-    def __init__(self, bits: int, signed: bool, learn_scale: bool = True) -> None:
+    def __init__(self, spec: Spec, *, learn_scale: bool = True, per_channel: bool = False) -> None:
         super().__init__()
-        self.bits = bits
-        self.signed = signed
-        self.grid = Grid.of(bits, signed)
-        self.scale = nn.Parameter(torch.ones(()), requires_grad=learn_scale)
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
-        self.register_buffer(
-            "code_range", torch.tensor([self.grid.alpha, self.grid.beta], dtype=torch.int16)
-        )
-        self.label = type(self).__name__
-        # Python's copy of `initialized`: asking the buffer would synchronise with the device at
-        # every forward.
-        self._ready = False
+        name = type(self).__name__
+        whole = isinstance(spec.bits, int) and not isinstance(spec.bits, bool)
+        check("bits", spec.bits, whole and 1 <= spec.bits <= 8, "an integer from 1 to 8")
+        check("role", spec.role, spec.role in self.roles, f"one of {list(self.roles)} for {name}")
+        for key, value in (("learn_scale", learn_scale), ("per_channel", per_channel)):
+            check(key, value, isinstance(value, bool), "True or False")
+        fits = not per_channel or spec.channels is not None
+        check("per_channel", per_channel, fits, "False for inputs, and where channels is None")
+        self.spec, self.learn_scale, self.per_channel = spec, learn_scale, per_channel
+        self.seen: Tensor | None = None
+        self.attached = False
+        self.register_buffer("held", None)
 
-    def codes(self, x: Tensor) -> Tensor:
-        """Return integer codes of x: same shape, int8 (signed) or uint8; no side effect."""
+    # ---- the map ----
+
+    @classmethod
+    def needs_scale_after(cls, spec: Spec) -> bool:
+        """Return whether a trainable norm or an output scale must follow the layer."""
+        return False
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the level of each element, differentiable in x and the parameters; pure."""
         raise NotImplementedError
 
+    def discretise(self, x: Tensor) -> Tensor:
+        """Return integer codes of x: same shape, `code_dtype`; no gradient, pure."""
+        raise NotImplementedError
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the level of each code, float32, differentiable in the parameters."""
+        raise NotImplementedError
+
+    def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Overwrite codes by `discretise`'s; return how many changed, 0-d integer on x's device."""
+        new = self.discretise(x)
+        changed = torch.count_nonzero(new != codes)
+        codes.copy_(new)
+        return changed
+
+    def grid(self) -> Grid | None:
+        """Return the levels where they are affine in the code; None: `levels` is all there is."""
+        return None
+
+    def rounding(self) -> Rounding | None:
+        """Return the thresholds where they are affine in the code, else None."""
+        return None
+
+    def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
+        """Return what kernels need, if they serve the quantizer: grid, scale and shift."""
+        return None
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return x in units of codes, within their range; float32, no gradient."""
+        raise NotImplementedError
+
+    def transition_points(self) -> Tensor:
+        """Return where `normalized` values change their code, ascending, float32."""
+        codes = torch.arange(self.spec.low, self.spec.high, device=self._device())
+        return codes + 0.5
+
+    def levels(self) -> Tensor:
+        """Return the level of every code, ascending, float32; (codes,) or (channels, codes)."""
+        codes = torch.arange(self.spec.low, self.spec.high + 1, device=self._device())
+        if self.per_channel:
+            shape = [1] * (self.spec.axis + 1)
+            shape[self.spec.axis] = int(self.spec.channels or 1)
+            codes = codes.expand(*shape, -1)
+        with torch.no_grad():
+            found = self.values(codes)
+        return found.reshape(-1, codes.shape[-1]) if self.per_channel else found
+
+    def gain(self) -> Tensor:
+        """Return q(x) / x where neither rounding nor clipping changes x: 1 for most quantizers."""
+        grid, rounding = self.grid(), self.rounding()
+        if grid is None or rounding is None:
+            return torch.ones((), device=self._device())
+        steps = grid.mul if rounding.tie == "even" else 1
+        return (grid.step * steps / rounding.step).detach()
+
+    # ---- what data do to it ----
+
+    def calibrate_from(self, x: Tensor, pool: Pool) -> None:
+        """Set the parameters from data, without gradient; no data at all leave them unset.
+
+        Args:
+            x: any shape, floating point, finite.
+            pool: sums, maxima or samples over processes, where inputs differ between them.
+        """
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> None:
+        """See an input in training; only `seen` may change, and seeing it twice changes nothing."""
+
+    def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
+        """Follow an update: commit what was seen, refit levels.
+
+        Args:
+            step: updates made.
+            total: updates of the whole run.
+            weight: the latent weight, for weight quantizers.
+        """
+
+    def anneal(self, step: int, total: int) -> None:
+        """Take the position in the run, after each update and when a run goes on."""
+
+    def param_options(self) -> dict[str, Any]:
+        """Return options of the quantizer's parameter group, over those of all quantizers.
+
+        ``lr_factor`` multiplies the group's learning rate; other keys are the optimizer's own.
+        """
+        return {}
+
+    # ---- what callers use ----
+
+    @property
+    def bits(self) -> int:
+        """Width in bits."""
+        return self.spec.bits
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes can be negative."""
+        return self.spec.signed
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """Type of the codes: int8, or uint8 for unsigned ones."""
+        return torch.int8 if self.spec.signed else torch.uint8
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize x (any shape); gradients to x and to the trained parameters.
+
+        Raises:
+            RuntimeError: no scale yet, or training an adapting quantizer without `attach`.
+        """
+        if not self._is_set and x.numel():
+            self.require_calibrated()
+        if self.adapts and self.training and torch.is_grad_enabled():
+            if not self.attached:
+                raise RuntimeError(
+                    f"{self.label}: {type(self).__name__} follows every update; call "
+                    "tr_det.core.attach([...], model, optimizer, total_steps) before training"
+                )
+            self.observe(x)
+        out = self.quantize(x)
+        if self.held is None:
+            return out
+        held = self.values(self.held.clamp_min(self.spec.low))  # FREE is no code
+        return torch.where(self.held == FREE, out, held.to(out.dtype))
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Return integer codes of x: same shape, int8 (signed) or uint8; no side effect."""
+        self.require_calibrated()
+        found = self.discretise(x)
+        if self.held is None:
+            return found
+        return torch.where(self.held == FREE, found, self.held.to(found.dtype))
+
     def recode_(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Overwrite codes with those of x; return how many changed.
+        """Overwrite codes by those of x; return how many changed, held ones left out; no gradient.
 
         Args:
             x: any shape, floating point.
             codes: earlier codes of the same shape, as `codes` returns them.
 
         Returns:
-            0-d int64 on x's device.
+            0-d integer on x's device.
         """
+        if self.held is None:
+            return self.rewrite_(x, codes)
         new = self.codes(x)
-        changed = torch.count_nonzero(new != codes)
+        changed = torch.count_nonzero((new != codes) & (self.held == FREE))
         codes.copy_(new)
         return changed
 
-    def levels(self) -> Tensor:
-        """Return the real value of every code, ascending, float32, shape (number of codes,)."""
-        raise NotImplementedError
+    @torch.no_grad()
+    def hold(self, which: Tensor, codes: Tensor) -> None:
+        """Hold weights at codes from now on, whatever becomes of their latent values.
 
-    def gain(self) -> Tensor:
-        """Return q(x) / x where neither rounding nor clipping changes x: 1 for most quantizers."""
-        return torch.ones_like(self.scale)
+        Args:
+            which: bool, the weight's shape.
+            codes: integer, likewise; clipped to the quantizer's codes.
 
-    def normalized(self, x: Tensor) -> Tensor:
-        """Return x as the discretiser sees it, clipped, in units of codes; float32, no gradient."""
-        raise NotImplementedError
-
-    def transition_points(self) -> Tensor:
-        """Return where `normalized` values change their code, ascending, float32."""
-        raise NotImplementedError
-
-    def initial_scale(self, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
-        """Return the initial scale from element count, sum and sum of squares (0-d float64)."""
-        raise NotImplementedError
-
-    @property
-    def is_initialized(self) -> bool:
-        """True once the scale has been set from data, loaded or copied."""
-        if (
-            not self._ready
-        ):  # the buffer may have been set from outside, e.g. by an average of weights
-            self._ready = bool(self.initialized.item())
-        return self._ready
+        Raises:
+            ConfigError: 8-bit codes, which have no value to spare.
+        """
+        check("bits", self.bits, self.bits < 8, "at most 7 for weights that are held")
+        codes = codes.clamp(self.spec.low, self.spec.high).to(torch.int8)
+        if self.held is None:
+            self.held = torch.full_like(codes, FREE)
+        self.held.copy_(torch.where(which, codes, self.held))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, pooled: bool = True) -> None:
-        """Set the scale from data; no data leave it unset.
+    def calibrate(self, x: Tensor, pool: Pool = alone) -> None:
+        """Set the parameters from data; data without elements leave them unset.
 
         Args:
             x: any shape, floating point.
-            pooled: under ``torch.distributed``, pool the statistics over all processes, so that
-                every one of them ends with the same scale; all of them must call this at the same
-                point, as they do in a training step. False for weights, which are the same
-                everywhere.
+            pool: `over_processes` for inputs; all processes must then call this at the same point.
 
         Raises:
-            ValueError: if x has NaN or inf, or negative values on an unsigned grid.
+            ValueError: x has NaN or inf, or negative values for unsigned codes.
         """
         if not torch.isfinite(x).all():
             raise ValueError(f"{self.label}: cannot set the scale from data with NaN or inf")
@@ -123,27 +259,45 @@ class Quantizer(nn.Module):
                 "grid is unsigned; set signed_input for this layer by a rule, or put a ReLU "
                 "before it"
             )
-        wide = x.detach().double()
-        moments = torch.stack((wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()))
-        if pooled and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(moments)
-        if moments[0] == 0:  # e.g. a detector's second stage, in a batch without proposals
-            return
-        self.scale.copy_(self.initial_scale(*moments.unbind()))
-        self.initialized.fill_(1)
-        self._ready = True
+        self.calibrate_from(x.detach(), pool)
 
-    def require_scale(self, x: Tensor) -> None:
-        """Initialise from x if that is still to be done and this is training; refuse in evaluation.
+    def own_tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers that data set: all but `held`."""
+        buffers = [b for key, b in self._buffers.items() if key != "held" and b is not None]
+        return [p for p in self._parameters.values() if p is not None] + buffers
 
-        Raises:
-            RuntimeError: in evaluation mode with a scale that was never set.
-        """
-        if self.is_initialized:
-            return
-        if not self.training:
-            raise RuntimeError(no_scale(self.label))
-        self.initialize(x)
+    def per_channel_shape(self) -> tuple[int, ...]:
+        """Return the shape of a parameter that has one value per scale: () or (channels,)."""
+        return (int(self.spec.channels or 1),) if self.per_channel else ()
+
+    def new_parameter(self) -> nn.Parameter:
+        """Return an unset parameter with one value per scale, float32."""
+        unset = torch.full(self.per_channel_shape(), torch.nan)
+        return nn.Parameter(unset, requires_grad=self.learn_scale)
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        """Return x as (scales, elements): one row, or one per channel."""
+        if not self.per_channel:
+            return x.reshape(1, -1)
+        return x.movedim(self.spec.axis, 0).flatten(1)
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in self.own_tensors()), torch.device("cpu"))
+
+    # ---- checkpoints ----
+
+    def identity(self) -> str:
+        """Return what a checkpoint must agree on: the quantizer's name and its codes."""
+        name = type(self).__module__.rpartition(".")[2]
+        return f"{name} with codes {self.spec.low} to {self.spec.high}"
+
+    def get_extra_state(self) -> Tensor:
+        """Return the identity as bytes, uint8: checkpointers want tensors of one shape."""
+        text = self.identity().encode().ljust(_IDENTITY_SIZE)
+        return torch.tensor(list(text), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take nothing: the identity was compared before."""
 
     def _load_from_state_dict(
         self,
@@ -155,68 +309,39 @@ class Quantizer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        saved = state_dict.get(prefix + "code_range")
-        if saved is not None and saved.tolist() != self.code_range.tolist():
-            error_msgs.append(
-                f"{prefix[:-1]}: the checkpoint has codes {saved[0].item()}..{saved[1].item()}, "
-                f"this model has {self.grid.alpha}..{self.grid.beta} ({self.bits} bits); "
-                "use the bit-widths it was trained with"
-            )
+        problem = self._problem_of(state_dict, prefix)
+        if problem:
+            error_msgs.append(f"{prefix[:-1]}: {problem}")
             return
+        held = state_dict.get(f"{prefix}held")
+        if held is None:
+            self.held = None
+        elif self.held is None:  # before loading, which copies into what is there
+            self.held = torch.empty_like(held, device=self._device())
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._ready = bool(self.initialized.item())
+
+    def _problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
+        if f"{prefix}initialized" in state_dict:
+            return (
+                "an older version of tr_det wrote this checkpoint; finish the run with that "
+                "version, or start from a full-precision checkpoint"
+            )
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is None:
+            return ""
+        theirs = bytes(saved.tolist()).decode().strip()
+        if theirs == self.identity():
+            return ""
+        return (
+            f"the checkpoint has {theirs}, this model has {self.identity()}; use the quantizers "
+            "and bit-widths that it was trained with"
+        )
 
     def extra_repr(self) -> str:
         """Show bits, sign and whether the scale is trained."""
         kind = "signed" if self.signed else "unsigned"
-        return (
-            f"{self.bits} bits, {kind}, {'learned' if self.scale.requires_grad else 'frozen'} scale"
-        )
-
-
-def register_quantizer(name: str) -> Callable[[type[_Q]], type[_Q]]:
-    """Register a quantizer class under a name; a name can be taken once."""
-
-    def add(cls: type[_Q]) -> type[_Q]:
-        if name in QUANTIZERS:
-            raise ValueError(
-                f"quantizer {name!r} is registered already, as {QUANTIZERS[name].__name__}"
-            )
-        QUANTIZERS[name] = cls
-        return cls
-
-    return add
-
-
-def build_quantizer(name: str, bits: int, signed: bool, **options: Any) -> Quantizer:
-    """Build a quantizer by its registry name.
-
-    Args:
-        name: registry name, e.g. ``"fixed_grid"``.
-        bits: width in bits, 1 to 8.
-        signed: whether codes can be negative: True for weights, False for inputs after a ReLU.
-        **options: the quantizer's own, e.g. ``learn_scale=False``.
-
-    Raises:
-        ValueError: unknown name (the message lists near ones) or bits out of range.
-    """
-    check_quantizer_name("quantizer", name)
-    return QUANTIZERS[name](bits, signed, **options)
-
-
-def check_quantizer_name(where: str, name: str) -> None:
-    """Raise ValueError unless a quantizer of that name is registered; ``where`` names the key."""
-    if name not in QUANTIZERS:
-        near = difflib.get_close_matches(name, QUANTIZERS)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where}={name!r}: must be one of {sorted(QUANTIZERS)}{hint}")
-
-
-def no_scale(label: str) -> str:
-    """Return the message for evaluating before a scale was set."""
-    return (
-        f"{label}: no scale yet; calibrate the model (one forward in training mode) or load a "
-        "quantized checkpoint before evaluating"
-    )
+        scales = "per channel" if self.per_channel else "per tensor"
+        learned = "learned" if self.learn_scale else "frozen"
+        return f"{self.bits} bits, {kind}, {scales}, {learned} scale"

@@ -3,22 +3,18 @@
 from tr_det.core.transition.auto import AUTO, factor_from, probe_steps
 from tr_det.core.transition.controller import UPDATE_RULES, Feedback, running_rate
 from tr_det.core.transition.pi import default_momentum
-from tr_det.core.transition.rate import SIGNALS, effective_step_size, transition_rate
 from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
 from tr_det.core.transition.settings import TransitionSettings
 
 __all__ = [
     "AUTO",
     "SCHEDULES",
-    "SIGNALS",
     "UPDATE_RULES",
     "Feedback",
     "TargetSchedule",
     "TransitionSettings",
     "default_momentum",
-    "effective_step_size",
     "factor_from",
     "probe_steps",
     "running_rate",
-    "transition_rate",
 ]

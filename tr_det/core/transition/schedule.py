@@ -11,6 +11,8 @@ from fvcore.common.param_scheduler import (
     StepParamScheduler,
 )
 
+from tr_det.core.errors import ConfigError, check
+
 SCHEDULES = ("cosine", "linear", "step", "constant")
 """Schedules known by name; any fvcore ``ParamScheduler`` that starts at 1 can be given instead."""
 
@@ -30,7 +32,7 @@ class TargetSchedule:
             schedule then is, as Detectron2 does with learning rates; in [0, T).
 
     Raises:
-        ValueError: unknown name, or a number out of range.
+        ConfigError: unknown name, or a number out of range.
 
     >>> shape = TargetSchedule("cosine", total_steps=4)
     >>> [round(shape(t), 4) for t in range(6)]
@@ -43,17 +45,14 @@ class TargetSchedule:
     def __init__(
         self, schedule: str | ParamScheduler, total_steps: int, warmup_steps: int = 0
     ) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-            raise ValueError(f"total_steps={total_steps!r}: must be an integer of at least 1")
-        if (
-            isinstance(warmup_steps, bool)
-            or not isinstance(warmup_steps, int)
-            or not 0 <= warmup_steps < total_steps
+        for key, value, low, high in (
+            ("total_steps", total_steps, 1, None),
+            ("tr_warmup", warmup_steps, 0, total_steps),
         ):
-            raise ValueError(
-                f"tr_warmup={warmup_steps!r}: must be an integer from 0 to below total_steps "
-                f"({total_steps})"
-            )
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            fits = whole and value >= low and (high is None or value < high)
+            below = "" if high is None else f", below total_steps ({high})"
+            check(key, value, fits, f"an integer of at least {low}{below}")
         self.total_steps = total_steps
         self.scheduler = schedule if isinstance(schedule, ParamScheduler) else _by_name(schedule)
         if warmup_steps:
@@ -89,6 +88,4 @@ def _by_name(name: str) -> ParamScheduler:
         return StepParamScheduler(num_updates=4, values=[1.0, 0.2, 0.04, 0.008])
     if name == "constant":
         return ConstantParamScheduler(1.0)
-    raise ValueError(
-        f"tr_schedule={name!r}: must be one of {list(SCHEDULES)} or an fvcore ParamScheduler"
-    )
+    raise ConfigError("tr_schedule", name, f"one of {list(SCHEDULES)} or an fvcore ParamScheduler")

@@ -1,59 +1,157 @@
-"""The settings of the TR scheme, checked when they are made."""
+"""The settings of the TR scheme: one table, checked when they are made.
+
+From it follow the ``tr_*`` arguments of the optimizers, the keys of both configs (``SOLVER.TR.*``
+in Detectron2's, ``tr.*`` in the classifier's) and the table in ``docs/tr_settings.md``. A new
+setting is a field here.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from fvcore.common.param_scheduler import ParamScheduler
 
+from tr_det.core.errors import check
 from tr_det.core.transition.auto import AUTO
 from tr_det.core.transition.controller import UPDATE_RULES
 from tr_det.core.transition.pi import default_momentum
-from tr_det.core.transition.rate import SIGNALS
-from tr_det.core.transition.schedule import TargetSchedule
+from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
+from tr_det.core.weight_stats import SIGNALS
 
-GRANULARITIES = ("layer", "model")
-DECAYS = ("talr", "lr")
+
+@dataclass(frozen=True)
+class Knob:
+    """What is known of a setting beside its value.
+
+    Attributes:
+        meaning: one or two sentences.
+        allowed: what it must be.
+        fits: whether a value is that.
+        stands_for: (number in a config, value here), where a config's key, which has one type,
+            cannot say the value.
+    """
+
+    meaning: str
+    allowed: str
+    fits: Callable[[Any], bool]
+    stands_for: tuple[float, Any] | None = None
+
+    def rule(self) -> str:
+        """Return what is allowed, in code and in configs."""
+        if self.stands_for is None:
+            return self.allowed
+        number, value = self.stands_for
+        return f"{self.allowed}; a config says {number} for {value!r}"
+
+
+def _knob(
+    default: Any, meaning: str, allowed: str, fits: Callable[[Any], bool], **more: Any
+) -> Any:
+    return field(default=default, metadata={"knob": Knob(meaning, allowed, fits, **more)})
+
+
+def _choice(default: str, meaning: str, names: Iterable[str]) -> Any:
+    known = list(names)
+    return _knob(default, meaning, f"one of {known}", lambda value: value in known)
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionSettings:
-    """What is followed, and how; `TransitionScheduled` documents the fields under ``tr_*``.
+    """What is followed, and how.
+
+    Args:
+        total_steps: T, length of the run in updates.
+        others: see their `Knob.meaning`, or ``docs/tr_settings.md``.
 
     Raises:
-        ValueError: naming the argument, its value and what is allowed.
+        ConfigError: naming the argument as ``tr_<field>``, its value and what is allowed.
     """
 
     total_steps: int
-    factor: float | str = 1e-3
-    momentum: float | None = 0.99
-    schedule: str | ParamScheduler = "cosine"
-    warmup: int = 0
-    final: float = 0.0
-    update: str = "additive"
-    signal: str = "transition_rate"
-    granularity: str = "layer"
-    gain: float | None = None
-    decay: str = "talr"
+    factor: float | str = _knob(
+        1e-3,
+        "lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b). 'auto' "
+        "finds it in the first updates.",
+        f"in (0, 1], or {AUTO!r}",
+        lambda value: value == AUTO or (_is_number(value) and 0 < value <= 1),
+        stands_for=(-1.0, AUTO),
+    )
+    momentum: float | None = _knob(
+        0.99,
+        "m: momentum of the running TR; None derives it from the run's length.",
+        "None or in [0, 1)",
+        lambda value: value is None or (_is_number(value) and 0 <= value < 1),
+        stands_for=(-1.0, None),
+    )
+    schedule: str | ParamScheduler = _knob(
+        "cosine",
+        "The target's course over the run: cosine, linear, step or constant; in code any fvcore "
+        "ParamScheduler.",
+        f"one of {list(SCHEDULES)}, or an fvcore ParamScheduler",
+        lambda value: value in SCHEDULES or isinstance(value, ParamScheduler),
+    )
+    warmup: int = _knob(
+        0,
+        "Updates over which the target first rises from 0.",
+        "an integer, not negative",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+    )
+    final: float = _knob(
+        0.0,
+        "Last target TR, approached instead of 0 (Table S6).",
+        "in [0, 1]",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+    )
+    update: str = _choice(
+        "additive",
+        "TALR rule: additive (Eq. 11, the paper's), multiplicative (S1), momentum (S2) or pi "
+        "(ours, tracks best).",
+        sorted(UPDATE_RULES),
+    )
+    signal: str = _choice(
+        "transition_rate",
+        "What is measured and followed: transition_rate (Eq. 5), or effective_step_size (S3; "
+        "lambda is then in units of levels).",
+        sorted(SIGNALS),
+    )
+    granularity: str = _choice(
+        "layer",
+        "One controller per layer, or one for the model, which follows the means over all "
+        "quantized weights.",
+        ("layer", "model"),
+    )
+    gain: float | None = _knob(
+        None,
+        "eta of the additive rule; None means the base learning rate, as in the paper. Short runs "
+        "need a larger one, about lr / (R_0 * T / 20).",
+        "None, or finite and not negative",
+        lambda value: value is None or (_is_number(value) and value >= 0),
+        stands_for=(0.0, None),
+    )
+    decay: str = _choice(
+        "talr",
+        "What multiplies decoupled weight decay (AdamW): the TALR or the group's learning rate.",
+        ("talr", "lr"),
+    )
+    nonfinite: str = _choice(
+        "refuse",
+        "What NaN or inf in a gradient does: refuse stops with an error, skip leaves the step out.",
+        ("refuse", "skip"),
+    )
 
     def __post_init__(self) -> None:
         """Check every field."""
-        fits = self.factor == AUTO or (_is_finite(self.factor) and self.factor > 0)  # type: ignore[operator]
-        check("tr_factor", self.factor, fits, f"positive and finite, or {AUTO!r}")
-        fits = self.momentum is None or (_is_finite(self.momentum) and 0 <= self.momentum < 1)
-        check("tr_momentum", self.momentum, fits, "None or in [0, 1)")
-        fits = _is_finite(self.final) and 0 <= self.final <= 1
-        check("tr_final", self.final, fits, "in [0, 1]")
-        fits = self.gain is None or (_is_finite(self.gain) and self.gain >= 0)
-        check("tr_gain", self.gain, fits, "None or finite and not negative")
-        for name, value, allowed in (
-            ("tr_update", self.update, sorted(UPDATE_RULES)),
-            ("tr_signal", self.signal, sorted(SIGNALS)),
-            ("tr_granularity", self.granularity, GRANULARITIES),
-            ("tr_decay", self.decay, DECAYS),
-        ):
-            check(name, value, value in allowed, f"one of {list(allowed)}")
+        for name, knob in knobs(type(self)).items():
+            value = getattr(self, name)
+            check(f"tr_{name}", value, knob.fits(value), knob.rule())
         object.__setattr__(
             self, "_shape", TargetSchedule(self.schedule, self.total_steps, self.warmup)
         )
@@ -73,12 +171,35 @@ class TransitionSettings:
         return factor * math.sqrt(bits) * shape + self.final * (1.0 - shape)
 
 
-def check(name: str, value: object, holds: bool, allowed: str) -> None:
-    """Raise ValueError with the name, the value and what is allowed, unless it holds."""
-    if not holds:
-        raise ValueError(f"{name}={value!r}: must be {allowed}")
+def knobs(settings: type[TransitionSettings] = TransitionSettings) -> dict[str, Knob]:
+    """Return the table: name -> what is known of it, in order."""
+    return {f.name: f.metadata["knob"] for f in fields(settings) if "knob" in f.metadata}
 
 
-def _is_finite(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+def config_defaults() -> dict[str, Any]:
+    """Return the defaults of a config, whose keys have one type each."""
+    found = {f.name: f.default for f in fields(TransitionSettings) if "knob" in f.metadata}
+    for name, knob in knobs().items():
+        if knob.stands_for is not None and found[name] == knob.stands_for[1]:
+            found[name] = knob.stands_for[0]
+    return found
+
+
+def arguments_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the optimizers' ``tr_*`` arguments from a config's values by name."""
+    arguments = {}
+    for name, knob in knobs().items():
+        value = values[name]
+        if knob.stands_for is not None and value == knob.stands_for[0]:
+            value = knob.stands_for[1]
+        arguments[f"tr_{name}"] = value
+    return arguments
+
+
+def table() -> str:
+    """Return the settings as a Markdown table, for the docs."""
+    rows = ["| setting | default in configs | meaning | allowed |", "| --- | --- | --- | --- |"]
+    defaults = config_defaults()
+    for name, knob in knobs().items():
+        rows.append(f"| `{name}` | `{defaults[name]}` | {knob.meaning} | {knob.rule()} |")
+    return "\n".join(rows) + "\n"

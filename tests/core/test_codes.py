@@ -1,0 +1,211 @@
+"""What is reported of an update is what that update alone did, against a naive count."""
+
+import copy
+import random
+import sys
+
+import pytest
+import torch
+from small_runs import loss, make_model
+
+import tr_det.core
+from tr_det.core import Method, attach, tr_param_groups, without_transition
+from tr_det.core.quantizers import FREE
+
+LAYERS = ("3", "5")
+
+
+class Probe(Method):
+    """Keeps what was said of the last update."""
+
+    is_part_of_run = False
+    updates = None
+
+    def reads(self, step):
+        return True
+
+    def after_update(self, step, updates):
+        self.updates = {
+            name: update._replace(codes=update.codes.clone(), previous=update.previous.clone())
+            for name, update in updates.items()
+        }
+
+
+KINDS = {
+    "SGDT": ("SGDT", {}, False),
+    "SGDT with a method": ("SGDT", {}, True),
+    "SGD with a method": ("SGD", {}, True),
+    "SGD, trained scales": ("SGD", {"learn_weight_scale": True}, True),
+    "SGD, refitted levels": ("SGD", {"weight_quantizer": "lsbq"}, True),
+    "SGDT, refitted levels": ("SGDT", {"weight_quantizer": "lsbq"}, True),
+}
+
+
+class Run:
+    """A small model in training, and its naive count of transitions."""
+
+    def __init__(self, kind):
+        name, options, attached = KINDS[kind]
+        self.model = make_model(**options)
+        groups = tr_param_groups(self.model, 0.1, 1e-2)
+        if name == "SGD":
+            self.optimizer = torch.optim.SGD(without_transition(groups), lr=0.1, momentum=0.5)
+        else:
+            settings = {"total_steps": 100, "tr_gain": 0.0, "tr_nonfinite": "skip"}
+            self.optimizer = tr_det.core.SGDT(groups, lr=0.1, momentum=0.5, **settings)
+        self.scheduled = name == "SGDT"
+        self.probe = Probe() if attached else None
+        if attached:
+            attach([self.probe], self.model, self.optimizer, 100)
+        self.layers = {f"{key}.weight": self.model[int(key)] for key in LAYERS}
+        self.count = 0
+
+    def backward(self, step, asleep=()):
+        self.optimizer.zero_grad()
+        loss(self.model, step).backward()
+        for name in asleep:
+            self.layers[name].weight.grad = None
+
+    def step(self, step, asleep=()):
+        """Make an update and compare what is said of it with what it did."""
+        self.backward(step, asleep)
+        before = {k: layer.weight_quantizer.codes(layer.weight) for k, layer in self.layers.items()}
+        copies = {k: copy.deepcopy(layer.weight_quantizer) for k, layer in self.layers.items()}
+        self.optimizer.step()
+        for index, (name, layer) in enumerate(self.layers.items()):
+            # Scales that are trained move with the weight, refitted levels after it.
+            quantizer = layer.weight_quantizer
+            moved = quantizer if quantizer.learn_scale else copies[name]
+            after = moved.codes(layer.weight)
+            free = torch.ones_like(after) > 0 if moved.held is None else moved.held == FREE
+            changed = ((after != before[name]) & free).sum().item()
+            self.count += changed
+            rate = changed / max(free.sum().item(), 1)
+            if self.scheduled:
+                said = self.optimizer.transition_metrics().rate[index].item()
+                assert said == pytest.approx(rate)
+            if self.probe is None:
+                continue
+            if name in asleep:
+                assert name not in self.probe.updates
+                continue
+            update = self.probe.updates[name]
+            assert update.rate().item() == pytest.approx(rate)
+            assert update.by_weight.item() == changed
+            assert torch.equal(update.previous[free], before[name][free])
+            assert torch.equal(update.codes, quantizer.codes(layer.weight))
+            if quantizer.adapts:
+                refit = ((update.codes != after) & free).sum().item()
+                assert update.by_scale.item() == refit
+
+
+def edited(run, layer, noise):
+    with torch.no_grad():
+        layer.weight.add_(noise)
+
+
+def replaced(run, layer, noise):
+    layer.weight.data = layer.weight.data + noise
+
+
+def edited_behind_autograd(run, layer, noise):
+    layer.weight.data.add_(noise)
+
+
+def loaded(run, layer, noise):
+    state = copy.deepcopy(run.model.state_dict())
+    run.model.load_state_dict(
+        {k: v + 0.1 if v.is_floating_point() else v for k, v in state.items()}
+    )
+    run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+
+
+def averaged(run, layer, noise):
+    """Evaluate an average in the weight's place, and go on from the weight."""
+    kept = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.copy_(kept + noise)
+        run.model.eval()
+        loss(run.model, 0)
+        run.model.train()
+        layer.weight.copy_(kept)
+
+
+def rescaled(run, layer, noise):
+    with torch.no_grad():
+        for tensor in layer.weight_quantizer.own_tensors():
+            tensor.mul_(1.0 + noise.flatten()[0].abs())
+
+
+def held(run, layer, noise):
+    codes = layer.weight_quantizer.codes(layer.weight)
+    layer.weight_quantizer.hold(noise > 0.5, codes + 1)
+
+
+def failed(run, layer, noise):
+    """An update that is broken off when some weights have moved already."""
+    module = sys.modules[torch.optim.SGD.__module__]
+    original = module.sgd
+
+    def fail(*args, **kwargs):
+        original(*args, **kwargs)
+        if any(p is layer.weight for p in args[0]):
+            raise MemoryError
+
+    run.backward(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "sgd", fail)
+        with pytest.raises(MemoryError):
+            run.optimizer.step()
+
+
+def skipped(run, layer, noise):
+    """A GradScaler leaves the step out, or the optimizer itself."""
+    run.backward(0)
+    layer.weight.grad[0] = torch.inf
+    before = layer.weight.detach().clone()
+    if run.scheduled:
+        run.optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))
+    scaler.step(run.optimizer)
+    scaler.update()
+    assert torch.equal(layer.weight, before)
+
+
+EVENTS = (
+    edited,
+    edited_behind_autograd,
+    replaced,
+    loaded,
+    averaged,
+    rescaled,
+    held,
+    failed,
+    skipped,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("event", EVENTS)
+def test_what_happens_between_updates_is_not_counted(kind, event):
+    run = Run(kind)
+    for step in range(6):
+        run.step(step)
+        if step % 2:
+            for layer in run.layers.values():
+                event(run, layer, torch.randn(layer.weight.shape) / 4)
+    assert run.count > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_updates_in_random_company(kind):
+    choose = random.Random(0)
+    torch.manual_seed(0)
+    run = Run(kind)
+    for step in range(100):
+        run.step(step, asleep=[name for name in run.layers if choose.random() < 0.2])
+        for layer in run.layers.values():
+            if choose.random() < 0.4:
+                choose.choice(EVENTS)(run, layer, torch.randn(layer.weight.shape) / 4)
+    assert run.count > 80

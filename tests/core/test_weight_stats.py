@@ -1,0 +1,119 @@
+"""Eq. 5: the share of codes that changed; Eq. S3: by how much on average; distances (Fig. S3d)."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import loss, pair, train
+
+from tr_det.core import CodeBook, build_quantizer
+from tr_det.core.weight_stats import SIGNALS, distances, effective_step_size, transition_rate
+
+CODES = st.lists(st.tuples(*[st.integers(-128, 127)] * 3), min_size=1, max_size=40).map(
+    lambda rows: np.array(rows).T
+)
+"""Three code vectors of one length, shape (3, n)."""
+
+
+def update(codes, previous, step=1.0, signed=True, held=None):
+    """Return what a book says of weights that go from some 8-bit codes to others."""
+    quantizer = build_quantizer("lsq", 8 if held is None else 7, signed, role="weight")
+    with torch.no_grad():
+        quantizer.scale.fill_(step)
+    weight = step * torch.tensor(previous, dtype=torch.float32)
+    if held is not None:
+        quantizer.hold(torch.tensor(held), torch.tensor(previous))
+    book = CodeBook()
+    book.add("w", weight, quantizer)
+    book.begin(keep_previous=True)
+    weight.copy_(step * torch.tensor(codes, dtype=torch.float32))
+    return book.finish()["w"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "previous", "rate"),
+    [
+        ([3], [3], 0.0),
+        ([3], [2], 1.0),
+        ([1, 0, -2, 1], [1, 0, -1, 1], 0.25),
+        ([-1, 1, 1, -1], [1, -1, -1, 1], 1.0),
+        ([[0, 1], [2, 3], [4, 5]], [[0, 0], [2, -8], [7, 5]], 0.5),
+        (np.zeros((0, 3)), np.zeros((0, 3)), 0.0),
+    ],
+)
+def test_rate_counts_changes_whatever_their_size(codes, previous, rate) -> None:
+    result = transition_rate(update(codes, previous))
+    assert result.shape == ()
+    assert result.dtype == torch.float32
+    assert result.item() == rate
+
+
+def test_unsigned_codes_do_not_wrap() -> None:
+    seen = update([255, 0], [0, 255], step=0.5, signed=False)
+    assert transition_rate(seen).item() == 1.0
+    assert effective_step_size(seen).item() == 0.5 * 255
+
+
+def test_held_weights_count_neither_as_changed_nor_as_weights() -> None:
+    codes, previous = [5, 5, 5, 5, 5], [5, 4, 4, 4, 5]
+    assert transition_rate(update(codes, previous, held=[False] * 5)).item() == pytest.approx(0.6)
+    some = update(codes, previous, held=[True, True, False, False, False])
+    assert transition_rate(some).item() == pytest.approx(2 / 3)
+    assert some.codes.tolist() == [5, 4, 5, 5, 5]
+    assert transition_rate(update(codes, previous, held=[True] * 5)).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("codes", "previous", "step", "size"),
+    [
+        ([3], [3], 0.25, 0.0),
+        ([1, 0, -2, 1], [1, 0, 0, 0], 0.5, 0.375),
+        ([-1, 1], [1, 1], 1.0, 1.0),
+        ([127], [-128], 2**-7, 255 / 128),
+    ],
+)
+def test_effective_step_size_is_the_mean_change_of_levels(codes, previous, step, size) -> None:
+    assert effective_step_size(update(codes, previous, step)).item() == size
+
+
+@given(CODES, st.sampled_from([1.0, 0.5, 0.125]))
+def test_signals_are_their_formulas(codes, step) -> None:
+    a, b, c = codes
+    seen = update(a, b, step)
+    rate, size = (SIGNALS[key](seen).item() for key in ("transition_rate", "effective_step_size"))
+    assert rate == pytest.approx(np.mean(a != b))
+    assert size == pytest.approx(step * np.mean(np.abs(a - b)))
+    single = update(np.clip(b + np.sign(c), -128, 127), b, step)
+    assert effective_step_size(single).item() == pytest.approx(step * single.rate().item())
+
+
+@pytest.mark.parametrize("name", ["fixed_grid", "ewgs", "lsbq"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_distances_are_those_to_the_nearest_of_all_points(name, bits) -> None:
+    quantizer = build_quantizer(name, bits, signed=True)
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(x[:100])
+    by_hand = (quantizer.normalized(x)[:, None] - quantizer.transition_points()).abs().amin(1)
+    torch.testing.assert_close(distances(quantizer, x), by_hand)
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_an_optimizer_follows_the_signal_and_others_may_read_its_book(signal) -> None:
+    model, optimizer = pair(tr_signal=signal)
+    train(model, optimizer, range(4))
+    optimizer.zero_grad()
+    loss(model, 4).backward()
+    optimizer.codes.begin(keep_previous=True)
+    optimizer.step()
+    updates = optimizer.codes.moved()
+    assert tuple(updates) == optimizer.transition_metrics().names
+    said = torch.stack([SIGNALS[signal](update) for update in updates.values()])
+    torch.testing.assert_close(optimizer.transition_metrics().rate, said)
+    assert said.sum() > 0
+
+
+def test_without_quantized_weights_there_is_nothing() -> None:
+    book = CodeBook()
+    book.begin()
+    assert book.finish() == {}

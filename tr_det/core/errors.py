@@ -1,0 +1,50 @@
+"""Errors about what a user asked for."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be followed: its key, its value and what is allowed.
+
+    The core names its own arguments. An edge that has other names for them (``SOLVER.TR.FACTOR``
+    for ``tr_factor``) raises the same error under its own key, by `renamed`; nobody takes messages
+    apart.
+
+    Args:
+        key: name of the setting.
+        value: what it was given.
+        allowed: what it must be, as the end of a sentence: "must be ...".
+
+    >>> print(ConfigError("bits", 9, "an integer from 1 to 8").renamed("MODEL.QUANT.WEIGHT_BITS"))
+    MODEL.QUANT.WEIGHT_BITS=9: must be an integer from 1 to 8
+    """
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(key, value, allowed)
+        self.key, self.value, self.allowed = key, value, allowed
+
+    def __str__(self) -> str:
+        """Return the one line that a user sees."""
+        return f"{self.key}={self.value!r}: must be {self.allowed}"
+
+    def renamed(self, key: str) -> ConfigError:
+        """Return the same error under the name that the user knows."""
+        return type(self)(key, self.value, self.allowed)
+
+
+def check(key: str, value: object, holds: bool, allowed: str) -> None:
+    """Raise ConfigError unless it holds."""
+    if not holds:
+        raise ConfigError(key, value, allowed)
+
+
+def check_among(key: str, value: object, names: object) -> None:
+    """Raise ConfigError unless the value is one of the names; a near one is suggested."""
+    known = sorted(names)  # type: ignore[call-overload]
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(key, value, f"one of {known}{hint}")

@@ -1,0 +1,306 @@
+"""Methods on any training loop, through hooks of the torch optimizer's step.
+
+The order within an update: codes are looked at, gradients edited, clipped; the optimizer's own step
+(with TR scheduling: the look for NaN, the controllers, the move); quantizers follow the update
+(`Quantizer.end_update`); what it did to the codes; the methods, by their `order`.
+
+Only the outermost step that made an update counts: a subclass whose ``step`` calls its parent's
+fires torch's hooks twice, and a step that a GradScaler or the optimizer's own guard left out is no
+update.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tr_det.core.codes import CodeBook
+from tr_det.core.errors import ConfigError, check
+from tr_det.core.methods.base import Method, Run, build_method
+from tr_det.core.nn.calibrate import is_calibrated, set_scales
+from tr_det.core.nn.convert import quantized_layers
+from tr_det.core.quantizers import Quantizer
+
+KEY = "tr_det"
+"""Of the methods' state in the optimizer's state dict."""
+
+Clip = Callable[[list[Tensor]], Any]
+
+
+def attach(
+    methods: Iterable[Method | str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    *,
+    clip: Clip | None = None,
+    around_calibration: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Attached:
+    """Put methods on a training loop; quantizers that follow updates do so from now on.
+
+    Before the first forward in training, the scales that are unset then are set from its batch
+    (`set_scales`), under the same autocast.
+
+    Args:
+        methods: names or objects; may be none.
+        model: before or after DistributedDataParallel wraps it.
+        optimizer: of the model; its state dict holds the methods' state under a key of its own.
+        total_steps: updates of the whole run.
+        clip: called with the parameters that have a gradient, after the methods edited them.
+        around_calibration: a context for the calibrating forward, e.g. to keep its numbers out of
+            a log.
+
+    Returns:
+        The handle: `Attached.evaluating` for evaluations.
+
+    Raises:
+        ConfigError: an unknown method, one that cannot work on this model, an optimizer that has
+            methods already.
+
+    >>> from tr_det.core import QuantConfig, attach, quantize_model
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    >>> _ = quantize_model(model, QuantConfig())
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> attached = attach(["tracker"], model, optimizer, total_steps=1)
+    >>> model(torch.randn(8, 4).relu()).sum().backward(); optimizer.step()
+    >>> attached.step
+    1
+    """
+    return Attached(methods, model, optimizer, total_steps, clip, around_calibration)
+
+
+class Attached:
+    """Methods at work on a model and its optimizer; made by `attach`.
+
+    Attributes:
+        methods: in the order in which they act.
+        codes: of the quantized weights.
+        step: updates made.
+    """
+
+    def __init__(
+        self,
+        methods: Iterable[Method | str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        clip: Clip | None,
+        around_calibration: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        model = _unwrapped(model)
+        check("optimizer", type(optimizer).__name__, _of(optimizer) is None, "without methods")
+        self.model, self.total_steps, self.step = model, total_steps, 0
+        self.codes = _code_book(model, optimizer)
+        self._optimizer, self._clip = optimizer, clip
+        self._outermost: FrameType | None = None
+        self._wanted = False
+        self._quantizers = _adapting(model)
+        self._follow_run()
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.attached = True
+        self.methods: list[Method] = []
+        self._run = Run(model, optimizer, self.codes, total_steps, self.methods, self._find)
+        built = [build_method(m) if isinstance(m, str) else m for m in methods]
+        for method in sorted(built, key=lambda method: method.order):  # others build on the first
+            self._add(method)
+        self.methods.sort(key=lambda method: method.order)
+        # A fused torch optimizer takes scaled gradients and skips inside step(); here they must be
+        # unscaled before, and a skipped step must be no step.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+        optimizer.register_state_dict_post_hook(self._save)
+        optimizer.register_load_state_dict_pre_hook(self._load)
+        vars(optimizer)[KEY] = self
+        _calibrate_at_first_forward(model, around_calibration)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Make the model what shall be evaluated and kept, e.g. its average; afterwards undo it."""
+        with self.codes.undisturbed(), ExitStack() as stack:
+            for method in self.methods:
+                stack.enter_context(method.evaluating())
+            yield
+
+    @property
+    def changes_evaluation(self) -> bool:
+        """Whether `evaluating` makes the model another one than the checkpoints hold."""
+        return any(method.changes_evaluation for method in self.methods)
+
+    def _add(self, method: Method) -> None:
+        taken = type(method) not in map(type, self.methods)
+        check("methods", name_of(method), taken, "named once")
+        method.setup(self._run)
+        self.methods.append(method)
+
+    def _find(self, name: str) -> Method:
+        for method in self.methods:
+            if name_of(method) == name:
+                return method
+        self._add(build_method(name))
+        return self.methods[-1]
+
+    # ---- an update ----
+
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frame = sys._getframe(1)
+        # A step that raised has left its frame here; one that called this one is still running.
+        if self._outermost is not None and _is_caller(self._outermost, frame):
+            return
+        self._outermost = frame
+        edits = self._clip is not None or any(method.edits_gradients for method in self.methods)
+        closure = len(args) > 1 or kwargs.get("closure") is not None
+        if edits and closure:
+            raise ConfigError(
+                "closure", "...", "None where gradients are clipped or edited: it makes them later"
+            )
+        wanted = [method.reads(self.step) for method in self.methods]  # each must be asked
+        self._wanted = any(wanted)
+        if self._wanted:
+            weights = self.codes.weights()
+            # A closure makes the gradients later: any weight may get one.
+            names = [name for name, (w, _) in weights.items() if closure or w.grad is not None]
+            self.codes.begin(names, keep_previous=True)
+        for method in self.methods:
+            method.edit_gradients()
+        if self._clip is not None:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            self._clip([p for p in parameters if p.grad is not None])
+
+    def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sys._getframe(1) is not self._outermost:
+            return
+        self._outermost = None
+        if not getattr(optimizer, "made_update", True):
+            return
+        with torch.no_grad():
+            if self._wanted:
+                self.codes.moved()
+            self._end_update()
+            updates = self.codes.finish() if self._wanted else {}
+            for method in self.methods:
+                method.after_update(self.step, updates)
+        self.step += 1
+
+    def _end_update(self) -> None:
+        """Let quantizers follow the update, on statistics of all processes."""
+        if not self._quantizers:
+            return
+        seen = [q.seen for q, _ in self._quantizers if q.seen is not None]
+        if seen and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            pooled = torch.cat(seen)
+            dist.all_reduce(pooled, dist.ReduceOp.MAX)
+            parts = torch.split(pooled, [len(s) for s in seen])
+            for own, part in zip(seen, parts, strict=True):
+                own.copy_(part)
+        for quantizer, weight in self._quantizers:
+            quantizer.end_update(self.step + 1, self.total_steps, weight)
+            quantizer.anneal(self.step + 1, self.total_steps)
+
+    def _follow_run(self) -> None:
+        for quantizer, _ in self._quantizers:
+            quantizer.anneal(self.step, self.total_steps)
+
+    # ---- checkpoints ----
+
+    def _save(self, optimizer: Any, state: dict[str, Any]) -> None:
+        own: dict[str, Any] = {
+            "step": self.step,
+            "methods": {name_of(method): method.state_dict() for method in self._saved()},
+        }
+        if any(method.changes_codes for method in self.methods):
+            own["codes"] = self.codes.state_dict()
+        state[KEY] = own
+
+    def _load(self, optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+        state = dict(state)
+        own = state.pop(KEY, {"step": 0, "methods": {}})
+        ours = sorted(name_of(method) for method in self._saved())
+        if sorted(own["methods"]) != ours:
+            raise ValueError(
+                f"optimizer state has the methods {sorted(own['methods'])}, this run has {ours}; "
+                "resume with the methods that the run was started with"
+            )
+        self.step = own["step"]
+        for method in self._saved():
+            method.load_state_dict(own["methods"][name_of(method)])
+        self.codes.load_state_dict(own.get("codes", {}))
+        self._follow_run()
+        return state
+
+    def _saved(self) -> list[Method]:
+        """Return the methods that change a run; one that only looks has no state to resume."""
+        return [method for method in self.methods if method.is_part_of_run]
+
+
+def attached_to(optimizer: torch.optim.Optimizer) -> Attached | None:
+    """Return the methods that `attach` has put on an optimizer."""
+    return _of(optimizer)
+
+
+def name_of(method: Method) -> str:
+    """Return the name of a method: its file's."""
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _of(optimizer: torch.optim.Optimizer) -> Attached | None:
+    return vars(optimizer).get(KEY)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    return model
+
+
+def _code_book(model: nn.Module, optimizer: torch.optim.Optimizer) -> CodeBook:
+    """Return the optimizer's own, or a new one of the weights that it updates."""
+    book = getattr(optimizer, "codes", None)
+    if isinstance(book, CodeBook):
+        return book
+    book = CodeBook()
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in quantized_layers(model):
+        if layer.weight_quantizer is not None and id(layer.weight) in updated:
+            updated.discard(id(layer.weight))  # a weight that layers share is one
+            book.add(f"{name}.weight", layer.weight, layer.weight_quantizer)
+    return book
+
+
+def _adapting(model: nn.Module) -> list[tuple[Quantizer, Tensor | None]]:
+    """Return the quantizers that follow updates, weight quantizers with their weights."""
+    found: list[tuple[Quantizer, Tensor | None]] = []
+    for _, layer in quantized_layers(model):
+        if layer.weight_quantizer is not None and layer.weight_quantizer.adapts:
+            found.append((layer.weight_quantizer, layer.weight))
+        if layer.input_quantizer is not None and layer.input_quantizer.adapts:
+            found.append((layer.input_quantizer, None))
+    return found
+
+
+def _is_caller(frame: FrameType, of: FrameType | None) -> bool:
+    while of is not None and of is not frame:
+        of = of.f_back
+    return of is frame
+
+
+def _calibrate_at_first_forward(
+    model: nn.Module, around: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not model.training:
+            return
+        handle.remove()
+        if not is_calibrated(model):
+            with around():
+                set_scales(model, lambda: model.forward(*args, **kwargs))
+
+    handle = model.register_forward_pre_hook(calibrate, with_kwargs=True)

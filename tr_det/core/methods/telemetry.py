@@ -1,0 +1,90 @@
+"""The curves of a run, under the same names in every trainer and with every optimizer.
+
+    tr/rate        share of the codes that the update changed (Eq. 5 of Lee et al., ICCV 2025)
+    tr/step_size   mean change of the quantized weights' levels (Eq. S3)
+    tr/distance    mean distance of the weights to the nearest transition point, in codes
+    tr/target, tr/running, tr/talr    R, K and U, with TR scheduling
+
+They are means over layers; ``tr_layers/<layer>/rate`` and so on are the layers'. Methods add their
+own, e.g. ``tr/oscillating`` and ``tr/frozen``. Only updates that are logged are looked at, with one
+transfer from the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tr_det.core.codes import Update
+from tr_det.core.methods.base import Method, Run
+from tr_det.core.optim.scheduled import TransitionScheduled
+from tr_det.core.weight_stats import distances, effective_step_size
+
+
+class Telemetry(Method):
+    """Writes the curves of the updates that are logged.
+
+    Args:
+        is_due: whether the update that is about to be made (its 0-based index) is logged.
+        write: takes its index and name -> number; NaN (a target that is still being sought) is
+            left out.
+    """
+
+    order = 3
+    is_part_of_run = False
+
+    def __init__(
+        self, is_due: Callable[[int], bool], write: Callable[[int, dict[str, float]], None]
+    ) -> None:
+        self.is_due, self.write = is_due, write
+        self._due = False
+
+    def setup(self, run: Run) -> None:
+        """Get to know the run."""
+        self._run = run
+
+    def reads(self, step: int) -> bool:
+        """Return whether this update is logged."""
+        self._due = self.is_due(step)
+        return self._due
+
+    def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
+        """Collect and write."""
+        if not self._due:
+            return
+        names = list(self._run.codes.weights())
+        curves = self._curves(updates)
+        own = [method.scalars() for method in self._run.methods]
+        extra = {name: value for scalars in own for name, value in scalars.items()}
+        values = [value.float() for curve in curves.values() for value in curve]
+        values += [value.float() for value in extra.values()]
+        numbers = iter(torch.stack(values).tolist() if values else [])  # the one transfer
+        columns = {key: [next(numbers) for _ in names] for key in curves}
+        scalars = dict(zip(extra, numbers, strict=True))
+        optimizer = self._run.optimizer
+        if isinstance(optimizer, TransitionScheduled) and names:
+            columns["target"] = optimizer.transition_metrics().target.tolist()
+        for key, column in columns.items():
+            if names:
+                scalars[f"tr/{key}"] = math.fsum(column) / len(column)
+            for name, number in zip(names, column, strict=True):
+                scalars[f"tr_layers/{name.removesuffix('.weight')}/{key}"] = number
+        self.write(step, {key: value for key, value in scalars.items() if math.isfinite(value)})
+
+    def _curves(self, updates: Mapping[str, Update]) -> dict[str, list[Tensor]]:
+        """Return the curves' values of each weight; 0 changes where an update left it alone."""
+        curves: dict[str, list[Tensor]] = {"rate": [], "step_size": [], "distance": []}
+        for name, (weight, quantizer) in self._run.codes.weights().items():
+            update = updates.get(name)
+            still = torch.zeros((), device=weight.device)
+            curves["rate"].append(still if update is None else update.rate())
+            curves["step_size"].append(still if update is None else effective_step_size(update))
+            curves["distance"].append(distances(quantizer, weight).mean())
+        optimizer = self._run.optimizer
+        if isinstance(optimizer, TransitionScheduled):
+            metrics = optimizer.transition_metrics()
+            curves |= {"running": list(metrics.running), "talr": list(metrics.talr)}
+        return curves

@@ -1,0 +1,51 @@
+"""Functions that change a gradient and no value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _PassGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x; its gradient is multiplied by the factor.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> scale_gradient(x, 0.5).square().backward(); x.grad.item()
+    3.0
+    """
+    out: Tensor = _ScaleGradient.apply(x, factor)
+    return out
+
+
+def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
+    """Return the value, a function of x of the same shape and dtype; x gets its gradient as it is.
+
+    >>> x = torch.tensor([0.2, 0.7], requires_grad=True)
+    >>> pass_gradient(x, x.detach().round()).sum().backward(); x.grad.tolist()
+    [1.0, 1.0]
+    """
+    out: Tensor = _PassGradient.apply(x, value)
+    return out

@@ -1,0 +1,79 @@
+"""Optimizers by name: torch's and their TR-scheduled twins, for both sides' configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from tr_det.core.errors import check_among
+from tr_det.core.optim import optimizers as scheduled
+from tr_det.core.optim.groups import Group
+from tr_det.core.transition.settings import arguments_from
+
+_TABLE: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer], tuple[str, ...]]]
+_TABLE = {
+    "SGD": (torch.optim.SGD, scheduled.SGDT, ("momentum", "nesterov")),
+    "Adam": (torch.optim.Adam, scheduled.AdamT, ("betas",)),
+    "NAdam": (torch.optim.NAdam, scheduled.NAdamT, ("betas",)),
+    "Adamax": (torch.optim.Adamax, scheduled.AdamaxT, ("betas",)),
+    "AdamW": (torch.optim.AdamW, scheduled.AdamWT, ("betas",)),
+    "RMSprop": (torch.optim.RMSprop, scheduled.RMSpropT, ("momentum",)),
+    "Adagrad": (torch.optim.Adagrad, scheduled.AdagradT, ()),
+}
+"""torch's name -> (torch class, TR twin, arguments of it that configs have)."""
+
+
+class OptimizerEntry(NamedTuple):
+    """An optimizer of the registry.
+
+    Attributes:
+        make: its class.
+        arguments: names of its own arguments that configs have.
+        plain: name of the torch optimizer.
+        transition: whether it is TR-scheduled.
+    """
+
+    make: type[torch.optim.Optimizer]
+    arguments: tuple[str, ...]
+    plain: str
+    transition: bool
+
+
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    **{name: OptimizerEntry(t[0], t[2], name, False) for name, t in _TABLE.items()},
+    **{f"{name}T": OptimizerEntry(t[1], t[2], name, True) for name, t in _TABLE.items()},
+}
+"""Name -> optimizer; a T at the end is for TR scheduling."""
+
+
+def make_optimizer(
+    name: str,
+    groups: list[Group],
+    *,
+    total_steps: int,
+    transition: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """Build an optimizer by name.
+
+    Args:
+        name: in `OPTIMIZERS`.
+        groups: as `tr_param_groups` makes them; plain optimizers keep no quantizer in theirs.
+        total_steps: updates of the run.
+        transition: a config's settings of TR scheduling by name, for optimizers that have it.
+        arguments: what the config has for some optimizers (``momentum``, ``nesterov``,
+            ``betas``); each takes its own.
+        **options: for every optimizer, e.g. ``lr`` and ``weight_decay``.
+
+    Raises:
+        ConfigError: an unknown name (key ``optimizer``) or a value out of range (``tr_...``).
+    """
+    check_among("optimizer", name, OPTIMIZERS)
+    entry = OPTIMIZERS[name]
+    own = {key: arguments[key] for key in entry.arguments}
+    if entry.transition:
+        own |= {"total_steps": total_steps, **arguments_from(transition)}
+    return entry.make(groups, **options, **own)

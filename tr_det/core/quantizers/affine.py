@@ -1,0 +1,131 @@
+"""Quantizers whose codes and levels are affine: one scale, perhaps a shift, uniform steps.
+
+They share kernels (`tr_det.core.ops.affine`) and a choice of straight-through estimators. A
+subclass says what its `Affine` is and how its scale is set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tr_det.core.errors import check, check_among
+from tr_det.core.ops import (
+    SCALE_FLOOR,
+    Affine,
+    affine_codes,
+    affine_quantize,
+    affine_recode_,
+    affine_values,
+)
+from tr_det.core.quantizers.base import Quantizer
+from tr_det.core.quantizers.spec import Grid, Rounding, Spec
+
+
+class AffineQuantizer(Quantizer):
+    """A quantizer on a uniform grid.
+
+    Args:
+        spec: what the layer asks for.
+        estimator: gradient of rounding and clipping: ``"clip"`` passes it where x is in the
+            range before rounding, ``"round"`` where the code is in the range (half a step wider
+            at both ends), ``"ewgs"`` as clip, weighed by the rounding error (EWGS), ``"identity"``
+            everywhere.
+        ewgs_factor: delta of EWGS, >= 0, where the range has length 1, as in the paper.
+        **options: of `Quantizer`.
+
+    Attributes:
+        affine: what the kernels need to know.
+    """
+
+    estimators: ClassVar[tuple[str, ...]] = ("clip", "round", "ewgs", "identity")
+    estimator: ClassVar[str] = "clip"
+    """The method's own."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        estimator: str | None = None,
+        ewgs_factor: float = 1e-3,
+        **options: Any,
+    ) -> None:
+        super().__init__(spec, **options)
+        chosen = estimator or self.estimator
+        check_among("estimator", chosen, self.estimators)
+        number = isinstance(ewgs_factor, float | int) and ewgs_factor >= 0
+        check("ewgs_factor", ewgs_factor, number, "a number, not negative")
+        self.affine = replace(
+            self.make_affine(),
+            axis=self.spec.axis if self.per_channel else None,
+            estimator=chosen,  # type: ignore[arg-type]  # checked above
+            delta=ewgs_factor / (2**spec.bits - 1) if chosen == "ewgs" else 0.0,
+        )
+
+    def make_affine(self) -> Affine:
+        """Return the grid; estimator and axis are filled in."""
+        raise NotImplementedError
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor | None]:
+        """Return the scale and the shift of `Affine`, differentiable in the parameters."""
+        return self.scale, None  # type: ignore[return-value]
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the level of each element."""
+        scale, shift = self.scale_and_shift()
+        return affine_quantize(x, scale, shift, self.affine)
+
+    def discretise(self, x: Tensor) -> Tensor:
+        """Return integer codes of x."""
+        scale, shift = self.scale_and_shift()
+        return affine_codes(x, scale, shift, self.affine)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the level of each code."""
+        scale, shift = self.scale_and_shift()
+        return affine_values(codes, scale, shift, self.affine)
+
+    def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Overwrite codes in one pass; return how many changed."""
+        scale, shift = self.scale_and_shift()
+        return affine_recode_(x, scale, shift, self.affine, codes)
+
+    def kernel(self) -> tuple[Affine, Tensor, Tensor | None]:
+        """Return what kernels need."""
+        return self.affine, *self.scale_and_shift()
+
+    @torch.no_grad()
+    def grid(self) -> Grid:
+        """Return the levels."""
+        a, rounding = self.affine, self.rounding()
+        step = rounding.step if a.unit is None else torch.full_like(rounding.step, a.unit)
+        return Grid(a.low, a.high, a.mul, a.add, step, rounding.shift if a.offset else None)
+
+    @torch.no_grad()
+    def rounding(self) -> Rounding:
+        """Return the thresholds."""
+        a, (scale, shift) = self.affine, self.scale_and_shift()
+        step = scale.detach().clamp_min(SCALE_FLOOR) / a.divisor
+        return Rounding(step, shift, a.base, "sign" if a.sign else "even")
+
+    @torch.no_grad()
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return ``base + (x - shift) / step``, clipped to the codes; the binary grid's to +-1."""
+        step, shift, base, tie = self.rounding()
+        if self.per_channel:
+            shape = [1] * x.ndim
+            shape[self.spec.axis] = -1
+            step = step.view(shape)
+            shift = shift if shift is None else shift.view(shape)
+        units = (x.float() if shift is None else x.float() - shift) / step
+        if tie == "sign":
+            return units.clamp(-1.0, 1.0)
+        return (units + base if base else units).clamp(self.affine.low, self.affine.high)
+
+    def transition_points(self) -> Tensor:
+        """Return the midpoints between codes; 0 on the binary grid."""
+        points = super().transition_points()
+        return torch.zeros_like(points) if self.affine.sign else points

@@ -1,0 +1,57 @@
+"""Modules with numbers that data must set before they can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Calibrated(nn.Module):
+    """A module whose parameters and buffers are NaN until data or a checkpoint has set them.
+
+    Being set is thus part of the numbers themselves: copies, averages and checkpoints need no flag
+    beside them. It is looked up once; asking the device in every forward would wait for it.
+
+    Attributes:
+        label: name for messages, e.g. ``backbone.res2.0.conv1.input_quantizer``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = type(self).__name__
+        self._is_set = False
+
+    def own_tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers that must be set."""
+        return [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every number has been set from data, loaded or copied."""
+        if not self._is_set:
+            self._is_set = not any(bool(t.isnan().any()) for t in self.own_tensors())
+        return self._is_set
+
+    def require_calibrated(self) -> None:
+        """Raise RuntimeError unless every number has been set."""
+        if not self.is_calibrated:
+            raise RuntimeError(
+                f"{self.label}: no scale yet; calibrate the model (tr_det.core.set_scales, or "
+                "tr_det.core.attach before training) or load a quantized checkpoint"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        were_meta = any(t.is_meta for t in self.own_tensors())
+        applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if were_meta:  # to_empty gives memory with anything in it
+            with torch.no_grad():
+                for tensor in self.own_tensors():
+                    tensor.fill_(torch.nan)
+        return applied
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_set = False  # to be looked up

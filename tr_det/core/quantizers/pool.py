@@ -1,0 +1,46 @@
+"""Statistics of calibration, pooled over the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Pool = Callable[[Tensor, str], Tensor]
+"""(tensor, how) -> tensor; how: ``"sum"``, ``"max"`` (elementwise) or ``"sample"``: a 1-d tensor of
+elements drawn from all processes'."""
+
+SAMPLE = 65_536
+"""Most elements that a process puts into a sample."""
+
+
+def alone(tensor: Tensor, how: str) -> Tensor:
+    """Pool nothing: for weights, which are the same everywhere."""
+    return _drawn(tensor) if how == "sample" else tensor
+
+
+def over_processes(tensor: Tensor, how: str) -> Tensor:
+    """Pool over all processes of ``torch.distributed``, which must call this at the same point."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return alone(tensor, how)
+    if how == "sample":
+        own = _drawn(tensor)
+        sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=own.device)
+        sizes[dist.get_rank()] = len(own)
+        dist.all_reduce(sizes)
+        padded = own.new_zeros(int(sizes.max()))
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])
+    pooled = tensor.clone()
+    dist.all_reduce(pooled, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[how])
+    return pooled
+
+
+def _drawn(tensor: Tensor) -> Tensor:
+    """Return at most `SAMPLE` elements, evenly spaced."""
+    flat = tensor.reshape(-1)
+    return flat[:: -(-len(flat) // SAMPLE) or 1]

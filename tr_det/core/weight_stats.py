@@ -1,0 +1,65 @@
+"""What one update did to the quantized weights (Lee et al., ICCV 2025, Eqs. 5 and S3, Fig. S3d)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tr_det.core.codes import Update
+from tr_det.core.quantizers import Quantizer
+
+
+def transition_rate(update: Update) -> Tensor:
+    """Return the share of codes that the update changed, Eq. 5, held weights left out.
+
+    Codes are compared, never levels: those also change with a scale (supplement S5.1).
+
+    Returns:
+        0-d float32 in [0, 1], on the weight's device; nothing is synchronised.
+    """
+    return update.rate()
+
+
+def effective_step_size(update: Update) -> Tensor:
+    """Return the mean change of the quantized weights' levels, Eq. S3.
+
+    It equals the transition rate times the distance of two levels where no code moves by more than
+    one and the levels themselves stay.
+
+    Args:
+        update: with the previous codes.
+
+    Returns:
+        0-d float32, units of levels, on the weight's device.
+    """
+    assert update.previous is not None
+    quantizer = update.quantizer
+    with torch.no_grad():
+        moves = quantizer.values(update.codes) - quantizer.values(update.previous)
+        return moves.abs().sum() / max(moves.numel(), 1)
+
+
+@torch.no_grad()
+def distances(quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """Return each weight's distance to the nearest transition point, in units of codes.
+
+    >>> from tr_det.core import build_quantizer
+    >>> quantizer = build_quantizer("lsq", bits=2, signed=True)
+    >>> quantizer.calibrate(torch.tensor([-0.5, 0.5]))  # step 1
+    >>> [round(d, 2) for d in distances(quantizer, torch.tensor([0.4, 0.6, -5.0])).tolist()]
+    [0.1, 0.1, 0.5]
+    """
+    points = quantizer.transition_points()
+    units = quantizer.normalized(weight).flatten().contiguous()
+    after = torch.bucketize(units, points).clamp(1, max(1, len(points) - 1))
+    below = (units - points[after - 1]).abs()
+    return below if len(points) == 1 else torch.minimum(below, (units - points[after]).abs())
+
+
+SIGNALS: dict[str, Callable[[Update], Tensor]] = {
+    "transition_rate": transition_rate,
+    "effective_step_size": effective_step_size,
+}
+"""Name -> what is measured and followed."""
