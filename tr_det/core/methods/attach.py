@@ -157,7 +157,7 @@ class Attached:
             return
         self._outermost = frame
         edits = self._clip is not None or any(method.edits_gradients for method in self.methods)
-        closure = len(args) > 1 or kwargs.get("closure") is not None
+        closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
         if edits and closure:
             raise ConfigError(
                 "closure", "...", "None where gradients are clipped or edited: it makes them later"
@@ -302,5 +302,7 @@ def _calibrate_at_first_forward(
         if not is_calibrated(model):
             with around():
                 set_scales(model, lambda: model.forward(*args, **kwargs))
+            # Older torch (2.6 does) would use its casts of weights again, which have no gradient.
+            torch.clear_autocast_cache()
 
     handle = model.register_forward_pre_hook(calibrate, with_kwargs=True)

@@ -299,45 +299,24 @@ class Quantizer(Calibrated):
     def set_extra_state(self, state: Tensor) -> None:
         """Take nothing: the identity was compared before."""
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        problem = self._problem_of(state_dict, prefix)
-        if problem:
-            error_msgs.append(f"{prefix[:-1]}: {problem}")
-            return
+    def problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
+        """Return why a state dict is not for this quantizer, or nothing."""
+        saved = state_dict.get(f"{prefix}_extra_state")
+        theirs = self.identity() if saved is None else bytes(saved.tolist()).decode().strip()
+        if theirs == self.identity():
+            return super().problem_of(state_dict, prefix)
+        return (
+            f"the checkpoint has {theirs}, this model has {self.identity()}; use the quantizers "
+            "and bit-widths that it was trained with"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         held = state_dict.get(f"{prefix}held")
         if held is None:
             self.held = None
         elif self.held is None:  # before loading, which copies into what is there
             self.held = torch.empty_like(held, device=self._device())
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
-        if f"{prefix}initialized" in state_dict:
-            return (
-                "an older version of tr_det wrote this checkpoint; finish the run with that "
-                "version, or start from a full-precision checkpoint"
-            )
-        saved = state_dict.get(f"{prefix}_extra_state")
-        if saved is None:
-            return ""
-        theirs = bytes(saved.tolist()).decode().strip()
-        if theirs == self.identity():
-            return ""
-        return (
-            f"the checkpoint has {theirs}, this model has {self.identity()}; use the quantizers "
-            "and bit-widths that it was trained with"
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Show bits, sign and whether the scale is trained."""

@@ -32,8 +32,11 @@ class Calibrated(nn.Module):
     def is_calibrated(self) -> bool:
         """Whether every number has been set from data, loaded or copied."""
         if not self._is_set:
-            self._is_set = not any(bool(t.isnan().any()) for t in self.own_tensors())
+            self._is_set = self._look_up()
         return self._is_set
+
+    def _look_up(self) -> bool:
+        return not any(t.is_meta or bool(t.isnan().any()) for t in self.own_tensors())
 
     def require_calibrated(self) -> None:
         """Raise RuntimeError unless every number has been set."""
@@ -52,6 +55,31 @@ class Calibrated(nn.Module):
                     tensor.fill_(torch.nan)
         return applied
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._is_set = False  # to be looked up
+    def problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
+        """Return why a state dict is not for this module, or nothing."""
+        if f"{prefix}initialized" not in state_dict:
+            return ""
+        return (
+            "an older version of tr_det wrote this checkpoint; finish the run with that version, "
+            "or start from a full-precision checkpoint"
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problem = self.problem_of(state_dict, prefix)
+        if problem:
+            if not any(problem in message for message in error_msgs):  # once is enough
+                error_msgs.append(f"{prefix[:-1]}: {problem}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._is_set = self._look_up()  # here: a compiler of the next forward could not
