@@ -1,0 +1,106 @@
+"""LSQ: *Learned Step Size Quantization*, Esser et al., ICLR 2020.
+
+    x_int = round(clip(x / s, -Q_N, Q_P)),  x_q = s x_int                                (Eqs. 1, 2)
+    dx_q/dx = 1 within the range, else 0                                                    (Eq. 5)
+    dx_q/ds = x_int - x/s within the range, -Q_N below it, Q_P above it                     (Eq. 3)
+
+with Q_N = 2^(b-1), Q_P = 2^(b-1) - 1 for signed data, Q_N = 0, Q_P = 2^b - 1 for unsigned. The
+gradient of the step size s is multiplied by ``1 / sqrt(N Q_P)``, N being the weights, or the
+features of one sample, that share the step (section 2.2). s starts at ``2 mean|x| / sqrt(Q_P)``
+(section 2.1), for inputs from the calibration batch.
+
+Deviations from the paper:
+  * per channel, as an option: one step per output channel, N counts the weights of one channel;
+  * at the bounds themselves, x = -Q_N s and x = Q_P s, the gradient passes (the paper's
+    inequalities are strict; the difference has measure zero, and where a ReLU precedes, its own
+    gradient is zero at x = 0);
+  * s is floored at 1e-8 when it divides, so that it cannot cross zero; its gradient passes there;
+  * a tensor of zeros gets mean|x| = 1;
+  * the step size has the learning rate and decay of all quantizer parameters (a tenth, no decay),
+    not the weights' as in the paper; ``SCALE_LR_FACTOR 1.0`` gives its learning rate;
+  * one signed bit is refused: Q_P = 0 leaves the levels -s and 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tr_det.core.errors import check
+from tr_det.core.ops import Affine, affine_quantize, scale_gradient
+from tr_det.core.quantizers.affine import AffineQuantizer
+from tr_det.core.quantizers.pool import Pool
+from tr_det.core.quantizers.registry import QUANTIZERS
+from tr_det.core.quantizers.spec import Spec
+
+
+@QUANTIZERS.register
+class LSQ(AffineQuantizer):
+    """Learned step size.
+
+    Args:
+        spec: what the layer asks for; not one signed bit.
+        gradient_scale: multiply the step size's gradient by 1 / sqrt(N Q_P).
+        **options: of `AffineQuantizer`.
+
+    Attributes:
+        scale: s, float32, 0-d or (channels,), units of x.
+
+    >>> import torch
+    >>> from tr_det.core import build_quantizer
+    >>> quantizer = build_quantizer("lsq", bits=2, signed=True)
+    >>> quantizer.calibrate(torch.tensor([-0.5, 0.5]))  # 2 mean|x| / sqrt(1) = 1
+    >>> quantizer(torch.tensor([-5.0, 0.4, 0.6, 5.0])).tolist()
+    [-2.0, 0.0, 1.0, 1.0]
+    """
+
+    def __init__(self, spec: Spec, *, gradient_scale: bool = True, **options: Any) -> None:
+        binary = spec.bits == 1 and spec.signed
+        check("bits", spec.bits, not binary, "from 2 to 8 for signed data with lsq")
+        check("gradient_scale", gradient_scale, isinstance(gradient_scale, bool), "True or False")
+        super().__init__(spec, **options)
+        self.gradient_scale = gradient_scale
+        self.scale = self.new_parameter()
+
+    def make_affine(self) -> Affine:
+        """Return levels in multiples of the step size."""
+        return Affine(self.spec.low, self.spec.high)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the level of each element."""
+        scale, _ = self.scale_and_shift()
+        if self.gradient_scale and scale.requires_grad:
+            if self.spec.role == "input":
+                count = x.numel() // max(x.shape[0], 1) if x.ndim else 1
+            else:
+                count = x.numel() // max(scale.numel(), 1)
+            scale = scale_gradient(scale, 1.0 / math.sqrt(max(count, 1) * self.spec.high))
+        return affine_quantize(x, scale, None, self.affine)
+
+    def calibrate_from(self, x: Tensor, pool: Pool) -> None:
+        """Set the step size to 2 mean|x| / sqrt(Q_P)."""
+        mean = _mean_magnitude(self.by_channel(x), pool)
+        if mean is not None:
+            self.scale.copy_((2.0 * mean / math.sqrt(self.spec.high)).reshape(self.scale.shape))
+
+
+def _mean_magnitude(rows: Tensor, pool: Pool) -> Tensor | None:
+    """Return mean |x| of each row over all processes; 1 for a row of zeros, None without elements.
+
+    Args:
+        rows: shape (scales, elements).
+        pool: sums over processes.
+
+    Returns:
+        Shape (scales,), float64.
+    """
+    wide = rows.double().abs()
+    count = wide.new_full((len(wide),), wide.shape[1])
+    count, total = pool(torch.stack((count, wide.sum(1))), "sum").unbind()
+    if count[0] == 0:
+        return None
+    mean = total / count
+    return torch.where(mean > 0, mean, 1.0)
