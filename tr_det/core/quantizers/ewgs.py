@@ -1,0 +1,100 @@
+"""EWGS: *Network Quantization with Element-wise Gradient Scaling*, Lee et al., CVPR 2021.
+
+    x_n = clip((x - l) / (u - l), 0, 1)                                                    (Eq. 1)
+    x_d = round((2^b - 1) x_n) / (2^b - 1)                                                 (Eq. 2)
+    weights  w_q = 2 (x_d - 1/2),  inputs  a_q = x_d                                       (Eq. 3)
+    g_{x_n} = g_{x_d} (1 + delta sign(g_{x_d}) (x_n - x_d))                                (Eq. 6)
+
+The interval's ends l and u are learned. Weights have 2^b levels at equal steps from -1 to 1: half
+integers times the step, none of them zero. The output grid is fixed, so a norm or an output scale
+must follow. Clipped elements push neither x nor l and u.
+
+Initial interval: ``+-3 std(w)`` for weights, ``min(x)`` and ``3 std(x) / sqrt(1 - 2/pi)`` for
+inputs, std unbiased.
+
+Deviations from the paper:
+  * delta is a constant (``ewgs_factor``, 1e-3 as in the authors' scripts); the adaptive one, from
+    Hutchinson's estimate of the Hessian's trace, is left out;
+  * inputs that can be negative are refused: their zero would not be the zero of the output, which
+    a convolution pads with;
+  * an interval without length (constant data, which give NaN in the authors' code) gets that of
+    `deviation`; it is floored at 1e-8 in training;
+  * the first interval of inputs that lie far from zero (by more than 2 std, where the formula's
+    may be empty) ends at ``min(x) + 3 std(x)``;
+  * intervals per channel, as an option (the paper has one per tensor).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tr_det.core.errors import check
+from tr_det.core.ops import Affine
+from tr_det.core.quantizers.affine import AffineQuantizer
+from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.pool import Pool
+from tr_det.core.quantizers.registry import QUANTIZERS
+from tr_det.core.quantizers.spec import Spec
+
+
+@QUANTIZERS.register
+class EWGS(AffineQuantizer):
+    """A learned interval on a fixed output grid.
+
+    Args:
+        spec: what the layer asks for; signed weights or unsigned inputs.
+        **options: of `AffineQuantizer`; ``estimator`` is ``"ewgs"`` by default.
+
+    Attributes:
+        lower: l, float32, 0-d or (channels,), units of x.
+        upper: u, likewise.
+
+    >>> import torch
+    >>> from tr_det.core import build_quantizer
+    >>> quantizer = build_quantizer("ewgs", bits=1, signed=True)
+    >>> quantizer.calibrate(torch.tensor([-1.0, 1.0]))
+    >>> quantizer.levels().tolist()
+    [-1.0, 1.0]
+    """
+
+    estimator = "ewgs"
+
+    def __init__(self, spec: Spec, **options: Any) -> None:
+        fits = spec.signed == (spec.role == "weight")
+        check("signed", spec.signed, fits, "True for weights and False for inputs with ewgs")
+        super().__init__(spec, **options)
+        self.lower, self.upper = self.new_parameter(), self.new_parameter()
+
+    @classmethod
+    def needs_scale_after(cls, spec: Spec) -> bool:
+        """Return True: the output grid is fixed."""
+        return True
+
+    def make_affine(self) -> Affine:
+        """Return levels from -1 to 1 for weights, from 0 to 1 for inputs."""
+        low, high = self.spec.low, self.spec.high
+        steps = high - low
+        mul, add = (2, 1) if self.signed else (1, 0)
+        return Affine(low, high, divisor=steps, unit=1.0 / steps, mul=mul, add=add, base=low)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return u - l and l."""
+        return self.upper - self.lower, self.lower
+
+    def calibrate_from(self, x: Tensor, pool: Pool) -> None:
+        """Set the interval from the deviation, and for inputs the minimum."""
+        std = deviation(self.by_channel(x), pool)
+        if std is None:
+            return
+        shape = self.upper.shape
+        if self.signed:
+            self.upper.copy_((3.0 * std).reshape(shape))
+            self.lower.copy_(-self.upper)
+        else:
+            least = -pool(-x.double().amin() if x.numel() else x.new_tensor(-1e300).double(), "max")
+            upper = torch.maximum(3.0 * std / HALF_NORMAL_STD, least + 3.0 * std)
+            self.upper.copy_(upper.reshape(shape))
+            self.lower.copy_(least.reshape(shape))
