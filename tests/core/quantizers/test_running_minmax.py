@@ -1,0 +1,198 @@
+"""The running range against a float64 one: what counts as an observation, and what does not."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from tr_det.core import ConfigError, QuantConfig, attach, build_quantizer, quantize_model
+
+
+def network(signed, bits=4, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6))
+    config = QuantConfig(
+        act_bits=bits,
+        weight_quantizer="lsq",
+        act_quantizer="running_minmax",
+        act_options=options,
+        signed_input=signed,
+    )
+    quantize_model(model, config)
+    return model
+
+
+def start(signed, steps=50, **options):
+    model = network(signed, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    attach([], model, optimizer, steps)
+    return model, optimizer, model[0].input_quantizer
+
+
+def batch(step, signed, part=0):
+    x = np.random.default_rng([step, part]).normal(0.2, 1 + step % 5, (8, 6))
+    return torch.tensor(x if signed else np.maximum(x, 0.01 * (step % 3)), dtype=torch.float32)
+
+
+def scale_of(low, high, signed, bits=4):
+    if signed:
+        return max(abs(min(low, 0)), max(high, 1e-8)) / (2 ** (bits - 1) - 1)
+    return max(high, 1e-8) / (2**bits - 1)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+def test_one_observation_is_an_update_with_all_its_training_forwards(signed, momentum):
+    model, optimizer, quantizer = start(signed, momentum=momentum)
+    low = high = None
+    for step in range(50):
+        parts = [batch(step, signed, part) for part in range(1 + step % 3)]
+        optimizer.zero_grad()
+        for x in parts:
+            model(x).sum().backward()
+        model.eval()  # evaluation observes nothing, with or without gradients
+        model(1000 * batch(step, signed, 9))
+        model.train()
+        with torch.no_grad():
+            model(2000 * batch(step, signed, 9))
+        if step == 0:  # calibrated by the first forward
+            low, high = parts[0].double().min().item(), parts[0].double().max().item()
+        assert quantizer.rounding().step.item() == pytest.approx(scale_of(low, high, signed))
+        optimizer.step()
+        everything = torch.cat(parts).double()
+        low += momentum * (everything.min().item() - low)
+        high += momentum * (everything.max().item() - high)
+        assert quantizer.range.tolist() == pytest.approx([-low, high], rel=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_gives_the_same_numbers_and_counts_once(reentrant):
+    runs = []
+    for recompute in (False, True):
+        model, optimizer, quantizer = start(True)
+        model(batch(0, True)).sum().backward()  # the scale is set by a plain forward in both
+        gradients = []
+        for step in range(5):
+            optimizer.zero_grad()
+            x = batch(step, True).requires_grad_()
+            out = checkpoint(model, x, use_reentrant=reentrant) if recompute else model(x)
+            out.square().sum().backward()
+            gradients += [x.grad, model[0].weight.grad]
+            optimizer.step()
+        runs.append([*gradients, quantizer.range])
+    for plain, recomputed in zip(*runs, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_what_overflowed_is_no_observation():
+    """A GradScaler leaves such a step out, but the forward has been seen."""
+    model, optimizer, quantizer = start(True)
+    for step, peak in enumerate((1.0, float("inf"), float("nan"), 1.0)):
+        optimizer.zero_grad()
+        x = batch(step, True)
+        x[0, 0] *= peak
+        model(x).sum().backward()
+        if np.isfinite(peak):
+            optimizer.step()
+    assert torch.isfinite(quantizer.range).all()
+
+
+def test_training_without_attach_is_refused():
+    model = network(True)
+    model[0].input_quantizer.calibrate(batch(0, True))
+    model[0].weight_quantizer.calibrate(model[0].weight)
+    with pytest.raises(RuntimeError, match="attach"):
+        model(batch(0, True))
+    model.eval()
+    model(batch(0, True))
+
+
+def test_what_it_cannot_quantize_is_refused():
+    for arguments, key in (((1, True), "bits"), ((4, True), "momentum")):
+        options = {"momentum": 0.0} if key == "momentum" else {}
+        with pytest.raises(ConfigError) as error:
+            build_quantizer("running_minmax", *arguments, role="input", **options)
+        assert error.value.key == key
+    with pytest.raises(ConfigError):
+        QuantConfig(weight_quantizer="running_minmax")
+
+
+@pytest.mark.parametrize("name", ["running_minmax", "lsq"])
+def test_the_gradient_passes_where_the_rounded_value_is_in_the_range(name):
+    """Nagel et al.'s symmetric quantizer with three bits and s = 0.3: rounding before clamping."""
+    x = torch.tensor([-1.6, -1.36, -1.34, -0.9, -0.43, -0.13, 0, 0.17, 0.44, 0.76, 1.04, 1.06, 2])
+    x.requires_grad_()
+    value = [-1.2, -1.2, -1.2, -0.9, -0.3, 0, 0, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9]
+    dx = [0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 0]
+    if name == "running_minmax":
+        quantizer = build_quantizer(name, 3, True, role="input").eval()
+        quantizer.range.copy_(torch.tensor([0.9, 0.6]))
+        expected = [None]
+    else:
+        expected = [67.96667, 10.88338]
+    for scaled, ds in zip((False, True), expected):
+        if name == "lsq":
+            quantizer = build_quantizer(name, 3, True, estimator="round", gradient_scale=scaled)
+            torch.nn.init.constant_(quantizer.scale, 0.3)
+        x.grad = None
+        out = quantizer(x)
+        out.backward(torch.arange(1.0, 14.0))
+        torch.testing.assert_close(out.detach(), torch.tensor(value))
+        assert x.grad.tolist() == dx
+        if ds is not None:
+            assert quantizer.scale.grad.item() == pytest.approx(ds, rel=1e-6)
+
+
+class _Branches(nn.Module):
+    """The second layer runs only now and then, and not in both processes at the same updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.seldom = network(True), network(True)
+
+    def forward(self, x, both):
+        out = self.always(x)
+        return out + self.seldom(x) if both else out
+
+
+def _worker(rank, folder):
+    dist.init_process_group(
+        "gloo", f"file://{folder}/meeting", timedelta(seconds=60), rank=rank, world_size=2
+    )
+    torch.set_num_threads(1)
+    model = _Branches()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    attach([], model, optimizer, 12)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    model.seldom[0].input_quantizer.range.copy_(torch.ones(2))
+    model.seldom[0].weight_quantizer.calibrate(model.seldom[0].weight)
+    for step in range(12):
+        optimizer.zero_grad()
+        wrapped(batch(step, True, rank), both=(step + rank) % 3 == 2).sum().backward()
+        optimizer.step()
+    ranges = [branch[0].input_quantizer.range for branch in (model.always, model.seldom)]
+    torch.save(ranges, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_range_over_both_ones_data(tmp_path):
+    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+    ours, theirs = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    expected = np.array([[np.nan, np.nan], [1.0, 1.0]])  # rows: always, seldom
+    for step in range(12):
+        data = [batch(step, True, rank).double().numpy() for rank in (0, 1)]
+        seen = np.array([max(-x.min() for x in data), max(x.max() for x in data)])
+        expected[0] = seen if step == 0 else expected[0] + 0.1 * (seen - expected[0])
+        runs = [x for rank, x in enumerate(data) if (step + rank) % 3 == 2]
+        if runs:
+            seen = np.array([max(-x.min() for x in runs), max(x.max() for x in runs)])
+            expected[1] += 0.1 * (seen - expected[1])
+    for row, first, second in zip(expected, ours, theirs, strict=True):
+        assert torch.equal(first, second)
+        np.testing.assert_allclose(first.numpy(), row, rtol=1e-5)
