@@ -1,0 +1,168 @@
+"""Freezing against the paper's algorithm in float64."""
+
+import numpy as np
+import pytest
+import torch
+from small_runs import assert_equal, snapshot, through_file
+
+from tests.core.methods.oscillation import (
+    Oscillation,
+    Witness,
+    Written,
+    at_random,
+    codes_of,
+    layers,
+    one_weight,
+    optimizer_of,
+)
+from tr_det.core import ConfigError, attach, build_method
+from tr_det.core.quantizers import FREE
+
+VALUES = [0, 1, 0, 1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("use_average", "frequency", "codes", "events", "held"),
+    [
+        (
+            True,
+            [0, 0, 0.1, 0.19, 0.271, 0.2439, 0.21951, 0.19756],
+            [0, 1, 0, 1, 0, 0, 0, 0],
+            [0, 0, 1, 2, 3, 3, 3, 3],  # the fifth value's event is the jump to where it is held
+            0,
+        ),
+        (
+            False,
+            [0, 0, 0.1, 0.19, 0.171, 0.1539, 0.13851, 0.124659],
+            [0, 1, 0, 1, 1, 1, 1, 1],
+            [0, 0, 1, 2, 2, 2, 2, 2],
+            1,
+        ),
+    ],
+)
+def test_a_weight_worked_out_by_hand(use_average, frequency, codes, events, held):
+    model = one_weight()
+    weight, quantizer = model[0].weight, model[0].weight_quantizer
+    optimizer = Written(weight, VALUES[1:])
+    tracker = build_method("tracker", momentum=0.1)
+    freezing = build_method("freezing", threshold=0.15, use_average=use_average)
+    witness = Witness()
+    attach([freezing, tracker, witness], model, optimizer, 7)
+    average = [0, 0.1, 0.09, 0.181, 0.1629, 0.14661, 0.13195, 0.11875]
+    counted = before = 0
+    for step in range(1, 8):
+        optimizer.step()
+        track = tracker.tracks["0.weight"]
+        f = track.frequency.item()
+        counted, before = counted + round((f - 0.9 * before) / 0.1), f
+        assert f == pytest.approx(frequency[step], abs=1e-5)
+        assert counted == events[step]
+        assert witness.codes[-1]["0.weight"].item() == codes[step]
+        if use_average:
+            assert track.average.item() == pytest.approx(average[step], abs=1e-5)
+        else:
+            assert track.average is None
+        frozen = step >= 3
+        assert (quantizer.held is not None and quantizer.held.item() != FREE) == frozen
+        assert quantizer(weight).item() == (held if frozen else VALUES[step])
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDT"])
+@pytest.mark.parametrize("use_average", [True, False])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_long_run_is_the_papers(name, use_average, resumed):
+    """Held weights stay, through momentum, decay and a resume; TR leaves them out of k and N."""
+    steps, m, threshold = 300, 0.02, 0.1003
+    saved = None
+
+    def start():
+        model = layers()
+        optimizer = optimizer_of(model, name, steps)
+        tracker = build_method("tracker", momentum=m)
+        freezing = build_method("freezing", threshold=threshold, use_average=use_average)
+        attach([tracker, freezing], model, optimizer, steps)
+        if saved:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+        return model, optimizer, tracker, freezing
+
+    model, optimizer, tracker, freezing = start()
+    naive = [Oscillation(m, threshold, use_average) for _ in range(2)]
+    codes = [expected(codes_of(layer)) for expected, layer in zip(naive, model)]
+    closest, moved = 1.0, np.zeros(2, int)
+    for step in range(steps):
+        if resumed and step == 150:
+            saved = through_file([model.state_dict(), optimizer.state_dict()])
+            model, optimizer, tracker, freezing = start()
+        at_random(model, step)
+        optimizer.step()
+        for index, expected in enumerate(naive):
+            free = ~expected.frozen
+            layer, before = model[index], codes[index]
+            after = codes[index] = expected(codes_of(layer))
+            rate = ((after != before) & free).sum() / max(free.sum(), 1)
+            closest = min(closest, np.abs(expected.f - threshold).min())
+            moved[index] += (codes_of(layer) != after).sum()
+            if name == "SGDT":
+                group = [g for g in optimizer.param_groups if "quantizer" in g][index]
+                assert group["transition_rate"].item() == pytest.approx(rate)
+            held = layer.weight_quantizer.held
+            held = np.full(after.shape, FREE) if held is None else held.numpy()
+            np.testing.assert_array_equal(held, np.where(expected.frozen, expected.at, FREE))
+    assert closest > 2e-6  # float32 decides as float64
+    assert (moved > 20).all()  # latent weights of held ones go on moving
+    for index, expected in enumerate(naive):
+        track, layer = tracker.tracks[f"{index}.weight"], model[index]
+        assert 0.1 < expected.frozen.mean() < 1
+        np.testing.assert_allclose(track.frequency.numpy(), expected.f, atol=2e-6)
+        np.testing.assert_array_equal(track.direction.numpy(), expected.direction)
+        if use_average:
+            np.testing.assert_allclose(track.average.numpy(), expected.average, atol=1e-5)
+        scale = layer.weight_quantizer.scale.item()
+        shown = np.where(expected.frozen, expected.at, codes_of(layer)) * scale
+        weight = layer.weight.detach().requires_grad_()
+        out = layer.weight_quantizer(weight)
+        out.sum().backward()
+        np.testing.assert_allclose(out.detach().numpy(), shown, rtol=1e-6, atol=1e-7)
+        assert not weight.grad.numpy()[expected.frozen].any()
+    assert model[2].weight_quantizer.held is None  # 8 bits are not tracked
+    share = sum(e.frozen.sum() for e in naive) / sum(layer.weight.numel() for layer in model)
+    assert freezing.scalars()["tr/frozen"].item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDT"])
+def test_evaluations_of_the_average_leave_no_trace(name):
+    """The jump to where a weight is held is an event, with an evaluation before it or without."""
+    runs = []
+    for evaluates in (True, False):
+        model = layers()
+        optimizer = optimizer_of(model, name, 60)
+        tracker = build_method("tracker", momentum=0.1)
+        freezing = build_method("freezing", threshold=0.15)
+        attached = attach([tracker, freezing, "weight_average"], model, optimizer, 60)
+        for step in range(60):
+            at_random(model, step)
+            optimizer.step()
+            if evaluates:
+                with attached.evaluating():
+                    model(torch.ones(1, 6))
+        runs.append(snapshot(model, optimizer))
+        assert 0 < freezing.scalars()["tr/frozen"] < 1
+    assert_equal(*runs)
+
+
+def test_what_cannot_work_is_refused():
+    for options, key in (({"threshold": 0.0}, "threshold"), ({"use_average": 1}, "use_average")):
+        with pytest.raises(ConfigError) as error:
+            build_method("freezing", **options)
+        assert error.value.key == key
+    model = one_weight()
+    methods = [build_method("tracker", momentum=0.1), build_method("freezing", threshold=0.1)]
+    with pytest.raises(ConfigError) as error:
+        attach(methods, model, torch.optim.SGD(model.parameters()), 1)
+    assert error.value.key == "threshold"
+    model = one_weight(bits=8)
+    methods = [build_method("tracker", max_bits=8), build_method("freezing")]
+    with pytest.raises(ConfigError) as error:
+        attach(methods, model, torch.optim.SGD(model.parameters()), 1)
+    assert error.value.key == "methods"
