@@ -1,0 +1,80 @@
+"""The average of latent weights against one by hand; evaluations leave no trace."""
+
+import copy
+
+import pytest
+import torch
+from small_runs import assert_equal, make_model, make_optimizer, snapshot, through_file, train
+
+from tr_det.core import ConfigError, attach, build_method
+
+
+def start(decay=0.9, **options):
+    model = make_model(**options)
+    optimizer = make_optimizer(model)
+    method = build_method("weight_average", decay=decay)
+    return model, optimizer, method, attach([method], model, optimizer, 20)
+
+
+def test_it_is_the_moving_average_of_all_floating_point_state():
+    model, optimizer, method, _ = start()
+    by_hand = {}
+    for step in range(15):
+        train(model, optimizer, [step])
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                old = by_hand.get(name, value.double())
+                by_hand[name] = decay * old + (1 - decay) * value.double()
+    assert method.average.keys() == by_hand.keys()
+    assert any("scale" in name for name in by_hand)
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(method.average[name].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_evaluating_shows_the_average_and_then_the_weights_again():
+    model, optimizer, method, attached = start()
+    train(model, optimizer, range(8))
+    before = copy.deepcopy(model.state_dict())
+    with attached.evaluating():
+        for name, value in method.average.items():
+            assert torch.equal(model.state_dict()[name], value)
+        assert not torch.equal(model[3].weight, before["3.weight"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with pytest.raises(ZeroDivisionError), attached.evaluating():
+        1 / 0  # noqa: B018
+    assert torch.equal(model[3].weight, before["3.weight"])
+
+
+def test_a_run_with_evaluations_goes_on_as_one_without():
+    runs = []
+    for evaluates in (True, False):
+        model, optimizer, _, attached = start()
+        for step in range(12):
+            train(model, optimizer, [step])
+            if evaluates:
+                with attached.evaluating():
+                    pass
+        runs.append((snapshot(model, optimizer), optimizer.transition_metrics()))
+    (first, metrics), (second, expected) = runs
+    assert_equal(first, second)
+    assert torch.equal(metrics.rate, expected.rate)
+
+
+def test_a_resumed_run_keeps_its_average():
+    model, optimizer, method, _ = start()
+    train(model, optimizer, range(6))
+    other, resumed, theirs, _ = start(seed=1)
+    other.load_state_dict(through_file(model.state_dict()))
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    for run in ((model, optimizer), (other, resumed)):
+        train(*run, range(6, 12))
+    assert_equal(snapshot(other, resumed), snapshot(model, optimizer))
+    assert all(torch.equal(theirs.average[name], value) for name, value in method.average.items())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, True, "0.9"])
+def test_another_decay_is_refused(decay):
+    with pytest.raises(ConfigError, match=r"^decay=.*: must be in \[0, 1\)"):
+        build_method("weight_average", decay=decay)

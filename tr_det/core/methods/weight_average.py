@@ -1,0 +1,94 @@
+"""A moving average of the latent weights.
+
+Paper: *Mean teachers are better role models*, Tarvainen and Valpola, NeurIPS 2017, after Polyak and
+Juditsky, 1992:
+
+    a_t = d a_{t-1} + (1 - d) w_t,  d = min(decay, (1 + t) / (10 + t))
+
+over all floating-point parameters and buffers: latent weights, biases, norms with their running
+statistics, scales. Quantizers are applied to the average as to any weights. What is evaluated is
+the average, and it is kept as a checkpoint of its own; training goes on from the latent weights.
+
+The bound on d at the start, so that the average forgets its first weights, is TensorFlow's. Memory:
+4 bytes for each averaged number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tr_det.core.codes import Update
+from tr_det.core.errors import check
+from tr_det.core.methods.base import METHODS, Method, Run
+
+
+@METHODS.register
+class WeightAverage(Method):
+    """Averages parameters and buffers over updates.
+
+    Args:
+        decay: d, in [0, 1); the average's memory is about 1 / (1 - d) updates.
+    """
+
+    order = 2
+
+    def __init__(self, *, decay: float = 0.999) -> None:
+        number = isinstance(decay, float | int) and not isinstance(decay, bool)
+        check("decay", decay, number and 0 <= decay < 1, "in [0, 1)")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+
+    def setup(self, run: Run) -> None:
+        """Get to know the model; the average starts with its state after the first update."""
+        self._model = run.model
+
+    @torch.no_grad()
+    def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
+        """Let the average follow."""
+        current = self._current()
+        if not self.average:
+            self.average = {name: tensor.detach().clone() for name, tensor in current.items()}
+            return
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in current.items():
+            self.average[name].lerp_(tensor.detach(), 1.0 - decay)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the average in the weights' place; before the first update there is none."""
+        kept = {name: tensor.detach().clone() for name, tensor in self._current().items()}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return dict(self.average)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the average."""
+        current = self._current()
+        self.average = {name: value.to(current[name].device) for name, value in state.items()}
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        current = self._current()
+        for name, value in values.items():
+            current[name].copy_(value)
+
+    def _current(self) -> dict[str, Tensor]:
+        """Return what is averaged: the tensors that a checkpoint keeps, by name, each once."""
+        state = self._model.state_dict(keep_vars=True)
+        found, seen = {}, set()
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[name] = tensor
+        return found
