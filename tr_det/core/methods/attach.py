@@ -302,7 +302,5 @@ def _calibrate_at_first_forward(
         if not is_calibrated(model):
             with around():
                 set_scales(model, lambda: model.forward(*args, **kwargs))
-            # Older torch (2.6 does) would use its casts of weights again, which have no gradient.
-            torch.clear_autocast_cache()
 
     handle = model.register_forward_pre_hook(calibrate, with_kwargs=True)

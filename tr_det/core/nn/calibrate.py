@@ -60,6 +60,8 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
         _calibrate_at_next_input(layer)
     with _undisturbed(model):
         forward()
+    # Torch 2.6 would use this forward's casts of weights again, which have no gradient.
+    torch.clear_autocast_cache()
     late = [layer for layer in waiting if not all(p.is_calibrated for p in layer.parts())]
     if late:
         logging.getLogger(__name__).warning(
