@@ -14,7 +14,8 @@ CORE = sorted((ROOT / "tr_det/core").rglob("*.py"))
 CORE_PACKAGES = [path for path in CORE if path.name == "__init__.py"]
 CORE_MAY_IMPORT = ("torch", "fvcore.common", "tr_det.core")
 CORE_NEVER_LOADS = {
-    *("detectron2", "torchvision", "matplotlib", "PIL", "sklearn", "scipy", "yacs"),
+    *("detectron2", "torchvision", "matplotlib", "PIL", "sklearn", "scipy", "yacs", "yaml"),
+    "tensorboard",
     "triton",  # only once there is a CUDA tensor to quantize
 }
 

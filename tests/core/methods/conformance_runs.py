@@ -11,6 +11,7 @@ from small_runs import loss, make_model, make_optimizer, through_file, train
 from torch.nn.parallel import DistributedDataParallel
 
 from tr_det.core import METHODS, attach, build_method, without_transition
+from tr_det.core.quantizers.pool import over_processes
 
 TOGETHER = "all of them"
 OPTIONS = {"tracker": {"momentum": 0.3}, "freezing": {"threshold": 0.4}}
@@ -77,6 +78,9 @@ def in_two_processes(rank, folder):
             loss(wrapped, 2 * step + rank).backward()
             made.step()
         states[f"{case} {optimizer}"] = [model.state_dict(), made.state_dict()]
+    data = torch.arange(5.0) + 10 * rank if rank == 0 else torch.tensor([100.0])
+    states["pool"] = [over_processes(data[:1], how) for how in ("sum", "max")]
+    states["pool"].append(over_processes(data, "sample"))
     torch.save(states, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 

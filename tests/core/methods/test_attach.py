@@ -237,6 +237,27 @@ def test_a_run_goes_on_only_with_its_own_methods():
     assert saved.keys() == untouched.keys()
 
 
+def test_quantizers_know_their_place_in_the_run():
+    """At the start, after each update and when a run goes on, before the next forward."""
+
+    def started():
+        model = make_model()
+        quantizer, places = model[3].weight_quantizer, []
+        quantizer.adapts = True
+        quantizer.anneal = lambda step, total: places.append((step, total))
+        quantizer.end_update = lambda step, total, weight: places.append(weight is not None)
+        optimizer = make_optimizer(model)
+        attach([], model, optimizer, 9)
+        return model, optimizer, places
+
+    model, optimizer, places = started()
+    train(model, optimizer, range(2))
+    assert places == [(0, 9), True, (1, 9), True, (2, 9)]
+    _, resumed, others = started()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert others == [(0, 9), (2, 9)]
+
+
 # --- the log --------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,10 @@ def test_two_processes_have_the_same_state(tmp_path):
     torch.multiprocessing.spawn(runs.in_two_processes, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
     assert_equal(leaves(first), leaves(second))
+    # Statistics of calibration: 0..4 in the one, 100 in the other.
+    total, most, sample = first["pool"]
+    assert (total.item(), most.item()) == (100.0, 100.0)
+    assert sample.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 100.0]
 
 
 @pytest.mark.parametrize(("case", "optimizer"), CASES)
