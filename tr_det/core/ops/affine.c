@@ -182,10 +182,10 @@ int64_t recode(const float *x, uint8_t *codes, const float *scale, const float *
   return total;
 }
 
-/* A hash of up to 64 elements, evenly spaced. */
+/* A hash of up to 8 elements, evenly spaced. */
 uint64_t fingerprint(const float *x, int64_t n) {
   uint64_t hash = 1469598103934665603u;
-  int64_t step = n / 64 + 1;
+  int64_t step = n / 8 + 1; /* few: each is a cache miss */
   for (int64_t i = 0; i < n; i += step) {
     uint32_t bits;
     memcpy(&bits, x + i, sizeof bits);
