@@ -95,10 +95,10 @@ class Attached:
         around_calibration: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         model = _unwrapped(model)
-        check("optimizer", type(optimizer).__name__, _of(optimizer) is None, "without methods")
+        check("optimizer", type(optimizer).__name__, KEY not in vars(optimizer), "without methods")
         self.model, self.total_steps, self.step = model, total_steps, 0
         self.codes = _code_book(model, optimizer)
-        self._optimizer, self._clip = optimizer, clip
+        self._clip = clip
         self._outermost: FrameType | None = None
         self._wanted = False
         self._quantizers = _adapting(model)
@@ -241,18 +241,9 @@ class Attached:
         return [method for method in self.methods if method.is_part_of_run]
 
 
-def attached_to(optimizer: torch.optim.Optimizer) -> Attached | None:
-    """Return the methods that `attach` has put on an optimizer."""
-    return _of(optimizer)
-
-
 def name_of(method: Method) -> str:
     """Return the name of a method: its file's."""
     return type(method).__module__.rpartition(".")[2]
-
-
-def _of(optimizer: torch.optim.Optimizer) -> Attached | None:
-    return vars(optimizer).get(KEY)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
