@@ -224,3 +224,13 @@ def test_processes_agree_bit_for_bit_and_train_with_ddps_defaults(tmp_path) -> N
     set_scales(alone, lambda: alone(batch(100, 3)))
     scale = "body.1.input_quantizer.scale"  # of both processes' data
     assert not torch.equal(alone.state_dict()[scale], first["fixed_grid fixed_grid"][scale])
+
+
+def test_a_forward_that_fails_leaves_nothing_behind():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    quantize_model(model, QuantConfig())
+    with pytest.raises(ValueError, match="negative values"):
+        set_scales(model, lambda: model(-torch.ones(2, 4)))
+    assert not model[0]._forward_pre_hooks
+    set_scales(model, lambda: model(torch.rand(2, 4)))
+    assert is_calibrated(model)

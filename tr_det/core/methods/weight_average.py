@@ -52,16 +52,16 @@ class WeightAverage(Method):
         """Let the average follow."""
         current = self._current()
         if not self.average:
-            self.average = {name: tensor.detach().clone() for name, tensor in current.items()}
+            self.average = {name: tensor.clone() for name, tensor in current.items()}
             return
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in current.items():
-            self.average[name].lerp_(tensor.detach(), 1.0 - decay)
+        averages = [self.average[name] for name in current]
+        torch._foreach_lerp_(averages, list(current.values()), 1.0 - decay)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put the average in the weights' place; before the first update there is none."""
-        kept = {name: tensor.detach().clone() for name, tensor in self._current().items()}
+        kept = {name: tensor.clone() for name, tensor in self._current().items()}
         self._put(self.average)
         try:
             yield
@@ -75,7 +75,9 @@ class WeightAverage(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the average."""
         current = self._current()
-        self.average = {name: value.to(current[name].device) for name, value in state.items()}
+        self.average = {
+            name: value.to(current[name].device, copy=True) for name, value in state.items()
+        }
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -84,11 +86,6 @@ class WeightAverage(Method):
             current[name].copy_(value)
 
     def _current(self) -> dict[str, Tensor]:
-        """Return what is averaged: the tensors that a checkpoint keeps, by name, each once."""
-        state = self._model.state_dict(keep_vars=True)
-        found, seen = {}, set()
-        for name, tensor in state.items():
-            if tensor.is_floating_point() and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[name] = tensor
-        return found
+        """Return what is averaged, by name, each tensor once."""
+        named = (*self._model.named_parameters(), *self._model.named_buffers())
+        return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}

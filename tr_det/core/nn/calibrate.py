@@ -56,13 +56,21 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
     waiting = [layer for layer in layers if not all(p.is_calibrated for p in layer.parts())]
     if not waiting:
         return
-    for layer in waiting:
-        _calibrate_at_next_input(layer)
-    with _undisturbed(model):
-        forward()
+    handles = [_calibrate_at_next_input(layer) for layer in waiting]
+    try:
+        with _undisturbed(model):
+            forward()
+    except BaseException:
+        for handle in handles:
+            handle.remove()
+        raise
     # Torch 2.6 would use this forward's casts of weights again, which have no gradient.
     torch.clear_autocast_cache()
+    for handle in handles:
+        handle.remove()
     late = [layer for layer in waiting if not all(p.is_calibrated for p in layer.parts())]
+    for layer in late:
+        _calibrate_at_next_input(layer, only_in_training=True)
     if late:
         logging.getLogger(__name__).warning(
             "%d layers had no input to be calibrated with; their first one sets their scales: %s",
@@ -71,17 +79,20 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
         )
 
 
-def _calibrate_at_next_input(layer: _QuantLayer) -> None:
+def _calibrate_at_next_input(layer: _QuantLayer, only_in_training: bool = False) -> RemovableHandle:
     handle: RemovableHandle
 
     def calibrate(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, _QuantLayer)
+        if only_in_training and not layer.training:
+            return
         if not all(part.is_calibrated for part in layer.parts()):
             layer.calibrate(args[0], over_processes)
         if all(part.is_calibrated for part in layer.parts()):
             handle.remove()
 
     handle = layer.register_forward_pre_hook(calibrate)
+    return handle
 
 
 @contextmanager
