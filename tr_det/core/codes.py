@@ -118,7 +118,8 @@ class CodeBook:
             page.by_weight = None
             signature = page.signature()
             if page.loaded is not None:
-                page.codes, page.loaded = page.loaded.to(page.weight.device), None
+                # A copy: updates write into it, and the checkpoint may be loaded again.
+                page.codes, page.loaded = page.loaded.to(page.weight.device, copy=True), None
             elif page.codes is None or page.seal != signature:
                 page.codes = page.quantizer.codes(page.weight)
             if keep_previous:

@@ -39,6 +39,15 @@ def test_a_run_resumed_in_another_process_ends_bit_for_bit_alike(tmp_path):
         assert_equal(leaves(resumed[f"{case} {optimizer}"]), leaves(whole))
 
 
+@pytest.mark.parametrize(("case", "optimizer"), CASES)
+def test_going_on_leaves_the_loaded_state_as_it_was(case, optimizer):
+    """The methods' part; torch itself goes on in the momentum that it was given."""
+    state = copy.deepcopy(runs.halfway(case, optimizer))
+    before = leaves(copy.deepcopy(state["optimizer"]["tr_det"]))
+    runs.finish(case, optimizer, state)
+    assert_equal(leaves(state["optimizer"]["tr_det"]), before)
+
+
 def test_two_processes_have_the_same_state(tmp_path):
     torch.multiprocessing.spawn(runs.in_two_processes, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from small_runs import assert_equal, make_model, make_optimizer, snapshot, through_file, train
+from torch import nn
 
-from tr_det.core import ConfigError, attach, build_method
+from tr_det.core import ConfigError, QuantConfig, attach, build_method, quantize_model
 
 
 def start(decay=0.9, **options):
@@ -72,6 +73,29 @@ def test_a_resumed_run_keeps_its_average():
         train(*run, range(6, 12))
     assert_equal(snapshot(other, resumed), snapshot(model, optimizer))
     assert all(torch.equal(theirs.average[name], value) for name, value in method.average.items())
+
+
+def test_a_scale_that_is_set_late_starts_its_average_then():
+    """As that of a detector's second stage without proposals in the first batch."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, both):
+            return self.first(x).sum() + self.second(x if both else x[:0]).sum()
+
+    model = Late()
+    quantize_model(model, QuantConfig())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attached = attach(["weight_average"], model, optimizer, 5)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.rand(3, 4), both=step > 0).backward()
+        optimizer.step()
+    with attached.evaluating():
+        assert torch.isfinite(model.eval()(torch.rand(3, 4), both=True))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, True, "0.9"])

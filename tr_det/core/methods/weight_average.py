@@ -25,6 +25,7 @@ from torch import Tensor
 from tr_det.core.codes import Update
 from tr_det.core.errors import check
 from tr_det.core.methods.base import METHODS, Method, Run
+from tr_det.core.quantizers import Calibrated
 
 
 @METHODS.register
@@ -46,6 +47,12 @@ class WeightAverage(Method):
     def setup(self, run: Run) -> None:
         """Get to know the model; the average starts with its state after the first update."""
         self._model = run.model
+        self._scales = [
+            f"{prefix}.{name}"
+            for prefix, module in run.model.named_modules()
+            if isinstance(module, Calibrated)
+            for name, parameter in module.named_parameters()
+        ]
 
     @torch.no_grad()
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
@@ -57,6 +64,9 @@ class WeightAverage(Method):
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [self.average[name] for name in current]
         torch._foreach_lerp_(averages, list(current.values()), 1.0 - decay)
+        for name in self._scales:  # one that data set late was NaN until then
+            average = self.average[name]
+            average.copy_(torch.where(average.isnan(), current[name], average))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
