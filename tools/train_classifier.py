@@ -24,7 +24,10 @@ from tr_det.training.processes import rank, torchrun_processes
 
 DEFAULT = Path(__file__).parents[1] / "configs/classification/digits/resnet8_sgdt.yaml"
 
-EVAL_ONLY = "evaluate the run's last checkpoint, or model.weights if there is none or it is given"
+EVAL_ONLY = (
+    "evaluate the run's average of weights if it keeps one, else its last checkpoint, or "
+    "model.weights if there is none or it is given"
+)
 
 
 def main() -> None:

@@ -13,11 +13,10 @@ import yaml
 from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import from_tree, to_tree, to_yaml
 from tr_det.classification.results import RESULTS, Row, read_results
+from tr_det.training.checkpoint import AVERAGED
 from tr_det.training.files import write_whole
 
 FINAL = "model_final"
-AVERAGED = "model_averaged"
-"""What evaluations have seen, where a method (an average of weights) changes the model for them."""
 LAST = "last_checkpoint"  # fvcore's
 CONFIG = "config.yaml"
 FREE = (

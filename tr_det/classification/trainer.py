@@ -23,14 +23,14 @@ from tr_det.classification.config import ClassifierConfig
 from tr_det.classification.config_file import to_yaml
 from tr_det.classification.datasets import Data
 from tr_det.classification.evaluation import evaluate_model
-from tr_det.classification.folder import AVERAGED, FINAL, check_same_run, last_checkpoint
+from tr_det.classification.folder import FINAL, check_same_run, last_checkpoint
 from tr_det.classification.loader import check_batch_size, train_batches
 from tr_det.classification.losses import CrossEntropy
 from tr_det.classification.solver import build_optimizer, build_scheduler
 from tr_det.core import Attached, ConfigError, attach
 from tr_det.core.errors import check
 from tr_det.core.methods.telemetry import Telemetry
-from tr_det.training.checkpoint import StrictCheckpointer, save_weights
+from tr_det.training.checkpoint import AVERAGED, StrictCheckpointer, save_weights
 from tr_det.training.metrics import MetricsWriter
 from tr_det.training.options import methods_from, under_methods_key
 from tr_det.training.processes import processes, rank, summed

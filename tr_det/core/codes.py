@@ -6,8 +6,9 @@ else keeps or compares codes.
 
 A weight or a quantizer's parameter that changes between two updates (edited, loaded, averaged) is
 coded anew and counted for nothing. Such a change is told by the tensors' version counters and
-addresses. One through ``weight.data`` leaves both; it is told by a hash of some elements on the
-host, and on a GPU the kernel that moves the weights compares with what it finds.
+addresses. One through ``weight.data`` leaves both; it is told by a hash of a few elements on the
+host, where the C kernels are built, and on a GPU the kernel that moves the weights compares with
+what it finds.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ class Registry(dict[str, type[C]], Generic[C]):
         self.check(name, options)
         return self[name](*args, **options)
 
-    def check(self, name: str, options: Mapping[str, Any], key: str = "") -> None:
+    def check(self, name: str, options: Mapping[str, Any]) -> None:
         """Raise ConfigError unless the name is registered and has options of these names."""
-        check_among(key or self.kind, name, self)
+        check_among(self.kind, name, self)
         allowed = self.options(name)
         for option, value in options.items():
             if option not in allowed:
@@ -62,7 +62,7 @@ class Registry(dict[str, type[C]], Generic[C]):
                 )
 
     def options(self, name: str) -> dict[str, Any]:
-        """Return the options of a class, the keyword arguments of its constructors, by default."""
+        """Return a class's options (the keyword arguments of its constructors) and defaults."""
         found: dict[str, Any] = {}
         for cls in self[name].__mro__:
             if "__init__" in cls.__dict__:

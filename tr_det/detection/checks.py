@@ -19,7 +19,7 @@ from tr_det.detection.amp import amp_dtype
 from tr_det.detection.backbone import check_resnet
 from tr_det.detection.clipping import clip_from
 from tr_det.detection.config import FIRST_AND_LAST, parse_rule, quant_config_from
-from tr_det.detection.solver import OPTIMIZER_REGISTRY
+from tr_det.detection.solver import OPTIMIZER_REGISTRY, config_key, transition_from
 from tr_det.training.options import methods_from
 
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -77,12 +77,12 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def _check_transition(cfg: CfgNode) -> None:
-    values = {key.lower(): value for key, value in cfg.SOLVER.TR.items()}
-    settings = {name[3:]: value for name, value in arguments_from(values).items()}
+    arguments = arguments_from(transition_from(cfg))
+    settings = {key.removeprefix("tr_"): value for key, value in arguments.items()}
     try:
         TransitionSettings(total_steps=cfg.SOLVER.MAX_ITER, **settings)
     except ConfigError as error:
-        raise error.renamed(f"SOLVER.TR.{error.key[3:].upper()}") from None
+        raise error.renamed(config_key(error.key)) from None
 
 
 def check_rules(cfg: CfgNode, model: nn.Module) -> None:

@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from tr_det.core import Attached, ConfigError, attach
 from tr_det.detection.clipping import clip_from
 from tr_det.detection.events import EventTelemetry
-from tr_det.training.checkpoint import save_weights
+from tr_det.training.checkpoint import AVERAGED, save_weights
 from tr_det.training.options import methods_from, under_methods_key
-
-AVERAGED = "model_averaged.pth"
-"""What evaluations have seen where a method (an average of weights) changes the model for them."""
 
 _ATTACHED: WeakKeyDictionary[nn.Module, tuple[ref[Attached], str]] = WeakKeyDictionary()
 
@@ -89,7 +86,7 @@ def as_evaluated(model: nn.Module) -> Iterator[None]:
         return
     with attached.evaluating():
         if output_dir and comm.is_main_process():
-            path = os.path.join(output_dir, AVERAGED)
+            path = os.path.join(output_dir, f"{AVERAGED}.pth")
             save_weights(bare, path)
             logging.getLogger(__name__).info("Evaluating %s, which has just been written", path)
         yield

@@ -115,7 +115,7 @@ def _register(name: str) -> None:
                 lr=solver.BASE_LR,
                 weight_decay=solver.WEIGHT_DECAY,
                 total_steps=solver.MAX_ITER,
-                transition={key.lower(): value for key, value in solver.TR.items()},
+                transition=transition_from(cfg),
                 arguments={
                     "momentum": solver.MOMENTUM,
                     "nesterov": solver.NESTEROV,
@@ -123,14 +123,19 @@ def _register(name: str) -> None:
                 },
             )
         except ConfigError as error:
-            raise error.renamed(_config_key(error.key)) from None
+            raise error.renamed(config_key(error.key)) from None
 
     builder: Callable[..., Any] = build
     builder.transition = OPTIMIZERS[name].transition  # type: ignore[attr-defined]
     OPTIMIZER_REGISTRY._do_register(name, builder)
 
 
-def _config_key(key: str) -> str:
+def transition_from(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values of ``SOLVER.TR`` by the names of the core's table."""
+    return {key.lower(): value for key, value in cfg.SOLVER.TR.items()}
+
+
+def config_key(key: str) -> str:
     """Return the config's name of an optimizer's argument."""
     if key.startswith("tr_"):
         return f"SOLVER.TR.{key[3:].upper()}"

@@ -16,6 +16,9 @@ from tr_det.training.files import write_whole
 QUANTIZER_STATE = (".weight_quantizer.", ".input_quantizer.", ".output_scale.")
 """What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
 
+AVERAGED = "model_averaged"
+"""Checkpoint of what evaluations saw, where a method (an average) changes the model for them."""
+
 _PART = ".part"
 
 

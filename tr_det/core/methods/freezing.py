@@ -1,7 +1,6 @@
 """Iterative weight freezing.
 
-Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022, section
-4.3, algorithm 1.
+Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022.
 
 After each update, for each weight that is not held yet, with its oscillation frequency f of
 `tracker` and a moving average a of its codes (of the same momentum):
@@ -17,7 +16,7 @@ Under TR scheduling held weights count neither as changed nor as weights (`Updat
 
 Deviations from the paper's code:
   * once per update instead of in every forward, and kept in checkpoints, as in `tracker`;
-  * the threshold is constant: its annealing is another option, which is not there yet.
+  * the threshold is constant: its annealing is left out.
 """
 
 from __future__ import annotations

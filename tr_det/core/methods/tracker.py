@@ -1,11 +1,11 @@
 """Oscillation tracking.
 
-Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022, section 3.
+Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022.
 
 For each weight, with its integer code c_t after update t, and the last move's direction d:
 
-    o_t = 1 if c_t differs from c_{t-1} in the direction opposite to d, else 0             (Eq. 4)
-    f_t = m o_t + (1 - m) f_{t-1}                                                          (Eq. 5)
+    o_t = 1 if c_t differs from c_{t-1} in the direction opposite to d, else 0
+    f_t = m o_t + (1 - m) f_{t-1}
 
 d changes only when the code moves, so any number of quiet updates may lie between. Jumps of more
 than one level count like others. f starts at zero.
@@ -32,7 +32,7 @@ from tr_det.core.errors import check
 from tr_det.core.methods.base import METHODS, Method, Run
 
 OSCILLATING = 0.005
-"""Frequency above which a weight counts as oscillating in the log, as in the paper's figures."""
+"""Frequency above which a weight counts as oscillating in the log; ours."""
 
 
 class Track:

@@ -1,9 +1,9 @@
 """EWGS: *Network Quantization with Element-wise Gradient Scaling*, Lee et al., CVPR 2021.
 
-    x_n = clip((x - l) / (u - l), 0, 1)                                                    (Eq. 1)
-    x_d = round((2^b - 1) x_n) / (2^b - 1)                                                 (Eq. 2)
-    weights  w_q = 2 (x_d - 1/2),  inputs  a_q = x_d                                       (Eq. 3)
-    g_{x_n} = g_{x_d} (1 + delta sign(g_{x_d}) (x_n - x_d))                                (Eq. 6)
+    x_n = clip((x - l) / (u - l), 0, 1)
+    x_d = round((2^b - 1) x_n) / (2^b - 1)
+    weights  w_q = 2 (x_d - 1/2),  inputs  a_q = x_d
+    g_{x_n} = g_{x_d} (1 + delta sign(g_{x_d}) (x_n - x_d))
 
 The interval's ends l and u are learned. Weights have 2^b levels at equal steps from -1 to 1: half
 integers times the step, none of them zero. The output grid is fixed, so a norm or an output scale

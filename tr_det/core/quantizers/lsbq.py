@@ -2,7 +2,7 @@
 
 Greedy form of *Least squares binary quantization of neural networks*, Pouransari, Tu, Tuzel, CVPRW
 2020 (after Guo et al., 2017), as used by *PARQ: Piecewise-Affine Regularized Quantization*, Jin et
-al., ICML 2025, section 5:
+al., ICML 2025:
 
     r_0 = w,  v_i = mean|r_{i-1}|,  r_i = r_{i-1} - v_i sgn(r_{i-1}),  i = 1..b,  sgn(0) = +1
     levels = {+-v_1 +- ... +- v_b},  w_q = the nearest level

@@ -1,13 +1,13 @@
 """LSQ: *Learned Step Size Quantization*, Esser et al., ICLR 2020.
 
-    x_int = round(clip(x / s, -Q_N, Q_P)),  x_q = s x_int                                (Eqs. 1, 2)
-    dx_q/dx = 1 within the range, else 0                                                    (Eq. 5)
-    dx_q/ds = x_int - x/s within the range, -Q_N below it, Q_P above it                     (Eq. 3)
+    x_int = round(clip(x / s, -Q_N, Q_P)),  x_q = s x_int
+    dx_q/dx = 1 within the range, else 0
+    dx_q/ds = x_int - x/s within the range, -Q_N below it, Q_P above it
 
 with Q_N = 2^(b-1), Q_P = 2^(b-1) - 1 for signed data, Q_N = 0, Q_P = 2^b - 1 for unsigned. The
 gradient of the step size s is multiplied by ``1 / sqrt(N Q_P)``, N being the weights, or the
-features of one sample, that share the step (section 2.2). s starts at ``2 mean|x| / sqrt(Q_P)``
-(section 2.1), for inputs from the calibration batch.
+features of one sample, that share the step. s starts at ``2 mean|x| / sqrt(Q_P)``, for inputs
+from the calibration batch.
 
 Deviations from the paper:
   * per channel, as an option: one step per output channel, N counts the weights of one channel;
