@@ -35,6 +35,9 @@ GRIDS = EQ13 | {
     "dorefa": Affine(0, 6, divisor=3, unit=2 / 3, mul=3, add=-9, estimator="identity"),
     "asymmetric": Affine(0, 255, divisor=255, offset=True, estimator="round"),
     "zero point": Affine(-8, 7, base=3, offset=True),
+    "half steps": Affine(-4, 3, divisor=3.5, add=0.5, lead=0.5, estimator="identity"),
+    "half steps clipped": Affine(-4, 3, add=0.5, lead=0.5, estimator="round"),
+    "pact": Affine(0, 15, divisor=15, scale_by_clipped=True),
     "through": Affine(-2, 1, divisor=3, mul=3, estimator="identity"),
 }
 """Every estimator, with an output grid that is fixed and without, sign, base, mul, add, offset."""
@@ -72,7 +75,8 @@ class Expected(NamedTuple):
         s = np.maximum(spread(scale), number(np.float32(1e-8)))
         z = spread(torch.zeros_like(scale) if shift is None else shift)
         with np.errstate(all="ignore"):
-            t = ((wide.astype(number) - z) / (s / number(a.divisor))).astype(np.float64)
+            u = (wide.astype(number) - z) / (s / number(a.divisor))
+            t = (u - number(a.lead)).astype(np.float64)
         s, z = s.astype(np.float64), z.astype(np.float64)
         low, high = (-1, 1) if a.sign else (a.low - a.base, a.high - a.base)
         inside_t = np.clip(t, low, high)
@@ -86,11 +90,12 @@ class Expected(NamedTuple):
             factor = 1 + a.delta * np.sign(g) * (inside_t - rounded)
         judged = np.rint(t) if a.estimator == "round" else t
         mask = (judged >= low) & (judged <= high) | (a.estimator == "identity")
-        passed, t = np.where(mask, g * factor, 0), np.where(mask, t, 0)
+        passed = np.where(mask, g * factor, 0)
+        slope = m if a.scale_by_clipped else factor * k * np.where(mask, t + a.lead, 0)
         if a.unit is None:
             grad_x = passed * k
-            terms = g * (m - mask * factor * k * t) / a.divisor
-            sizes = np.abs(g) * (np.abs(m) + np.abs(mask * factor * k * t)) / a.divisor
+            terms = g * (m - mask * slope) / a.divisor
+            sizes = np.abs(g) * (np.abs(m) + np.abs(mask * slope)) / a.divisor
         else:
             grad_x = passed / (s / (a.divisor * a.unit * k))
             terms = -grad_x * (wide - z) / s

@@ -29,7 +29,7 @@ MIXED = (
     replace(SIGN, axis=1),
     replace(EWGS, axis=0),
     Affine(0, 255, divisor=255),
-    replace(EQ13[4], axis=1),
+    Affine(-4, 3, divisor=3.5, add=0.5, lead=0.5, axis=1),
     replace(EWGS, axis=1),
 )
 

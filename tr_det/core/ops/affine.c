@@ -32,8 +32,8 @@ int is_parallel(void) { return 0; }
 
 /* Affine.packed. t is within low..high after the clip, its gradient passes from first to last. */
 typedef struct {
-  float low, high, first, last, divisor, unit, spread, slope, mul, plus, below, above, delta;
-  int32_t base, low_code, high_code, fixed, sign, bent, offset;
+  float low, high, first, last, divisor, lead, unit, spread, slope, mul, plus, below, above, delta;
+  int32_t base, low_code, high_code, fixed, sign, bent, clipped_only, offset;
 } Affine;
 
 /* What shares a scale, or, where neighbours are of different channels, all channels once. */
@@ -83,7 +83,7 @@ static inline float multiple(float x, float t, Affine a) {
 EACH_CPU static void quantize_run(const float *restrict x, float *restrict out, int32_t n, Run run,
                                   Affine a) {
   FOR_ELEMENTS(
-    float value = multiple(x[i], (x[i] - z) / step, a) * (a.fixed ? a.unit : step);
+    float value = multiple(x[i], (x[i] - z) / step - a.lead, a) * (a.fixed ? a.unit : step);
     out[i] = value + (a.offset && run.shift ? z : -0.0f);
   )
 }
@@ -92,7 +92,7 @@ EACH_CPU static void quantize_run(const float *restrict x, float *restrict out, 
 EACH_CPU static void pass_run(const float *restrict grad, const float *restrict x,
                               float *restrict out, int32_t n, Run run, Affine a) {
   FOR_ELEMENTS(
-    float t = (x[i] - z) / step;
+    float t = (x[i] - z) / step - a.lead;
     float passed = (t < a.first) | (t > a.last) ? 0.0f : grad[i];
     out[i] = a.fixed ? passed / (s * a.spread) : passed * a.slope;
   )
@@ -103,15 +103,15 @@ static inline __attribute__((always_inline)) void gradient_by(
     float *restrict products, int32_t n, Run run, Affine a) {
   a.sign = sign;
   FOR_ELEMENTS(
-    float g = grad[i], t = (x[i] - z) / step, inside = clipped(t, a), m = multiple(x[i], t, a);
+    float g = grad[i], t = (x[i] - z) / step - a.lead, inside = clipped(t, a), m = multiple(x[i], t, a);
     float nearest = a.sign ? m : rintf(inside);
     float bend = (inside - nearest) * ((float)((g > 0) - (g < 0)) * a.delta) + 1.0f;
     int outside = (t < a.first) | (t > a.last);
     float bent = g * bend;
-    float sloped = t * a.slope;
+    float sloped = (t + a.lead) * a.slope;
     float bent_slope = sloped * bend;
     float passed = outside ? 0.0f : a.bent ? bent : g;
-    float slope = outside ? 0.0f : a.bent ? bent_slope : sloped;
+    float slope = outside ? 0.0f : a.clipped_only ? m : a.bent ? bent_slope : sloped;
     float over = passed / (s * a.spread);
     float times = passed * a.slope;
     float free = g * (m - slope);
@@ -140,7 +140,7 @@ EACH_CPU static int32_t recode_run(const float *restrict x, uint8_t *restrict co
       codes[i] = code;
     }
   else FOR_ELEMENTS(
-    uint8_t code = (uint8_t)((int32_t)rintf(clipped((x[i] - z) / step, a)) + a.base);
+    uint8_t code = (uint8_t)((int32_t)rintf(clipped((x[i] - z) / step - a.lead, a)) + a.base);
     changed += code != codes[i];
     codes[i] = code;
   )

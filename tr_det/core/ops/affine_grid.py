@@ -23,7 +23,7 @@ class Affine:
     With tensors ``scale`` and ``shift`` (0-d, or one number per channel), ``s = max(scale,
     SCALE_FLOOR)`` and ``step = s / divisor``:
 
-        t = (x - shift) / step
+        u = (x - shift) / step,  t = u - lead
         code = base + round(clip(t, low - base, high - base))      (half to even)
         value = unit * (mul * code + add)                          (+ shift, with offset)
 
@@ -35,12 +35,15 @@ class Affine:
             step: values are then in units of x.
         mul: with ``add``, from codes to multiples of the unit.
         add: see ``mul``.
-        base: the code at x = shift.
+        lead: 0.5 where levels lie half a step above the multiples of the step, as on a grid
+            without zero (with ``add=0.5``).
+        base: the code at u = lead.
         sign: one bit without rounding: the code is ``low`` where x < 0, else ``high``.
         axis: dimension of x along which scale and shift vary; None: one of each per tensor.
         estimator: where the gradient passes: "clip" where t is within the bounds, "round" where
             round(t) is, "identity" everywhere; "ewgs" is "clip" times ``1 + delta sign(g) (clip(t)
             - round(t))`` (Lee et al., CVPR 2021). The bounds belong to what passes.
+        scale_by_clipped: whether dL/dscale leaves out what rounding contributes (PACT).
         delta: of "ewgs", in units of codes.
         offset: whether the shift is added to the value, as asymmetric grids do.
 
@@ -57,11 +60,13 @@ class Affine:
     divisor: float = 1.0
     unit: float | None = None
     mul: int = 1
-    add: int = 0
+    add: float = 0
+    lead: float = 0.0
     base: int = 0
     sign: bool = False
     axis: int | None = None
     estimator: Estimator = "clip"
+    scale_by_clipped: bool = False
     delta: float = 0.0
     offset: bool = False
 
@@ -107,10 +112,11 @@ class Affine:
         fixed = self.unit is not None
         plus = self.mul * self.base + self.add
         return struct.pack(
-            "13f7i",
+            "14f8i",
             *self.bounds,
             *self.window,
             self.divisor,
+            self.lead,
             self.unit if self.unit is not None else 1.0,
             self.spread if fixed else 1.0,
             self.slope,
@@ -125,5 +131,6 @@ class Affine:
             fixed,
             self.sign,
             self.estimator == "ewgs",
+            self.scale_by_clipped,
             self.offset,
         )

@@ -73,8 +73,10 @@ def gradients_plain(
     (1 by sign) and sums over what shares a scale:
 
         unit     dL/dx = g F M divisor unit k / s      dL/dscale = -sum(dL/dx (x - shift)) / s
-        no unit  dL/dx = g F M k                       dL/dscale = sum(g (m - M F k t)) / divisor
+        no unit  dL/dx = g F M k                       dL/dscale = sum(g (m - M F k u)) / divisor
         both     dL/dshift = -sum(dL/dx), and with offset + sum(g)
+
+    Without unit and with ``scale_by_clipped``, m stands for F k u.
 
     Args:
         grad: g, shape and dtype of x.
@@ -109,9 +111,12 @@ def gradients_plain(
         grad_x = passed / (scale * affine.spread)
     products = None
     if want_scale and affine.unit is None:
-        slope = t * affine.slope if bend is None else t * affine.slope * bend
+        slope = (t + affine.lead if affine.lead else t) * affine.slope
+        slope = slope if bend is None else slope * bend
+        multiples = _multiples(x, t, affine)
+        slope = multiples if affine.scale_by_clipped else slope
         slope = slope if outside is None else torch.where(outside, 0, slope)
-        products = grad * (_multiples(x, t, affine) - slope)
+        products = grad * (multiples - slope)
     elif want_scale and has_products(shift, affine):
         products = grad_x * (x if shift is None else x - shift)
     return (
@@ -196,7 +201,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _quotient(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
     """Return t, a new tensor."""
-    return torch.div(x if shift is None else x - shift, scale / affine.divisor)
+    u = torch.div(x if shift is None else x - shift, scale / affine.divisor)
+    return u.sub_(affine.lead) if affine.lead else u
 
 
 def _multiples(x: Tensor, t: Tensor, affine: Affine) -> Tensor:

@@ -24,7 +24,7 @@ from tr_det.core.ops.backends import channels_of, on_device_of, send
 BLOCK = 2048
 """Elements per program."""
 
-_ROW, _GRID = 10, 7
+_ROW, _GRID = 10, 8
 """Numbers of a layer in the table of addresses and sizes, and in that of grids."""
 
 
@@ -201,7 +201,7 @@ def _codes(  # type: ignore[no-untyped-def]
     scale = tl.where(scale < FLOOR, FLOOR, scale)
     # div_rn rounds as IEEE asks; Triton's `/` does not, and codes must not depend on that.
     step = tl.div_rn(scale, tl.zeros_like(scale) + tl.load(grid + 2))
-    code = tl.div_rn(moved, tl.zeros_like(w) + step)
+    code = tl.div_rn(moved, tl.zeros_like(w) + step) - tl.load(grid + 7)
     code = tl.where(code < low, low, code)
     code = tl.where(code > high, high, code)
     # Half to even by float32's own rounding: 1.5 * 2^23 leaves no fraction bits.
@@ -291,6 +291,7 @@ class StepKernel:
                     affine.sign,
                     affine.low,
                     affine.high,
+                    affine.lead,
                 )
             ]
             self._grids = send(grids, torch.float32, device)

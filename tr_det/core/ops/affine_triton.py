@@ -87,6 +87,7 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     DIVISOR: tl.constexpr,
+    LEAD: tl.constexpr,
     UNIT: tl.constexpr,
     MUL: tl.constexpr,
     PLUS: tl.constexpr,
@@ -114,7 +115,7 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]
         PER_CHANNEL,
         FLOOR,
     )
-    _, rounded = _rounded(tl.div_rn(moved, tl.zeros_like(x) + step), LOW, HIGH)
+    _, rounded = _rounded(tl.div_rn(moved, tl.zeros_like(x) + step) - LEAD, LOW, HIGH)
     out = _multiple(x, rounded, MUL, PLUS, SIGN, BELOW, ABOVE)
     if UNIT is None:
         out = out * step
@@ -141,10 +142,12 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
     DELTA: tl.constexpr,
     SPREAD: tl.constexpr,
     SLOPE: tl.constexpr,
+    CLIPPED_ONLY: tl.constexpr,
     WANT_SCALE: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     DIVISOR: tl.constexpr,
+    LEAD: tl.constexpr,
     UNIT: tl.constexpr,
     MUL: tl.constexpr,
     PLUS: tl.constexpr,
@@ -173,16 +176,18 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
         FLOOR,
     )
     grad = tl.load(grad_ptr + index, mask=valid, other=0.0).to(tl.float32)
-    t = tl.div_rn(moved, tl.zeros_like(x) + step)
+    t = tl.div_rn(moved, tl.zeros_like(x) + step) - LEAD
     outside = (t < FIRST) | (t > LAST)
     clipped, rounded = _rounded(t, LOW, HIGH)
     multiple = _multiple(x, rounded, MUL, PLUS, SIGN, BELOW, ABOVE)
-    passed, sloped = grad, t * SLOPE
+    passed, sloped = grad, (t + LEAD) * SLOPE
     if DELTA is not None:
         nearest = multiple if SIGN else rounded
         sign = tl.where(grad > 0, DELTA, tl.where(grad < 0, -DELTA, 0.0))
         bend = (clipped - nearest) * sign + 1.0
         passed, sloped = grad * bend, sloped * bend
+    if CLIPPED_ONLY:
+        sloped = multiple
     passed = tl.where(outside, 0.0, passed)
     if UNIT is None:
         grad_x = passed * SLOPE
@@ -252,6 +257,7 @@ def gradients_triton(
                 DELTA=affine.delta if affine.estimator == "ewgs" else None,
                 SPREAD=None if affine.unit is None else affine.spread,
                 SLOPE=affine.slope,
+                CLIPPED_ONLY=affine.scale_by_clipped,
                 WANT_SCALE=want_scale,
                 **_constants(shift, affine),
             )
@@ -269,6 +275,7 @@ def _constants(shift: Tensor | None, affine: Affine) -> dict[str, Any]:
         "LOW": low,
         "HIGH": high,
         "DIVISOR": affine.divisor,
+        "LEAD": float(affine.lead),
         "UNIT": affine.unit,
         "MUL": affine.mul,
         "PLUS": affine.mul * affine.base + affine.add,

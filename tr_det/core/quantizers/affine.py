@@ -97,33 +97,60 @@ class AffineQuantizer(Quantizer):
         """Return what kernels need."""
         return self.affine, *self.scale_and_shift()
 
+    @property
+    def low(self) -> int:
+        """Smallest code."""
+        return self.affine.low
+
+    @property
+    def high(self) -> int:
+        """Largest code."""
+        return self.affine.high
+
     @torch.no_grad()
     def grid(self) -> Grid:
         """Return the levels."""
         a, rounding = self.affine, self.rounding()
         step = rounding.step if a.unit is None else torch.full_like(rounding.step, a.unit)
-        return Grid(a.low, a.high, a.mul, a.add, step, rounding.shift if a.offset else None)
+        halves = 1 if a.add == int(a.add) else 2  # integers in units of half steps
+        mul, add = halves * a.mul, int(halves * a.add)
+        return Grid(a.low, a.high, mul, add, step / halves, rounding.shift if a.offset else None)
 
     @torch.no_grad()
     def rounding(self) -> Rounding:
         """Return the thresholds."""
         a, (scale, shift) = self.affine, self.scale_and_shift()
         step = scale.detach().clamp_min(SCALE_FLOOR) / a.divisor
+        if a.lead:
+            shift = a.lead * step if shift is None else shift + a.lead * step
         return Rounding(step, shift, a.base, "sign" if a.sign else "even")
 
     @torch.no_grad()
     def normalized(self, x: Tensor) -> Tensor:
         """Return ``base + (x - shift) / step``, clipped to the codes; the binary grid's to +-1."""
+        step, shift, base, tie = self._rounding_for(x)
+        units = (x.float() if shift is None else x.float() - shift) / step
+        if tie == "sign":
+            return units.clamp(-1.0, 1.0)
+        return (units + base if base else units).clamp(self.affine.low, self.affine.high)
+
+    @torch.no_grad()
+    def centres(self, codes: Tensor) -> Tensor:
+        """Return the middle of each code's interval; +-step for signs."""
+        step, shift, base, tie = self._rounding_for(codes)
+        units = codes.float() - base
+        units = torch.where(units < 0, -1.0, 1.0) if tie == "sign" else units
+        return units * step if shift is None else units * step + shift
+
+    def _rounding_for(self, x: Tensor) -> Rounding:
+        """Return the thresholds with step and shift in a shape that broadcasts to x's."""
         step, shift, base, tie = self.rounding()
         if self.per_channel:
             shape = [1] * x.ndim
             shape[self.spec.axis] = -1
             step = step.view(shape)
             shift = shift if shift is None else shift.view(shape)
-        units = (x.float() if shift is None else x.float() - shift) / step
-        if tie == "sign":
-            return units.clamp(-1.0, 1.0)
-        return (units + base if base else units).clamp(self.affine.low, self.affine.high)
+        return Rounding(step, shift, base, tie)
 
     def transition_points(self) -> Tensor:
         """Return the midpoints between codes; 0 on the binary grid."""

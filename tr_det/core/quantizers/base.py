@@ -20,7 +20,7 @@ class Quantizer(Calibrated):
     """A map from real values to integer codes, and from codes to levels.
 
     A subclass says `quantize`, `discretise`, `values` and `calibrate_from`; the rest has defaults.
-    Codes are consecutive integers, ``spec.low`` to ``spec.high``, ascending with the values.
+    Codes are consecutive integers, `low` to `high`, ascending with the values.
 
     Args:
         spec: what the layer asks for.
@@ -34,6 +34,8 @@ class Quantizer(Calibrated):
             `tr_det.core.attach` is refused.
         held: int8 buffer in the weight's shape: the code at which a weight is held, `FREE` where
             it is not; None until the first weight is held.
+        soft: whether the forward in training gives other values than the levels, e.g. a sum of
+            sigmoids; in evaluation there are levels only.
         seen: statistics of the forwards since the last update, 1-d, for `end_update`; pooled by
             their maximum over processes. None where the quantizer observes nothing.
 
@@ -43,6 +45,7 @@ class Quantizer(Calibrated):
 
     roles: ClassVar[tuple[str, ...]] = ROLES
     adapts: ClassVar[bool] = False
+    soft: bool = False
     held: Tensor | None
 
     def __init__(self, spec: Spec, *, learn_scale: bool = True, per_channel: bool = False) -> None:
@@ -104,12 +107,12 @@ class Quantizer(Calibrated):
 
     def transition_points(self) -> Tensor:
         """Return where `normalized` values change their code, ascending, float32."""
-        codes = torch.arange(self.spec.low, self.spec.high, device=self._device())
+        codes = torch.arange(self.low, self.high, device=self._device())
         return codes + 0.5
 
     def levels(self) -> Tensor:
         """Return the level of every code, ascending, float32; (codes,) or (channels, codes)."""
-        codes = torch.arange(self.spec.low, self.spec.high + 1, device=self._device())
+        codes = torch.arange(self.low, self.high + 1, device=self._device())
         if self.per_channel:
             shape = [1] * (self.spec.axis + 1)
             shape[self.spec.axis] = int(self.spec.channels or 1)
@@ -117,6 +120,13 @@ class Quantizer(Calibrated):
         with torch.no_grad():
             found = self.values(codes)
         return found.reshape(-1, codes.shape[-1]) if self.per_channel else found
+
+    def centres(self, codes: Tensor) -> Tensor:
+        """Return the latent value that stands for each code, in units of x, float32; no gradient.
+
+        That is the middle of the code's interval or, where levels are in units of x, the level.
+        """
+        raise NotImplementedError
 
     def gain(self) -> Tensor:
         """Return q(x) / x where neither rounding nor clipping changes x: 1 for most quantizers."""
@@ -172,6 +182,16 @@ class Quantizer(Calibrated):
         return self.spec.signed
 
     @property
+    def low(self) -> int:
+        """Smallest code."""
+        return self.spec.low
+
+    @property
+    def high(self) -> int:
+        """Largest code; there are at most ``2 ** bits`` codes."""
+        return self.spec.high
+
+    @property
     def code_dtype(self) -> torch.dtype:
         """Type of the codes: int8, or uint8 for unsigned ones."""
         return torch.int8 if self.spec.signed else torch.uint8
@@ -194,7 +214,7 @@ class Quantizer(Calibrated):
         out = self.quantize(x)
         if self.held is None:
             return out
-        held = self.values(self.held.clamp_min(self.spec.low))  # FREE is no code
+        held = self.values(self.held.clamp_min(self.low))  # FREE is no code
         return torch.where(self.held == FREE, out, held.to(out.dtype))
 
     @torch.no_grad()
@@ -235,7 +255,7 @@ class Quantizer(Calibrated):
             ConfigError: 8-bit codes, which have no value to spare.
         """
         check("bits", self.bits, self.bits < 8, "at most 7 for weights that are held")
-        codes = codes.clamp(self.spec.low, self.spec.high).to(torch.int8)
+        codes = codes.clamp(self.low, self.high).to(torch.int8)
         if self.held is None:
             self.held = torch.full_like(codes, FREE)
         self.held.copy_(torch.where(which, codes, self.held))
@@ -289,7 +309,7 @@ class Quantizer(Calibrated):
     def identity(self) -> str:
         """Return what a checkpoint must agree on: the quantizer's name and its codes."""
         name = type(self).__module__.rpartition(".")[2]
-        return f"{name} with codes {self.spec.low} to {self.spec.high}"
+        return f"{name} with codes {self.low} to {self.high}"
 
     def get_extra_state(self) -> Tensor:
         """Return the identity as bytes, uint8: checkpointers want tensors of one shape."""

@@ -89,6 +89,10 @@ class LSBQ(Quantizer):
         rows = self.by_channel(codes).long() - self.spec.low
         return self._as(codes, levels.gather(1, rows))
 
+    def centres(self, codes: Tensor) -> Tensor:
+        """Return the levels, which are in units of x."""
+        return self.values(codes)
+
     @torch.no_grad()
     def normalized(self, x: Tensor) -> Tensor:
         """Return codes and, in between, the place between their levels; float32."""
