@@ -36,6 +36,21 @@ KINDS = {
     "SGDT with a method": ("SGDT", {}, True),
     "SGD with a method": ("SGD", {}, True),
     "SGD, trained scales": ("SGD", {"learn_weight_scale": True}, True),
+    "SGDT, trained scales": (
+        "SGDT",
+        {"learn_weight_scale": True, "tr_scales": "by_weight"},
+        False,
+    ),
+    "SGDT, trained scales, both": (
+        "SGDT",
+        {"learn_weight_scale": True, "tr_scales": "sum"},
+        True,
+    ),
+    "SGDT, refitted levels, both": (
+        "SGDT",
+        {"weight_quantizer": "lsbq", "tr_scales": "sum"},
+        True,
+    ),
     "SGD, refitted levels": ("SGD", {"weight_quantizer": "lsbq"}, True),
     "SGDT, refitted levels": ("SGDT", {"weight_quantizer": "lsbq"}, True),
 }
@@ -46,19 +61,22 @@ class Run:
 
     def __init__(self, kind):
         name, options, attached = KINDS[kind]
+        options = dict(options)
+        self.scales = options.pop("tr_scales", "frozen")
         self.model = make_model(**options)
         groups = tr_param_groups(self.model, 0.1, 1e-2)
         if name == "SGD":
             self.optimizer = torch.optim.SGD(without_transition(groups), lr=0.1, momentum=0.5)
         else:
             settings = {"total_steps": 100, "tr_gain": 0.0, "tr_nonfinite": "skip"}
+            settings["tr_scales"] = self.scales
             self.optimizer = tr_det.core.SGDT(groups, lr=0.1, momentum=0.5, **settings)
         self.scheduled = name == "SGDT"
         self.probe = Probe() if attached else None
         if attached:
             attach([self.probe], self.model, self.optimizer, 100)
         self.layers = {f"{key}.weight": self.model[int(key)] for key in LAYERS}
-        self.count = 0
+        self.count = self.by_scale = 0
 
     def backward(self, step, asleep=()):
         self.optimizer.zero_grad()
@@ -73,17 +91,20 @@ class Run:
         copies = {k: copy.deepcopy(layer.weight_quantizer) for k, layer in self.layers.items()}
         self.optimizer.step()
         for index, (name, layer) in enumerate(self.layers.items()):
-            # Scales that are trained move with the weight, refitted levels after it.
-            quantizer = layer.weight_quantizer
-            moved = quantizer if quantizer.learn_scale else copies[name]
-            after = moved.codes(layer.weight)
-            free = torch.ones_like(after) > 0 if moved.held is None else moved.held == FREE
+            # What the weight's move did: at the scales and levels before the update.
+            quantizer, former = layer.weight_quantizer, copies[name]
+            after = former.codes(layer.weight)
+            free = torch.ones_like(after) > 0 if former.held is None else former.held == FREE
             changed = ((after != before[name]) & free).sum().item()
             self.count += changed
             rate = changed / max(free.sum().item(), 1)
+            by_scale = ((quantizer.codes(layer.weight) != after) & free).sum().item()
+            self.by_scale += by_scale
             if self.scheduled:
+                followed = changed + by_scale if self.scales == "sum" else changed
+                followed = 0 if name in asleep else followed / max(free.sum().item(), 1)
                 said = self.optimizer.transition_metrics().rate[index].item()
-                assert said == pytest.approx(rate)
+                assert said == pytest.approx(followed)
             if self.probe is None:
                 continue
             if name in asleep:
@@ -94,9 +115,8 @@ class Run:
             assert update.by_weight.item() == changed
             assert torch.equal(update.previous[free], before[name][free])
             assert torch.equal(update.codes, quantizer.codes(layer.weight))
-            if quantizer.adapts:
-                refit = ((update.codes != after) & free).sum().item()
-                assert update.by_scale.item() == refit
+            assert (update.by_scale is None) == (not quantizer.moving_tensors())
+            assert (update.by_scale or torch.tensor(0)).item() == by_scale
 
 
 def edited(run, layer, noise):
@@ -209,3 +229,6 @@ def test_a_hundred_updates_in_random_company(kind):
             if choose.random() < 0.4:
                 choose.choice(EVENTS)(run, layer, torch.randn(layer.weight.shape) / 4)
     assert run.count > 80
+    assert (run.by_scale > 0) == any(
+        layer.weight_quantizer.moving_tensors() for layer in run.layers.values()
+    )

@@ -30,10 +30,13 @@ class Update(NamedTuple):
     Attributes:
         codes: integer codes after it, in the weight's shape; the book's own, to be read only.
         previous: those before it, where they were kept.
-        by_weight: how many codes the weight's move changed, held ones left out; 0-d integer.
-        by_scale: how many a refit of the levels changed after that; None where there was none.
+        by_weight: how many codes the weight's move changed at the quantizer's numbers before the
+            update, held ones left out; 0-d integer.
+        by_scale: how many codes the move of a trained scale and a refit of the levels changed after
+            that; None where the quantizer's numbers stayed.
         free: weights that are not held: a number, or 0-d on the device where some are.
         quantizer: the weight's.
+        numbers: the quantizer's trained or refitted tensors before the update, by name.
     """
 
     codes: Tensor
@@ -42,12 +45,20 @@ class Update(NamedTuple):
     by_scale: Tensor | None
     free: int | Tensor
     quantizer: Quantizer
+    numbers: Mapping[str, Tensor]
 
     def rate(self) -> Tensor:
         """Return the share of free codes that the weight's move changed, Eq. 5; 0-d float32."""
-        if isinstance(self.free, int):
-            return self.by_weight / max(self.free, 1)
-        return self.by_weight / self.free.clamp_min(1)
+        return self._share(self.by_weight)
+
+    def rate_by_scale(self) -> Tensor:
+        """Return the share of free codes that the move of the quantizer's numbers changed."""
+        if self.by_scale is None:
+            return torch.zeros((), device=self.codes.device)
+        return self._share(self.by_scale)
+
+    def _share(self, count: Tensor) -> Tensor:
+        return count / (max(self.free, 1) if isinstance(self.free, int) else self.free.clamp_min(1))
 
 
 class _Page:
@@ -58,6 +69,8 @@ class _Page:
         self.codes: Tensor | None = None
         self.previous: Tensor | None = None
         self.by_weight: Tensor | None = None
+        self.by_scale: Tensor | None = None
+        self.numbers: dict[str, Tensor] = {}
         self.loaded: Tensor | None = None
         self.seal: tuple[object, ...] = ()
         self.levels: object = None
@@ -72,13 +85,28 @@ class _Page:
         """Return what differs after a change of the quantizer's numbers."""
         return [(t._version, t.data_ptr(), fingerprint(t)) for t in self.quantizer.own_tensors()]
 
+    @contextmanager
+    def at_former_numbers(self) -> Iterator[None]:
+        """Let the quantizer have the numbers before the update."""
+        if self.levels == self.level_signature():
+            yield
+            return
+        own = self.quantizer.moving_tensors()
+        present = [tensor.detach().clone() for tensor in own.values()]
+        for name, tensor in own.items():
+            tensor.copy_(self.numbers[name])
+        yield
+        for tensor, values in zip(own.values(), present, strict=True):
+            tensor.copy_(values)
+
 
 class CodeBook:
     """Codes by the name of the weight.
 
-    Within an update: `begin`, the optimizer's move, `moved`, a refit of levels if any, `finish`,
-    and `close` when nobody will touch the weights any more. A caller that writes codes and counts
-    in its own pass over the weights takes `buffer` and says so by `wrote`.
+    Within an update: `begin`, the optimizer's move, `moved`, a refit of levels if any, `finish`;
+    `rescaled` and `close` are what `finish` does. A caller that writes codes and counts in its own
+    pass over the weights, at the quantizers' numbers before the update, takes `buffer` and says so
+    by `wrote`.
     """
 
     def __init__(self) -> None:
@@ -116,7 +144,9 @@ class CodeBook:
         self._open = list(self._pages if names is None else names)
         for name in self._open:
             page = self._pages[name]
-            page.by_weight = None
+            page.by_weight = page.by_scale = None
+            moving = page.quantizer.moving_tensors()
+            page.numbers = {key: tensor.detach().clone() for key, tensor in moving.items()}
             signature = page.signature()
             if page.loaded is not None:
                 # A copy: updates write into it, and the checkpoint may be loaded again.
@@ -143,24 +173,31 @@ class CodeBook:
 
     @torch.no_grad()
     def moved(self) -> Mapping[str, Update]:
-        """Return what the move of the open weights did, at the levels in use."""
+        """Return what the move of the open weights did, at the quantizers' former numbers."""
         for name in self._open:
             page = self._pages[name]
             if page.by_weight is None:
-                page.by_weight = page.quantizer.recode_(page.weight, self.buffer(name))
-                if page.quantizer.learn_scale:  # it has moved with the weight
-                    page.levels = page.level_signature()
-        return {name: self._update_of(name) for name in self._open}
+                with page.at_former_numbers():
+                    page.by_weight = page.quantizer.recode_(page.weight, self.buffer(name))
+        return self._updates()
+
+    @torch.no_grad()
+    def rescaled(self) -> Mapping[str, Update]:
+        """Return the same with what the quantizers' numbers have done since, if they moved."""
+        for name in self._open:
+            page = self._pages[name]
+            signature = page.level_signature()
+            if page.levels != signature:
+                count = page.quantizer.recode_(page.weight, self.buffer(name))
+                page.by_scale = count if page.by_scale is None else page.by_scale + count
+                page.levels = signature
+        return self._updates()
 
     @torch.no_grad()
     def finish(self) -> Mapping[str, Update]:
         """Return what the whole update did, refits of the levels since `moved` included."""
-        updates = dict(self.moved())
-        for name in self._open:
-            page = self._pages[name]
-            if page.levels != page.level_signature():
-                by_scale = page.quantizer.recode_(page.weight, self.buffer(name))
-                updates[name] = updates[name]._replace(by_scale=by_scale)
+        self.moved()
+        updates = self.rescaled()
         self.close()
         self._has_previous = False
         return updates
@@ -177,7 +214,7 @@ class CodeBook:
     def forget(self) -> None:
         """Forget all codes, e.g. after an update that failed; the next one begins anew."""
         for page in self._pages.values():
-            page.codes, page.by_weight = None, None
+            page.codes, page.by_weight, page.by_scale = None, None, None
         self._open, self._has_previous = [], False
 
     @contextmanager
@@ -188,13 +225,17 @@ class CodeBook:
         for page in intact:
             page.seal = page.signature()
 
+    def _updates(self) -> dict[str, Update]:
+        return {name: self._update_of(name) for name in self._open}
+
     def _update_of(self, name: str) -> Update:
         page = self._pages[name]
         assert page.by_weight is not None
         held = page.quantizer.held
         free = page.weight.numel() if held is None else torch.count_nonzero(held == FREE)
         previous = page.previous if self._has_previous else None
-        return Update(self.buffer(name), previous, page.by_weight, None, free, page.quantizer)
+        counts = page.by_weight, page.by_scale
+        return Update(self.buffer(name), previous, *counts, free, page.quantizer, page.numbers)
 
     # ---- checkpoints ----
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.codes import Update
+from tr_det.core.ops import SCALE_FLOOR
 from tr_det.core.quantizers import Quantizer
 
 
@@ -39,6 +40,24 @@ def effective_step_size(update: Update) -> Tensor:
     with torch.no_grad():
         moves = quantizer.values(update.codes) - quantizer.values(update.previous)
         return moves.abs().sum() / max(moves.numel(), 1)
+
+
+@torch.no_grad()
+def scale_drift(update: Update) -> Tensor:
+    """Return by how much the update changed the quantizer's numbers, relative to their size.
+
+    Returns:
+        0-d float32, the mean over its trained or refitted tensors of ``|new - old| / |old|`` in
+        Euclidean norms; 0 where nothing moves them.
+    """
+    now = update.quantizer.moving_tensors()
+    changes = [
+        (now[name] - before).norm() / before.norm().clamp_min(SCALE_FLOOR)
+        for name, before in update.numbers.items()
+    ]
+    if not changes:
+        return torch.zeros((), device=update.codes.device)
+    return torch.stack(changes).mean().float()
 
 
 @torch.no_grad()

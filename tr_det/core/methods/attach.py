@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tr_det.core.codes import CodeBook
 from tr_det.core.errors import ConfigError, check
-from tr_det.core.methods.base import Method, Run, build_method
+from tr_det.core.methods.base import Batches, Method, Run, build_method
 from tr_det.core.nn.calibrate import is_calibrated, set_scales
 from tr_det.core.nn.convert import quantized_layers
 from tr_det.core.quantizers import Quantizer
@@ -41,6 +41,7 @@ def attach(
     total_steps: int,
     *,
     clip: Clip | None = None,
+    batches: Batches | None = None,
     around_calibration: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Attached:
     """Put methods on a training loop; quantizers that follow updates do so from now on.
@@ -54,6 +55,8 @@ def attach(
         optimizer: of the model; its state dict holds the methods' state under a key of its own.
         total_steps: updates of the whole run.
         clip: called with the parameters that have a gradient, after the methods edited them.
+        batches: training data for methods that run the model on some before an evaluation: called
+            each time, it returns functions that run the model's forward on one batch.
         around_calibration: a context for the calibrating forward, e.g. to keep its numbers out of
             a log.
 
@@ -73,7 +76,7 @@ def attach(
     >>> attached.step
     1
     """
-    return Attached(methods, model, optimizer, total_steps, clip, around_calibration)
+    return Attached(methods, model, optimizer, total_steps, clip, batches, around_calibration)
 
 
 class Attached:
@@ -92,6 +95,7 @@ class Attached:
         optimizer: torch.optim.Optimizer,
         total_steps: int,
         clip: Clip | None,
+        batches: Batches | None,
         around_calibration: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         model = _unwrapped(model)
@@ -107,7 +111,9 @@ class Attached:
             if isinstance(module, Quantizer):
                 module.attached = True
         self.methods: list[Method] = []
-        self._run = Run(model, optimizer, self.codes, total_steps, self.methods, self._find)
+        self._run = Run(
+            model, optimizer, self.codes, total_steps, self.methods, self._find, batches
+        )
         built = [build_method(m) if isinstance(m, str) else m for m in methods]
         for method in sorted(built, key=lambda method: method.order):  # others build on the first
             self._add(method)
@@ -163,7 +169,7 @@ class Attached:
                 "closure", "...", "None where gradients are clipped or edited: it makes them later"
             )
         wanted = [method.reads(self.step) for method in self.methods]  # each must be asked
-        self._wanted = any(wanted)
+        self._wanted = any(wanted) or getattr(optimizer, "follows_scales", False)
         if self._wanted:
             weights = self.codes.weights()
             # A closure makes the gradients later: any weight may get one.
@@ -186,6 +192,8 @@ class Attached:
                 self.codes.moved()
             self._end_update()
             updates = self.codes.finish() if self._wanted else {}
+            if getattr(optimizer, "follows_scales", False):
+                optimizer.refitted(updates)
             for method in self.methods:
                 method.after_update(self.step, updates)
         self.step += 1

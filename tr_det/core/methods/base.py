@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from tr_det.core.codes import CodeBook, Update
 from tr_det.core.registry import Registry
+
+
+Batches = Callable[[], Iterable[Callable[[], Any]]]
+"""Starts over with training batches: functions that each run the model's forward on one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Run:
         total_steps: updates of the whole run.
         methods: all that are attached.
         find: returns the attached method of a name, which is attached if it was not.
+        batches: training data for methods that run the model on some; None: the caller gave none.
     """
 
     model: nn.Module
@@ -33,6 +38,7 @@ class Run:
     total_steps: int
     methods: list[Method]
     find: Callable[[str], Method]
+    batches: Batches | None = None
 
 
 class Method:

@@ -1,13 +1,17 @@
 """The curves of a run, under the same names in every trainer and with every optimizer.
 
-    tr/rate        share of the codes that the update changed (Eq. 5 of Lee et al., ICCV 2025)
-    tr/step_size   mean change of the quantized weights' levels (Eq. S3)
-    tr/distance    mean distance of the weights to the nearest transition point, in codes
+    tr/rate         share of the codes that the weights' moves changed (Eq. 5 of Lee et al., ICCV
+                    2025), at the scales in use before the update
+    tr/by_scale     share of the codes that the moves of trained scales and refits of levels changed
+    tr/scale_drift  relative change of the quantizers' trained or refitted numbers
+    tr/step_size    mean change of the quantized weights' levels (Eq. S3)
+    tr/distance     mean distance of the weights to the nearest transition point, in codes
+    tr/frozen       share of the weights that are held
     tr/target, tr/running, tr/talr    R, K and U, with TR scheduling
 
 They are means over layers; ``tr_layers/<layer>/rate`` and so on are the layers'. Methods add their
-own, e.g. ``tr/oscillating`` and ``tr/frozen``. Only updates that are logged are looked at, with one
-transfer from the device.
+own, e.g. ``tr/oscillating``. Only updates that are logged are looked at, with one transfer from the
+device.
 """
 
 from __future__ import annotations
@@ -21,7 +25,16 @@ from torch import Tensor
 from tr_det.core.codes import Update
 from tr_det.core.methods.base import Method, Run
 from tr_det.core.optim.scheduled import TransitionScheduled
-from tr_det.core.weight_stats import distances, effective_step_size
+from tr_det.core.quantizers import FREE
+from tr_det.core.weight_stats import distances, effective_step_size, scale_drift
+
+
+_OF_UPDATES: dict[str, Callable[[Update], Tensor]] = {
+    "rate": Update.rate,
+    "by_scale": Update.rate_by_scale,
+    "scale_drift": scale_drift,
+    "step_size": effective_step_size,
+}
 
 
 class Telemetry(Method):
@@ -76,13 +89,14 @@ class Telemetry(Method):
 
     def _curves(self, updates: Mapping[str, Update]) -> dict[str, list[Tensor]]:
         """Return the curves' values of each weight; 0 changes where an update left it alone."""
-        curves: dict[str, list[Tensor]] = {"rate": [], "step_size": [], "distance": []}
+        curves: dict[str, list[Tensor]] = {key: [] for key in (*_OF_UPDATES, "distance", "frozen")}
         for name, (weight, quantizer) in self._run.codes.weights().items():
-            update = updates.get(name)
+            update, held = updates.get(name), quantizer.held
             still = torch.zeros((), device=weight.device)
-            curves["rate"].append(still if update is None else update.rate())
-            curves["step_size"].append(still if update is None else effective_step_size(update))
+            for key, measure in _OF_UPDATES.items():
+                curves[key].append(still if update is None else measure(update))
             curves["distance"].append(distances(quantizer, weight).mean())
+            curves["frozen"].append(still if held is None else (held != FREE).float().mean())
         optimizer = self._run.optimizer
         if isinstance(optimizer, TransitionScheduled):
             metrics = optimizer.transition_metrics()

@@ -9,11 +9,12 @@ from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import BITS, NAME, OPTIMIZER, QUANTIZER, STATE, TALR
 
 
-def checked_group(group: Group, index: int) -> Group:
+def checked_group(group: Group, index: int, scales: str) -> Group:
     """Return a TR group with its parameter in a list and a name.
 
     Raises:
-        ConfigError: it holds not exactly one parameter, or its quantizer is trained.
+        ConfigError: it holds not exactly one parameter, or its quantizer is trained though
+            ``tr_scales`` is "frozen".
     """
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
     name = group.get(NAME, f"group {index}")
@@ -22,9 +23,9 @@ def checked_group(group: Group, index: int) -> Group:
     check(
         "learn_weight_scale",
         learned,
-        not learned,
-        f"False under TR scheduling: with a trained scale weights would transit without being "
-        f"updated ({name})",
+        not learned or scales != "frozen",
+        "False under TR scheduling: with a trained scale weights transit without being updated "
+        f"({name}); or set tr_scales to tell the two apart",
     )
     return {**group, "params": params, NAME: name}
 

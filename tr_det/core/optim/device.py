@@ -98,6 +98,7 @@ class DeviceUpdate:
         return (
             runs_on(weight)
             and group[QUANTIZER].kernel() is not None
+            and not any(p.requires_grad for p in group[QUANTIZER].parameters())  # moved by now
             and dense
             and weight.dtype == torch.float32
             and weight.numel() > 0

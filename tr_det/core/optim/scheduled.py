@@ -21,18 +21,20 @@ Deviations from the paper, where it is silent:
   * a layer without gradient at a step is not touched: no update, and its controller stands still;
   * decoupled weight decay (AdamW) is multiplied by the TALR, or with ``tr_decay="lr"`` by the
     group's learning rate;
-  * past ``total_steps`` the last target is held.
+  * past ``total_steps`` the last target is held;
+  * scales of quantized weights may be trained (the paper freezes them): transitions are then told
+    apart by what caused them, the weight's move or the scale's (``tr_scales``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from tr_det.core.codes import CodeBook
+from tr_det.core.codes import CodeBook, Update
 from tr_det.core.errors import ConfigError, check
 from tr_det.core.nn.layers import is_latent_weight
 from tr_det.core.optim.checks import check_same_state, checked_group
@@ -74,8 +76,8 @@ class TransitionScheduled(torch.optim.Optimizer):
         made_update: whether the last call of ``step`` made an update.
 
     Raises:
-        ConfigError: an argument out of range, a group whose quantizer is trained or that holds
-            more than one parameter, a quantized weight in an ordinary group, or
+        ConfigError: an argument out of range, a group whose quantizer is trained (unless
+            ``tr_scales`` allows it) or that holds more than one parameter, a quantized weight in an ordinary group, or
             ``differentiable=True``.
     """
 
@@ -111,7 +113,9 @@ class TransitionScheduled(torch.optim.Optimizer):
         """Add a group; one with a ``quantizer`` becomes TR-scheduled (see the class)."""
         scheduled = QUANTIZER in param_group
         if scheduled:
-            param_group = checked_group(param_group, len(self.param_groups))
+            param_group = checked_group(
+                param_group, len(self.param_groups), self._tr.scales
+            )
             taken = param_group[NAME] in self.codes
             check(NAME, param_group[NAME], not taken, "another name in each TR group")
         others = self._tr_groups() if self.param_groups else []
@@ -155,6 +159,8 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._controllers.advance(active, groups)
                 self._path_for(active).update(active)
                 updates = self.codes.moved()
+                if self._tr.scales != "frozen":  # codes are those of the scales from now on
+                    updates = self.codes.rescaled()
             except BaseException:
                 # A repeated step must not be controlled twice. Some weights may have moved, as with
                 # the torch optimizer.
@@ -163,9 +169,8 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self.codes.forget()
                 raise
             self.codes.close()
-            signal = SIGNALS[self._tr.signal]
+            self._measure(active, updates)
             for group in active:
-                group[RATE] = signal(updates[group[NAME]])
                 group[UPDATES] += 1
             for group in groups:
                 group[STEP] += 1
@@ -180,6 +185,24 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self._torch_class().__name__,
             )
         return loss
+
+    @property
+    def follows_scales(self) -> bool:
+        """Whether transitions that the moves of quantizers' numbers cause are followed as well."""
+        return self._tr.scales == "sum"
+
+    def refitted(self, updates: Mapping[str, Update]) -> None:
+        """Take note of refits of the levels after the step, where they are to be followed."""
+        groups = [group for group in self._tr_groups() if group[NAME] in updates]
+        self._measure(groups, updates)
+
+    def _measure(self, groups: list[Group], updates: Mapping[str, Update]) -> None:
+        """Keep what the controllers follow at the next step."""
+        signal = SIGNALS[self._tr.signal]
+        for group in groups:
+            update = updates[group[NAME]]
+            rate = signal(update)
+            group[RATE] = rate + update.rate_by_scale() if self.follows_scales else rate
 
     @property
     def skipped_steps(self) -> int:

@@ -286,6 +286,14 @@ class Quantizer(Calibrated):
         buffers = [b for key, b in self._buffers.items() if key != "held" and b is not None]
         return [p for p in self._parameters.values() if p is not None] + buffers
 
+    def moving_tensors(self) -> dict[str, Tensor]:
+        """Return the parameters that are trained, and the numbers of a quantizer that `adapts`."""
+        if self.adapts:
+            named = {**self._parameters, **self._buffers}
+            return {key: t for key, t in named.items() if t is not None and key != "held"}
+        named = dict(self._parameters)
+        return {key: t for key, t in named.items() if t is not None and t.requires_grad}
+
     def per_channel_shape(self) -> tuple[int, ...]:
         """Return the shape of a parameter that has one value per scale: () or (channels,)."""
         return (int(self.spec.channels or 1),) if self.per_channel else ()

@@ -122,6 +122,13 @@ class TransitionSettings:
         "lambda is then in units of levels).",
         sorted(SIGNALS),
     )
+    scales: str = _choice(
+        "frozen",
+        "Trained scales of quantized weights: frozen refuses them, as the paper has it; by_weight "
+        "follows the transitions that the weights' moves cause at the scale in use; sum adds "
+        "those that the scales' moves and refits of levels cause.",
+        ("frozen", "by_weight", "sum"),
+    )
     granularity: str = _choice(
         "layer",
         "One controller per layer, or one for the model, which follows the means over all "
@@ -152,6 +159,9 @@ class TransitionSettings:
         for name, knob in knobs(type(self)).items():
             value = getattr(self, name)
             check(f"tr_{name}", value, knob.fits(value), knob.rule())
+        fits = self.scales != "sum" or self.signal == "transition_rate"
+        allowed = "'frozen' or 'by_weight' with tr_signal='effective_step_size'"
+        check("tr_scales", self.scales, fits, allowed)
         object.__setattr__(
             self, "_shape", TargetSchedule(self.schedule, self.total_steps, self.warmup)
         )
