@@ -69,6 +69,29 @@ def test_greedy_levels_of_torchaos_parq(bits, positive, magnitudes):
     assert torch.equal(weight.grad, grad)
 
 
+def test_two_bits_at_the_optimum():
+    """Against torchao's vector, and against every split of random rows."""
+    quantizer = build_quantizer("lsbq", 2, True, optimal=True)
+    quantizer.calibrate(torch.tensor(P))
+    expected = torch.tensor([-1.05, -0.21, 0.21, 1.05])
+    torch.testing.assert_close(quantizer.levels(), expected, atol=1e-6, rtol=0)
+    error = (quantizer.eval()(torch.tensor(P)) - torch.tensor(P)).norm().item()
+    assert error == pytest.approx(0.756307, abs=1e-6)
+    rows = np.random.default_rng(0).standard_t(3, (4, 30))
+    options = {"per_channel": True, "channels": 4, "optimal": True}
+    quantizer = build_quantizer("lsbq", 2, True, **options)
+    quantizer.calibrate(torch.tensor(rows, dtype=torch.float32))
+    for row, shown in zip(rows, quantizer.levels().double().numpy()):
+        ordered = np.sort(np.abs(row))
+        means = [(ordered[:i].mean(), ordered[i:].mean()) for i in range(1, 30)]
+        errors = [
+            np.abs(ordered[:, None] - pair).min(1) @ np.abs(ordered[:, None] - pair).min(1)
+            for pair in means
+        ]
+        low, high = means[int(np.argmin(errors))]
+        np.testing.assert_allclose(shown, [-high, -low, low, high], rtol=1e-6)
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -153,7 +176,7 @@ def test_levels_follow_the_weight_and_their_jumps_are_counted_apart(
         (model(x)[:, :12] - x).square().mean().backward()
         optimizer.step()
         moved = coded(levels)
-        if period and (step + 1) % period == 0:
+        if period and step % period == 0:
             levels = fitted()
         after = coded(levels)
         codes, by_weight, by_scale = witness.told["0.weight"]
@@ -175,6 +198,9 @@ def test_what_it_cannot_quantize_is_refused():
         (True, {"role": "input"}, "role"),
         (True, {"period": -1}, "period"),
         (True, {"period": 1.5}, "period"),
+        (True, {"prox": "soft"}, "prox"),
+        (True, {"prox": "parq", "start": 0.5, "end": 0.5}, "end"),
+        (True, {"prox": "parq", "steepness": 0}, "steepness"),
     ):
         with pytest.raises(ConfigError) as error:
             build_quantizer("lsbq", 2, signed, **options)

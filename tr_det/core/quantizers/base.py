@@ -309,6 +309,13 @@ class Quantizer(Calibrated):
             return x.reshape(1, -1)
         return x.movedim(self.spec.axis, 0).flatten(1)
 
+    def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Return rows of `by_channel` in the shape and layout of ``like``, in their own dtype."""
+        if self.per_channel:
+            axis = self.spec.axis
+            rows = rows.reshape(like.movedim(axis, 0).shape).movedim(0, axis)
+        return torch.empty_like(like, dtype=rows.dtype).copy_(rows.reshape(like.shape))
+
     def _device(self) -> torch.device:
         return next((t.device for t in self.own_tensors()), torch.device("cpu"))
 

@@ -7,17 +7,18 @@ al., ICML 2025:
     r_0 = w,  v_i = mean|r_{i-1}|,  r_i = r_{i-1} - v_i sgn(r_{i-1}),  i = 1..b,  sgn(0) = +1
     levels = {+-v_1 +- ... +- v_b},  w_q = the nearest level
 
-One bit gives ``mean|w| sgn(w)``, the least-squares optimum. The levels are in units of w, so no
-scale need follow. They are not uniform: `grid` is None and a table is all there is.
+One bit gives ``mean|w| sgn(w)``, the least-squares optimum. For two bits the optimum is there as an
+option: v_1 - v_2 and v_1 + v_2 are then the means of the |w| below and above v_1. The levels are in
+units of w, so no scale need follow. They are not uniform: `grid` is None and a table is all there
+is.
 
 The gradient passes everywhere (PARQ: the exact gradient at w_q, no mask); the levels have none.
 
 Deviations from the papers:
-  * the optimal two-bit and ternary fits are left out;
   * the levels are refitted after an update and hold through the next forward and backward, instead
     of being computed in each;
-  * w_q is the nearest level in every forward. The sum of the fit's own signs, which PARQ's code
-    takes in the updates that fit, is a farther one for some weights from three bits on;
+  * w_q is the nearest level. The sum of the fit's own signs, which PARQ's code takes in the updates
+    that fit, is a farther one for some weights from three bits on; it is an option;
   * per channel as an option, as in PARQ's code.
 """
 
@@ -31,45 +32,24 @@ from torch import Tensor
 from tr_det.core.errors import check
 from tr_det.core.ops import pass_gradient
 from tr_det.core.quantizers.base import Quantizer
-from tr_det.core.quantizers.pool import Pool
+from tr_det.core.quantizers.fitted import FittedQuantizer
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
 
 
-@QUANTIZERS.register
-class LSBQ(Quantizer):
-    """Levels fitted to the weights.
+class _Levels(Quantizer):
+    """Levels that are sums of magnitudes with either sign; the base of `LSBQ`."""
 
-    Args:
-        spec: a weight.
-        period: updates between two fits, >= 1; 0 keeps those of the calibration.
-        **options: of `Quantizer`; there is nothing that ``learn_scale`` could train.
-
-    Attributes:
-        magnitudes: v, float32 buffer of shape (b,) or (channels, b), units of the weight.
-
-    >>> from tr_det.core import build_quantizer
-    >>> quantizer = build_quantizer("lsbq", bits=2, signed=True)
-    >>> quantizer.calibrate(torch.tensor([-1.0, -0.5, 0.5, 1.0]))
-    >>> quantizer.levels().tolist()
-    [-1.0, -0.5, 0.5, 1.0]
-    """
-
-    roles = ("weight",)
-    adapts = True
     magnitudes: Tensor
-
-    def __init__(self, spec: Spec, *, period: int = 1, **options: Any) -> None:
-        super().__init__(spec, **options)
-        whole = isinstance(period, int) and not isinstance(period, bool)
-        check("period", period, whole and period >= 0, "an integer, not negative")
-        check("signed", spec.signed, spec.signed, "True with lsbq")
-        self.period = period
-        unset = torch.full((*self.per_channel_shape(), self.bits), torch.nan)
-        self.register_buffer("magnitudes", unset)
+    own_signs: bool
+    is_fresh: bool
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Return the nearest level of each element."""
+        """Return the level of each element."""
+        if self.training and self.own_signs and self.is_fresh:
+            with torch.no_grad():
+                signed = self.from_rows(self._by_signs(self.by_channel(x.float())), x)
+            return pass_gradient(x, signed.to(x.dtype))
         return pass_gradient(x, self.values(self.discretise(x)).to(x.dtype))
 
     @torch.no_grad()
@@ -77,17 +57,18 @@ class LSBQ(Quantizer):
         """Return integer codes of x."""
         levels = self._levels()
         midpoints = (levels[:, 1:] + levels[:, :-1]) / 2
-        rows = self.by_channel(x.float()).contiguous()
+        rows = self.by_channel(x.float())
+        if self.own_signs and self.is_fresh:
+            rows = self._by_signs(rows)
         # From a midpoint on the upper level, as sgn(0) = +1 has it.
-        found = torch.searchsorted(midpoints, rows, right=True)
-        return self._as(x, found + self.spec.low).to(torch.int8)
+        found = torch.searchsorted(midpoints, rows.contiguous(), right=True)
+        return self.from_rows(found + self.low, x).to(torch.int8)
 
     @torch.no_grad()
     def values(self, codes: Tensor) -> Tensor:
         """Return the level of each code."""
-        levels = self._levels()
-        rows = self.by_channel(codes).long() - self.spec.low
-        return self._as(codes, levels.gather(1, rows))
+        rows = self.by_channel(codes).long() - self.low
+        return self.from_rows(self._levels().gather(1, rows), codes)
 
     def centres(self, codes: Tensor) -> Tensor:
         """Return the levels, which are in units of x."""
@@ -101,27 +82,14 @@ class LSBQ(Quantizer):
         below = (torch.searchsorted(levels, rows, right=True) - 1).clamp(0, levels.shape[1] - 2)
         low, high = levels.gather(1, below), levels.gather(1, below + 1)
         part = ((rows - low) / (high - low).clamp_min(1e-30)).clamp(0, 1)
-        return self._as(x, below + part + self.spec.low)
+        return self.from_rows(below + part + self.low, x)
 
-    def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
-        """Fit the levels to the weight, every ``period`` updates."""
-        if weight is not None and self.period and step % self.period == 0:
-            self._fit(weight)
-
-    def calibrate_from(self, x: Tensor, pool: Pool) -> None:
-        """Fit the levels."""
-        if x.numel():
-            self._fit(x)
-
-    @torch.no_grad()
-    def _fit(self, x: Tensor) -> None:
-        rest = self.by_channel(x.float())
-        found = []
-        for _ in range(self.bits):
-            size = rest.abs().mean(1, keepdim=True)
-            found.append(size)
-            rest = rest - torch.where(rest < 0, -size, size)
-        self.magnitudes.copy_(torch.cat(found, 1).reshape(self.magnitudes.shape))
+    def _by_signs(self, rows: Tensor) -> Tensor:
+        """Return the sum of the fit's own signs."""
+        rest = rows
+        for size in self.magnitudes.reshape(-1, self.bits).unbind(1):
+            rest = rest - torch.where(rest < 0, -size[:, None], size[:, None])
+        return rows - rest
 
     def _levels(self) -> Tensor:
         """Return all levels, ascending, shape (scales, codes)."""
@@ -130,9 +98,65 @@ class LSBQ(Quantizer):
             levels = torch.cat((levels - size[:, None], levels + size[:, None]), 1)
         return levels.sort().values
 
-    def _as(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return rows by channel in the shape and layout of x."""
-        if self.per_channel:
-            axis = self.spec.axis
-            rows = rows.reshape(x.movedim(axis, 0).shape).movedim(0, axis)
-        return torch.empty_like(x, dtype=rows.dtype).copy_(rows.reshape(x.shape))
+
+@QUANTIZERS.register
+class LSBQ(FittedQuantizer, _Levels):
+    """Levels fitted to the weights.
+
+    Args:
+        spec: a weight.
+        optimal: the least-squares optimum instead of the greedy fit; 1 or 2 bits.
+        own_signs: in forwards right after a fit each weight has the sum of the fit's signs, not the
+            nearest level: PARQ's code to the bit. Codes then need not ascend with the weights.
+        **options: of `FittedQuantizer` and `Quantizer`; there is nothing that ``learn_scale`` could
+            train.
+
+    Attributes:
+        magnitudes: v, float32 buffer of shape (b,) or (channels, b), units of the weight.
+
+    >>> from tr_det.core import build_quantizer
+    >>> quantizer = build_quantizer("lsbq", bits=2, signed=True)
+    >>> quantizer.calibrate(torch.tensor([-1.0, -0.5, 0.5, 1.0]))
+    >>> quantizer.levels().tolist()
+    [-1.0, -0.5, 0.5, 1.0]
+    """
+
+    def __init__(
+        self, spec: Spec, *, optimal: bool = False, own_signs: bool = False, **options: Any
+    ) -> None:
+        for key, value in (("optimal", optimal), ("own_signs", own_signs)):
+            check(key, value, isinstance(value, bool), "True or False")
+        check("optimal", optimal, not optimal or spec.bits <= 2, "False from 3 bits on")
+        super().__init__(spec, **options)
+        self.optimal, self.own_signs = optimal, own_signs
+        unset = torch.full((*self.per_channel_shape(), self.bits), torch.nan)
+        self.register_buffer("magnitudes", unset)
+
+    def fit(self, x: Tensor) -> None:
+        """Set the magnitudes."""
+        found = _optimal_two(x) if self.optimal and self.bits == 2 else self._greedy(x)
+        self.magnitudes.copy_(found.reshape(self.magnitudes.shape))
+
+    def _greedy(self, rest: Tensor) -> Tensor:
+        found = []
+        for _ in range(self.bits):
+            size = rest.abs().mean(1, keepdim=True)
+            found.append(size)
+            rest = rest - torch.where(rest < 0, -size, size)
+        return torch.cat(found, 1)
+
+
+def _optimal_two(x: Tensor) -> Tensor:
+    """Return v_1 and v_2 of each row: the best split of the sorted |w| into two means."""
+    ordered = x.abs().double().sort(1).values
+    count = ordered.shape[1]
+    if count == 1:
+        return torch.cat((ordered, torch.zeros_like(ordered)), 1).float()
+    below = ordered.cumsum(1)
+    above, below = below[:, -1:] - below[:, :-1], below[:, :-1]
+    sizes = torch.arange(1, count, device=x.device)
+    explained = below.square() / sizes + above.square() / (count - sizes)
+    best = explained.argmax(1, keepdim=True)
+    low = below.gather(1, best) / (best + 1)
+    high = above.gather(1, best) / (count - best - 1)
+    return torch.cat(((high + low) / 2, (high - low) / 2), 1).float()
