@@ -64,7 +64,7 @@ class QuantSection:
     weight_options: dict[str, Any] = field(default_factory=dict)
     act_options: dict[str, Any] = field(default_factory=dict)
     # Train the scales of weight quantizers: "auto" does so under plain optimizers, as the paper
-    # does. True cannot go with TR scheduling.
+    # does, and under TR scheduling where tr.scales is not "frozen".
     learn_weight_scale: bool | str = "auto"
 
     def __post_init__(self) -> None:
@@ -257,10 +257,10 @@ class ClassifierConfig:
             f"{OPTIMIZERS[solver.optimizer].plain} with quant.bits={bits}: there are no codes "
             "whose transitions could be scheduled",
         )
-        if solver.scheduled:
+        if solver.scheduled and self.tr.scales == "frozen":
             why = (
                 f"with solver.optimizer={solver.optimizer}: a moving scale lets weights transit "
-                "without being updated"
+                "without being updated (tr.scales can tell the two apart)"
             )
             wanted = self.quant.learn_weight_scale
             fits = wanted is not True
@@ -273,7 +273,7 @@ class ClassifierConfig:
         """Whether the scales of weight quantizers are trained."""
         if isinstance(self.quant.learn_weight_scale, bool):
             return self.quant.learn_weight_scale
-        return not self.solver.scheduled
+        return not self.solver.scheduled or self.tr.scales != "frozen"
 
 
 def under_quant_key(error: ConfigError) -> ConfigError:

@@ -129,12 +129,24 @@ def test_any_data_give_an_interval(data):
             assert len(quantizer.codes(x).unique()) > 4
 
 
-def test_inputs_that_can_be_negative_are_refused():
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_inputs_that_can_be_negative_have_a_symmetric_interval(bits):
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    grad = torch.randn(500, generator=torch.Generator().manual_seed(1))
+    weights = build_quantizer("ewgs", bits, True)
+    inputs = build_quantizer("ewgs", bits, True, role="input")
+    for quantizer in (weights, inputs):
+        quantizer.calibrate(x)
+        quantizer(x).backward(grad)
+    assert torch.equal(inputs(x), weights(x))
+    assert inputs.lower is None
+    torch.testing.assert_close(inputs.upper.grad, weights.upper.grad - weights.lower.grad)
+
+
+def test_unsigned_weights_and_negative_inputs_are_refused():
     with pytest.raises(ConfigError) as error:
-        build_quantizer("ewgs", 4, True, role="input")
-    assert error.value.key == "signed"
-    with pytest.raises(ConfigError):
         build_quantizer("ewgs", 4, False, role="weight")
+    assert error.value.key == "signed"
     with pytest.raises(ValueError, match="negative"):
         build_quantizer("ewgs", 4, False).calibrate(torch.tensor([-1.0, 1.0]))
 

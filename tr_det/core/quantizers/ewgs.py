@@ -15,8 +15,8 @@ inputs, std unbiased.
 Deviations from the paper:
   * delta is a constant (``ewgs_factor``, 1e-3 as in the authors' scripts); the adaptive one, from
     Hutchinson's estimate of the Hessian's trace, is left out;
-  * inputs that can be negative are refused: their zero would not be the zero of the output, which
-    a convolution pads with;
+  * inputs that can be negative (the paper has none) have the weights' form with l = -u, so that
+    their zero is the zero of the output, which a convolution pads with;
   * an interval without length (constant data, which give NaN in the authors' code) gets that of
     `deviation`; it is floored at 1e-8 in training;
   * the first interval of inputs that lie far from zero (by more than 2 std, where the formula's
@@ -45,11 +45,11 @@ class EWGS(AffineQuantizer):
     """A learned interval on a fixed output grid.
 
     Args:
-        spec: what the layer asks for; signed weights or unsigned inputs.
+        spec: what the layer asks for; weights are signed.
         **options: of `AffineQuantizer`; ``estimator`` is ``"ewgs"`` by default.
 
     Attributes:
-        lower: l, float32, 0-d or (channels,), units of x.
+        lower: l, float32, 0-d or (channels,), units of x; None for signed inputs.
         upper: u, likewise.
 
     >>> import torch
@@ -61,12 +61,15 @@ class EWGS(AffineQuantizer):
     """
 
     estimator = "ewgs"
+    lower: Tensor | None
 
     def __init__(self, spec: Spec, **options: Any) -> None:
-        fits = spec.signed == (spec.role == "weight")
-        check("signed", spec.signed, fits, "True for weights and False for inputs with ewgs")
+        fits = spec.signed or spec.role == "input"
+        check("signed", spec.signed, fits, "True for weights with ewgs")
         super().__init__(spec, **options)
-        self.lower, self.upper = self.new_parameter(), self.new_parameter()
+        symmetric = spec.signed and spec.role == "input"
+        self.register_parameter("lower", None if symmetric else self.new_parameter())
+        self.upper = self.new_parameter()
 
     @classmethod
     def needs_scale_after(cls, spec: Spec) -> bool:
@@ -74,7 +77,7 @@ class EWGS(AffineQuantizer):
         return True
 
     def make_affine(self) -> Affine:
-        """Return levels from -1 to 1 for weights, from 0 to 1 for inputs."""
+        """Return levels from -1 to 1 where codes are signed, else from 0 to 1."""
         low, high = self.spec.low, self.spec.high
         steps = high - low
         mul, add = (2, 1) if self.signed else (1, 0)
@@ -82,7 +85,8 @@ class EWGS(AffineQuantizer):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return u - l and l."""
-        return self.upper - self.lower, self.lower
+        lower = -self.upper if self.lower is None else self.lower
+        return self.upper - lower, lower
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the interval from the deviation, and for inputs the minimum."""
@@ -92,7 +96,8 @@ class EWGS(AffineQuantizer):
         shape = self.upper.shape
         if self.signed:
             self.upper.copy_((3.0 * std).reshape(shape))
-            self.lower.copy_(-self.upper)
+            if self.lower is not None:
+                self.lower.copy_(-self.upper)
         else:
             least = -pool(-x.double().amin() if x.numel() else x.new_tensor(-1e300).double(), "max")
             upper = torch.maximum(3.0 * std / HALF_NORMAL_STD, least + 3.0 * std)
