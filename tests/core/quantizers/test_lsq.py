@@ -103,6 +103,35 @@ def test_the_first_step_size_is_2_mean_x_over_root_q_p(bits, axis):
         assert inputs.scale.item() == pytest.approx(expected / math.sqrt(2**bits - 1), rel=1e-6)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_first_step_size_can_be_that_of_least_squared_error(bits, axis):
+    """The range search of Nagel et al.: i/100 of max|x| over Q_P, i = 1..100."""
+    x = torch.randn(6, 7, 30, generator=torch.Generator().manual_seed(bits))
+
+    def searched(row, low, high):
+        steps = np.abs(row).max() * np.arange(1, 101) / 100 / high
+        errors = [((np.clip(np.rint(row / s), low, high) * s - row) ** 2).sum() for s in steps]
+        return steps[np.argmin(errors)]
+
+    options = {} if axis is None else {"per_channel": True, "channels": x.shape[axis], "axis": axis}
+    exact = x.double().numpy()
+    rows = exact.reshape(1, -1) if axis is None else np.moveaxis(exact, axis, 0)
+    weights = build_quantizer("lsq", bits, True, initial="mse", **options)
+    weights.calibrate(x)
+    expected = np.array([searched(row.ravel(), *BOUNDS[True](bits)) for row in rows])
+    np.testing.assert_allclose(weights.scale.detach().numpy().reshape(-1), expected, rtol=1e-6)
+    inputs = build_quantizer("lsq", bits, False, initial="mse")
+    inputs.calibrate(x.abs())
+    expected = searched(np.abs(exact).ravel(), *BOUNDS[False](bits))
+    assert inputs.scale.item() == pytest.approx(expected, rel=1e-6)
+    inputs.calibrate(torch.zeros(2, 3))
+    assert inputs.scale.item() == pytest.approx(1 / (2**bits - 1))
+    with pytest.raises(ConfigError) as error:
+        build_quantizer("lsq", bits, True, initial="minmax")
+    assert error.value.key == "initial"
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_rounding_before_clamping_is_torchs_own_learnable_quantizer(bits, axis):

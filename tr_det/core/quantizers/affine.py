@@ -93,8 +93,14 @@ class AffineQuantizer(Quantizer):
         scale, shift = self.scale_and_shift()
         return affine_recode_(x, scale, shift, self.affine, codes)
 
-    def kernel(self) -> tuple[Affine, Tensor, Tensor | None]:
-        """Return what kernels need."""
+    def features_per_scale(self, x: Tensor) -> int:
+        """Return how many weights, or features of one sample, share a scale; LSQ's N."""
+        if self.spec.role == "input":
+            return max(x.numel() // max(x.shape[0], 1), 1) if x.ndim else 1
+        return max(x.numel() // (int(self.spec.channels or 1) if self.per_channel else 1), 1)
+
+    def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
+        """Return what kernels need; None in a subclass that rounds a function of x."""
         return self.affine, *self.scale_and_shift()
 
     @property
@@ -110,15 +116,18 @@ class AffineQuantizer(Quantizer):
     @torch.no_grad()
     def grid(self) -> Grid:
         """Return the levels."""
-        a, rounding = self.affine, self.rounding()
+        a, rounding = self.affine, self._thresholds()
         step = rounding.step if a.unit is None else torch.full_like(rounding.step, a.unit)
         halves = 1 if a.add == int(a.add) else 2  # integers in units of half steps
         mul, add = halves * a.mul, int(halves * a.add)
         return Grid(a.low, a.high, mul, add, step / halves, rounding.shift if a.offset else None)
 
+    def rounding(self) -> Rounding | None:
+        """Return the thresholds; None in a subclass that rounds a function of x."""
+        return self._thresholds()
+
     @torch.no_grad()
-    def rounding(self) -> Rounding:
-        """Return the thresholds."""
+    def _thresholds(self) -> Rounding:
         a, (scale, shift) = self.affine, self.scale_and_shift()
         step = scale.detach().clamp_min(SCALE_FLOOR) / a.divisor
         if a.lead:
@@ -144,7 +153,7 @@ class AffineQuantizer(Quantizer):
 
     def _rounding_for(self, x: Tensor) -> Rounding:
         """Return the thresholds with step and shift in a shape that broadcasts to x's."""
-        step, shift, base, tie = self.rounding()
+        step, shift, base, tie = self._thresholds()
         if self.per_channel:
             shape = [1] * x.ndim
             shape[self.spec.axis] = -1

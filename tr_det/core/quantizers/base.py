@@ -44,7 +44,7 @@ class Quantizer(Calibrated):
     """
 
     roles: ClassVar[tuple[str, ...]] = ROLES
-    adapts: ClassVar[bool] = False
+    adapts: bool = False
     soft: bool = False
     held: Tensor | None
 

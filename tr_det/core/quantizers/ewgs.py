@@ -93,13 +93,10 @@ class EWGS(AffineQuantizer):
         std = deviation(self.by_channel(x), pool)
         if std is None:
             return
-        shape = self.upper.shape
-        if self.signed:
-            self.upper.copy_((3.0 * std).reshape(shape))
-            if self.lower is not None:
-                self.lower.copy_(-self.upper)
-        else:
-            least = -pool(-x.double().amin() if x.numel() else x.new_tensor(-1e300).double(), "max")
-            upper = torch.maximum(3.0 * std / HALF_NORMAL_STD, least + 3.0 * std)
-            self.upper.copy_(upper.reshape(shape))
-            self.lower.copy_(least.reshape(shape))
+        upper, lower = 3.0 * std, -3.0 * std
+        if not self.signed:
+            lower = -pool(-x.double().amin() if x.numel() else x.new_tensor(-1e300).double(), "max")
+            upper = torch.maximum(3.0 * std / HALF_NORMAL_STD, lower + 3.0 * std)
+        self.upper.copy_(upper.reshape(self.upper.shape))
+        if self.lower is not None:
+            self.lower.copy_(lower.reshape(self.lower.shape))

@@ -7,7 +7,8 @@
 with Q_N = 2^(b-1), Q_P = 2^(b-1) - 1 for signed data, Q_N = 0, Q_P = 2^b - 1 for unsigned. The
 gradient of the step size s is multiplied by ``1 / sqrt(N Q_P)``, N being the weights, or the
 features of one sample, that share the step. s starts at ``2 mean|x| / sqrt(Q_P)``, for inputs
-from the calibration batch.
+from the calibration batch, or, for the recipes of Nagel et al., ICML 2022 (``initial="mse"``), at
+the scale of least squared error (`best_scale`).
 
 Deviations from the paper:
   * per channel, as an option: one step per output channel, N counts the weights of one channel;
@@ -15,7 +16,8 @@ Deviations from the paper:
     inequalities are strict; the difference has measure zero, and where a ReLU precedes, its own
     gradient is zero at x = 0);
   * s is floored at 1e-8 when it divides, so that it cannot cross zero; its gradient passes there;
-  * a tensor of zeros gets mean|x| = 1;
+  * a tensor of zeros gets mean|x| = 1, or max|x| = 1;
+  * the squared error of inputs is that of a sample of the calibration batch;
   * the step size has the learning rate and decay of all quantizer parameters (a tenth, no decay),
     not the weights' as in the paper; ``SCALE_LR_FACTOR 1.0`` gives its learning rate;
   * one signed bit is refused: Q_P = 0 leaves the levels -s and 0.
@@ -29,10 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, check_among
 from tr_det.core.ops import Affine, affine_quantize, scale_gradient
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.pool import Pool
+from tr_det.core.quantizers.range_search import best_scale
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
 
@@ -44,6 +47,7 @@ class LSQ(AffineQuantizer):
     Args:
         spec: what the layer asks for; not one signed bit.
         gradient_scale: multiply the step size's gradient by 1 / sqrt(N Q_P).
+        initial: first step size: ``"mean"``, the paper's, or ``"mse"``, of least squared error.
         **options: of `AffineQuantizer`.
 
     Attributes:
@@ -57,12 +61,15 @@ class LSQ(AffineQuantizer):
     [-2.0, 0.0, 1.0, 1.0]
     """
 
-    def __init__(self, spec: Spec, *, gradient_scale: bool = True, **options: Any) -> None:
+    def __init__(
+        self, spec: Spec, *, gradient_scale: bool = True, initial: str = "mean", **options: Any
+    ) -> None:
         binary = spec.bits == 1 and spec.signed
         check("bits", spec.bits, not binary, "from 2 to 8 for signed data with lsq")
         check("gradient_scale", gradient_scale, isinstance(gradient_scale, bool), "True or False")
+        check_among("initial", initial, ("mean", "mse"))
         super().__init__(spec, **options)
-        self.gradient_scale = gradient_scale
+        self.gradient_scale, self.initial = gradient_scale, initial
         self.scale = self.new_parameter()
 
     def make_affine(self) -> Affine:
@@ -73,16 +80,19 @@ class LSQ(AffineQuantizer):
         """Return the level of each element."""
         scale, _ = self.scale_and_shift()
         if self.gradient_scale and scale.requires_grad:
-            if self.spec.role == "input":
-                count = x.numel() // max(x.shape[0], 1) if x.ndim else 1
-            else:
-                count = x.numel() // max(scale.numel(), 1)
-            scale = scale_gradient(scale, 1.0 / math.sqrt(max(count, 1) * self.spec.high))
+            factor = 1.0 / math.sqrt(self.features_per_scale(x) * self.high)
+            scale = scale_gradient(scale, factor)
         return affine_quantize(x, scale, None, self.affine)
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
-        """Set the step size to 2 mean|x| / sqrt(Q_P)."""
-        mean = _mean_magnitude(self.by_channel(x), pool)
+        """Set the step size to 2 mean|x| / sqrt(Q_P), or by a search."""
+        rows = self.by_channel(x)
+        if self.initial == "mse":
+            rows = pool(x, "sample")[None] if self.spec.role == "input" else rows
+            if rows.numel():
+                self.scale.copy_(best_scale(rows, self.low, self.high).reshape(self.scale.shape))
+            return
+        mean = _mean_magnitude(rows, pool)
         if mean is not None:
             self.scale.copy_((2.0 * mean / math.sqrt(self.spec.high)).reshape(self.scale.shape))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,4 +44,7 @@ def over_processes(tensor: Tensor, how: str) -> Tensor:
 def _drawn(tensor: Tensor) -> Tensor:
     """Return at most `SAMPLE` elements, evenly spaced."""
     flat = tensor.reshape(-1)
-    return flat[:: -(-len(flat) // SAMPLE) or 1]
+    stride = max(1, -(-len(flat) // SAMPLE))
+    while math.gcd(stride, len(flat)) > 1:  # a divisor would take some columns only
+        stride += 1
+    return flat[::stride]
