@@ -1,0 +1,104 @@
+"""PACT against its equations in float64: values, gradients, the first alpha, its decay."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tr_det.core import ConfigError, QuantConfig, build_quantizer, quantize_model, tr_param_groups
+
+KINDS = [(False, bits) for bits in range(1, 9)] + [(True, bits) for bits in range(2, 9)]
+
+
+def oracle(x, grad, alpha, bits, signed):
+    """Return values, dL/dx and dL/dalpha's terms: Eqs. 1 to 3, and their odd extension."""
+    steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    least = -alpha if signed else 0.0
+    y = np.clip(x, least, alpha)
+    below, above = x < least, x >= alpha
+    dalpha = grad * above - grad * (below & signed)
+    return np.rint(y * steps / alpha) * alpha / steps, grad * ~(below | above), dalpha
+
+
+@pytest.mark.parametrize(("signed", "bits"), KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_values_and_gradients_are_the_papers(signed, bits, seed):
+    rng = np.random.default_rng([seed, bits])
+    quantizer = build_quantizer("pact", bits, signed, role="input")
+    alpha = np.float32(rng.uniform(0.2, 5.0))
+    torch.nn.init.constant_(quantizer.alpha, alpha.item())
+    steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    t = rng.uniform(-1.4 * steps, 1.4 * steps, (3, 5, 4, 2))  # some below zero: those give nothing
+    t = np.where(np.abs(t - np.floor(t) - 0.5) < 0.02, t + 0.06, t)  # no ties
+    t = np.where(np.abs(np.abs(t) - steps) < 0.02, t + 0.06, t)
+    x = (t * alpha / steps).astype(np.float32)
+    grad = rng.normal(size=x.shape).astype(np.float32)
+    value, dx, dalpha = oracle(
+        x.astype(np.float64), grad.astype(np.float64), float(alpha), bits, signed
+    )
+    for layout in (torch.contiguous_format, torch.channels_last):
+        quantizer.zero_grad()
+        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
+        out = quantizer(given)
+        out.backward(torch.tensor(grad).to(memory_format=layout))
+        np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-6)
+        np.testing.assert_array_equal(given.grad.numpy(), dx)
+        size = np.abs(dalpha).sum()
+        np.testing.assert_allclose(quantizer.alpha.grad.item(), dalpha.sum(), atol=1e-6 * size)
+
+
+@pytest.mark.parametrize(("signed", "bits"), KINDS)
+def test_codes_are_symmetric_and_zero_has_a_level(signed, bits):
+    quantizer = build_quantizer("pact", bits, signed, role="input", initial=1.5)
+    quantizer.calibrate(torch.ones(3))
+    levels = quantizer.levels()
+    assert len(levels) == (2**bits - 1 if signed else 2**bits)
+    assert 0 in levels
+    assert levels[-1].item() == pytest.approx(1.5)
+    if signed:
+        assert torch.equal(levels, -levels.flip(0))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_first_alpha(signed):
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) + 0.2
+    x = x if signed else x.relu()
+    quantizer = build_quantizer("pact", 4, signed, role="input")
+    quantizer.calibrate(x)
+    expected = 3 * x.double().numpy().std(ddof=1)
+    expected /= 1 if signed else math.sqrt(1 - 2 / math.pi)
+    assert quantizer.alpha.item() == pytest.approx(expected, rel=1e-6)
+    papers = build_quantizer("pact", 4, signed, role="input", initial=10)
+    papers.calibrate(x[:0])
+    assert not papers.is_calibrated
+    papers.calibrate(x)
+    assert papers.alpha.item() == 10
+
+
+def test_decay_is_that_of_alphas_group():
+    for options, expected in (({}, 0.0), ({"decay": 0.3}, 0.3)):
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        quantize_model(
+            model, QuantConfig(weight_quantizer="lsq", act_quantizer="pact", act_options=options)
+        )
+        groups = tr_param_groups(model, lr=1.0, weight_decay=0.01)
+        for layer in (model[0], model[2]):
+            for parameter, decay in ((layer.input_quantizer.alpha, expected), (layer.weight, 0.01)):
+                of = [g for g in groups if any(p is parameter for p in g["params"])]
+                assert [g["weight_decay"] for g in of] == [decay]
+
+
+def test_what_it_cannot_quantize_is_refused():
+    for bits, signed, options, key in (
+        (1, True, {"role": "input"}, "bits"),
+        (4, True, {"role": "weight"}, "role"),
+        (4, False, {"initial": 0.0}, "initial"),
+        (4, False, {"initial": "10"}, "initial"),
+        (4, False, {"initial": True}, "initial"),
+        (4, False, {"decay": -0.1}, "decay"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            build_quantizer("pact", bits, signed, **options)
+        assert error.value.key == key
