@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -97,9 +97,32 @@ class ClassifierTrainer:
                 self.optimizer,
                 self.total,
                 clip=clip if solver.clip_norm else None,
+                batches=self._forwards,
             )
         except ConfigError as error:
             raise under_methods_key(error, "solver.methods") from None
+
+    def _forwards(self) -> Iterator[Callable[[], Any]]:
+        """Yield the model's forwards on training batches, the same in each evaluation."""
+        for images, _ in self._batches(0):
+            yield partial(self._forward, self.model, images.to(self.device))
+
+    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return this process' training batches from that of an update on."""
+        return train_batches(
+            self.data.train,
+            self.config.solver.batch_size,
+            self.config.run.seed,
+            start,
+            self.config.data.workers,
+            rank(),
+            processes(),
+        )
+
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits: Tensor = model(images)
+        return logits
 
     def _take_curves(self, step: int, scalars: dict[str, float]) -> None:
         self._curves = scalars
@@ -134,17 +157,9 @@ class ClassifierTrainer:
 
         The folder then has ``model_final.pth``, ``metrics.json`` and TensorBoard's events.
         """
-        run, solver = self.config.run, self.config.solver
+        run = self.config.run
         writer = MetricsWriter(run.output_dir, self.iteration) if rank() == 0 else None
-        batches = train_batches(
-            self.data.train,
-            solver.batch_size,
-            run.seed,
-            self.iteration,
-            self.config.data.workers,
-            rank(),
-            processes(),
-        )
+        batches = self._batches(self.iteration)
         self.wrapped.train()
         clock = _Clock(self.iteration, self.total)
         while self.iteration < self.total:

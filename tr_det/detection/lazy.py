@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
@@ -178,8 +179,25 @@ def sgd(name: str = "SGDT") -> DictConfig:
         max_iter="${train.max_iter}",
         methods=[],
         output_dir="${train.output_dir}",
+        # For methods that run the model on training batches; made when they ask.
+        train_data=L(TrainData)(config="${dataloader.train}", _recursive_=False),
         **({"tr_factor": 1e-3, "tr_momentum": 0.99} if transition else {}),
     )
+
+
+class TrainData:
+    """A lazy node of a loader, made when it is called.
+
+    Args:
+        config: the node.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    def __call__(self) -> Any:
+        """Return the loader."""
+        return instantiate(self.config)
 
 
 def model_and_groups(model: nn.Module, **options: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -194,6 +212,7 @@ def make_optimizer(
     methods: Sequence[str] = (),
     log_period: int = 20,
     output_dir: str = "",
+    train_data: TrainData | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer by name, with methods and the curves attached.
@@ -205,6 +224,7 @@ def make_optimizer(
         methods: with their options, as in ``SOLVER.METHODS``.
         log_period: iterations between two records of the curves in the EventStorage.
         output_dir: where what evaluations see is written, if a method changes that.
+        train_data: makes a loader of training batches, for methods that run the model on some.
         **options: of the optimizer.
 
     Raises:
@@ -219,7 +239,9 @@ def make_optimizer(
         options["total_steps"] = max_iter
     optimizer = (own if entry is None else entry.make)(groups, **options)
     key = "optimizer.methods"
-    attach_all(methods, key, model, optimizer, max_iter, log_period, output_dir)
+    attach_all(
+        methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=train_data
+    )
     evaluate_through_methods()
     return optimizer
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -17,7 +19,10 @@ from torch import Tensor, nn
 
 from tr_det.core import Attached, ConfigError, attach
 from tr_det.detection.clipping import clip_from
+from tr_det.detection.data import named_dataset_errors
 from tr_det.detection.events import EventTelemetry
+from tr_det.detection.resume import kept_normalizer
+from tr_det.detection.sampling import build_train_loader
 from tr_det.training.checkpoint import AVERAGED, save_weights
 from tr_det.training.options import methods_from, under_methods_key
 
@@ -39,6 +44,7 @@ def attach_from(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
         cfg.SOLVER.TR.LOG_PERIOD,
         cfg.OUTPUT_DIR,
         clip_from(cfg),
+        lambda: _train_loader(cfg),
     )
 
 
@@ -51,10 +57,12 @@ def attach_all(
     log_period: int,
     output_dir: str = "",
     clip: Callable[[list[Tensor]], None] | None = None,
+    train_data: Callable[[], Iterable[Any]] | None = None,
 ) -> Attached:
     """Attach the methods that a config names under ``key``, and the curves.
 
-    What evaluations see goes to ``output_dir``, if given.
+    What evaluations see goes to ``output_dir``, if given. ``train_data`` makes a loader of training
+    batches when a method first asks for them.
 
     Raises:
         ConfigError: naming the key.
@@ -67,12 +75,47 @@ def attach_all(
             optimizer,
             total_steps,
             clip=clip,
+            batches=None if train_data is None else _Forwards(model, train_data),
             around_calibration=EventStorage,  # the calibrating forward is no iteration of the log
         )
     except ConfigError as error:
         raise under_methods_key(error, key) from None
     _ATTACHED[attached.model] = ref(attached), output_dir
     return attached
+
+
+class _Forwards:
+    """The detector's forwards in training on the batches of a loader, from its beginning each time.
+
+    Only the detector itself is told that it trains, so that it takes the path of its losses; its
+    layers are left in the mode that they are in.
+    """
+
+    def __init__(self, model: nn.Module, train_data: Callable[[], Iterable[Any]]) -> None:
+        self._model = model.module if hasattr(model, "module") else model
+        self._train_data, self._loader = train_data, None
+
+    def __call__(self) -> Iterator[Callable[[], Any]]:
+        if self._loader is None:
+            self._loader = self._train_data()
+        for batch in self._loader:
+            yield partial(self._forward, batch)
+
+    def _forward(self, batch: Any) -> None:
+        was_training = self._model.training
+        self._model.training = True
+        try:
+            with EventStorage(), kept_normalizer(self._model):
+                self._model(batch)
+        finally:
+            self._model.training = was_training
+
+
+def _train_loader(cfg: CfgNode) -> Iterable[Any]:
+    """Return the run's training batches, the same in each evaluation if the config has a seed."""
+    with named_dataset_errors(cfg.DATASETS.TRAIN):
+        loader: Iterable[Any] = build_train_loader(cfg)
+    return loader
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tr_det.core.codes import CodeBook
 from tr_det.core.errors import ConfigError, check
 from tr_det.core.methods.base import Batches, Method, Run, build_method
+from tr_det.core.methods.compatible import check_compatible
 from tr_det.core.nn.calibrate import is_calibrated, set_scales
 from tr_det.core.nn.convert import quantized_layers
 from tr_det.core.quantizers import Quantizer
@@ -144,6 +145,7 @@ class Attached:
     def _add(self, method: Method) -> None:
         taken = type(method) not in map(type, self.methods)
         check("methods", name_of(method), taken, "named once")
+        check_compatible(name_of(method), method, self._run)
         method.setup(self._run)
         self.methods.append(method)
 

@@ -45,6 +45,7 @@ class Method:
     """A method; every hook is optional.
 
     Attributes:
+        needs: what the run must have for the method to make sense: names of `compatible.NEEDS`.
         order: methods act after an update in this order: 0 observes, 1 changes codes, 2 averages.
         edits_gradients: whether `edit_gradients` does something; closures are refused then.
         changes_codes: whether it holds weights; then codes are kept in checkpoints.
@@ -52,6 +53,7 @@ class Method:
             with it.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[int] = 0
     edits_gradients: ClassVar[bool] = False
     changes_codes: ClassVar[bool] = False
