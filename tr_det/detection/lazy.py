@@ -8,7 +8,7 @@ but the optimizer's, no strict loading and no exact resume: for those there is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -179,25 +179,11 @@ def sgd(name: str = "SGDT") -> DictConfig:
         max_iter="${train.max_iter}",
         methods=[],
         output_dir="${train.output_dir}",
-        # For methods that run the model on training batches; made when they ask.
-        train_data=L(TrainData)(config="${dataloader.train}", _recursive_=False),
+        # For methods that run the model on training batches. In a dict, so that the loader is not
+        # made before one of them asks for it.
+        train_data={"loader": "${dataloader.train}"},
         **({"tr_factor": 1e-3, "tr_momentum": 0.99} if transition else {}),
     )
-
-
-class TrainData:
-    """A lazy node of a loader, made when it is called.
-
-    Args:
-        config: the node.
-    """
-
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
-
-    def __call__(self) -> Any:
-        """Return the loader."""
-        return instantiate(self.config)
 
 
 def model_and_groups(model: nn.Module, **options: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -212,7 +198,7 @@ def make_optimizer(
     methods: Sequence[str] = (),
     log_period: int = 20,
     output_dir: str = "",
-    train_data: TrainData | None = None,
+    train_data: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer by name, with methods and the curves attached.
@@ -224,7 +210,8 @@ def make_optimizer(
         methods: with their options, as in ``SOLVER.METHODS``.
         log_period: iterations between two records of the curves in the EventStorage.
         output_dir: where what evaluations see is written, if a method changes that.
-        train_data: makes a loader of training batches, for methods that run the model on some.
+        train_data: its ``loader`` is the lazy node of the training batches, for methods that run
+            the model on some.
         **options: of the optimizer.
 
     Raises:
@@ -239,8 +226,9 @@ def make_optimizer(
         options["total_steps"] = max_iter
     optimizer = (own if entry is None else entry.make)(groups, **options)
     key = "optimizer.methods"
+    loader = None if train_data is None else lambda: instantiate(train_data["loader"])
     attach_all(
-        methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=train_data
+        methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=loader
     )
     evaluate_through_methods()
     return optimizer
