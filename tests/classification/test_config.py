@@ -89,12 +89,14 @@ def test_a_written_config_reads_the_same(write):
     assert load_config(write("b.yaml", to_yaml(config))) == config
 
 
-def test_scales_of_weights_are_learned_under_plain_optimizers_only():
+def test_scales_of_weights_are_learned_under_plain_optimizers_and_where_they_are_told_apart():
     def learns(tree):
         return from_tree(ClassifierConfig, tree).learn_weight_scale
 
     assert learns({"solver": {"optimizer": "Adam"}})
-    assert not learns({"solver": {"optimizer": "AdamT"}, "quant": {"bits": "W2A2"}})
+    scheduled = {"solver": {"optimizer": "AdamT"}, "quant": {"bits": "W2A2"}}
+    assert not learns(scheduled)
+    assert learns({**scheduled, "tr": {"scales": "by_weight"}})
     frozen = {"solver": {"optimizer": "Adam"}, "quant": {"learn_weight_scale": False}}
     assert not learns(frozen)
 

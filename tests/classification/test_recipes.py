@@ -14,6 +14,7 @@ from tr_det.classification.datasets import Data
 from tr_det.classification.losses import Distributional
 from tr_det.classification.models import build_model, quantize_network
 from tr_det.classification.trainer import ClassifierTrainer
+from tr_det.training.options import methods_from
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/classification"
 FOUR = ("SGD", "SGDT", "Adam", "AdamT")
@@ -134,3 +135,53 @@ def make_trainer(config):
         config, model=dataclasses.replace(config.model, options=small, pretraining="", weights="")
     )
     return ClassifierTrainer(config, model, data, loss)
+
+
+# Recipes of Nagel et al., 2022: bits, method, epochs, learning rate, weight decay, last value of
+# lambda or of the threshold.
+OSCILLATION = {
+    "mobilenet_v2_w4a4_dampening": (90, 0.0033, 2.5e-5, 0.1),
+    "mobilenet_v2_w3a3_dampening": (90, 0.01, 2.5e-5, 0.1),
+    "mobilenet_v2_w4a4_freezing": (90, 0.0033, 5e-5, 0.01),
+    "mobilenet_v2_w3a3_freezing": (90, 0.01, 2.5e-5, 0.011),
+    "efficientnet_lite0_w4a4_dampening": (50, 0.0033, 1e-4, 0.1),
+    "efficientnet_lite0_w3a3_dampening": (50, 0.01, 5e-5, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", OSCILLATION)
+def test_a_recipe_of_the_oscillation_paper(name):
+    epochs, lr, decay, last = OSCILLATION[name]
+    config = load_config(CONFIGS / f"imagenet/{name}.yaml")
+    solver, quant = config.solver, config.quant
+    assert (solver.optimizer, solver.schedule, solver.batch_size) == ("SGD", "cosine", 128)
+    assert (solver.epochs, solver.lr, solver.weight_decay) == (epochs, lr, decay)
+    assert quant.bits == name.split("_")[-2].upper()
+    for options in (quant.weight_options, quant.act_options):
+        assert (options["estimator"], options["initial"]) == ("round", "mse")
+    methods = {type(m).__name__: m for m in methods_from(solver.methods, "solver.methods")}
+    assert methods["BNReestimation"].batches == 50
+    if "dampening" in name:
+        dampening = methods["Dampening"]
+        assert (dampening.weight, dampening.weight_final, dampening.start) == (0.0, last, 0.25)
+    else:
+        freezing = methods["Freezing"]
+        assert (methods["Tracker"].momentum, freezing.start) == (0.001, 0.25)
+        assert freezing.thresholds == {"threshold": 0.1, "threshold_final": last}
+
+
+OTHERS = [*OSCILLATION, "mobilenet_v3_small_w4a4_freezing", "deit_t_parq", "resnet20_parq"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_recipe_of_another_method_trains_and_evaluates(name, tmp_path):
+    network = "timm" if "deit" in name or "efficientnet" in name else ""
+    if network and NO_TIMM:
+        pytest.skip("needs timm")
+    path = next(CONFIGS.rglob(f"{name}.yaml"))
+    overrides = ["solver.epochs", "2", "solver.batch_size", "4"]
+    trainer = make_trainer(load_config(path, [*overrides, "run.output_dir", str(tmp_path)]))
+    batches = itertools.repeat(next(iter(torch.utils.data.DataLoader(trainer.data.train, 4))))
+    for _ in range(2):
+        assert math.isfinite(trainer._step(batches, logged=True)["loss"])
+    assert math.isfinite(trainer.evaluate()["loss"])

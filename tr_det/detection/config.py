@@ -65,8 +65,8 @@ def add_tr_det_config(cfg: CN) -> None:
     # file; e.g. ["per_channel=True"].
     cfg.MODEL.QUANT.WEIGHT_OPTIONS = []
     cfg.MODEL.QUANT.ACT_OPTIONS = []
-    # Train the parameters of weight quantizers, where they have any. Only for plain optimizers: TR
-    # scheduling needs them frozen.
+    # Train the parameters of weight quantizers, where they have any. TR scheduling needs them
+    # frozen unless SOLVER.TR.SCALES says how to tell their transitions apart.
     cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = False
     # Learnable output scale: "auto" (where a quantizer needs it and no trainable norm follows),
     # "always" or "never".
@@ -121,7 +121,7 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.METHODS = []
 
     # ---- transition-rate scheduling, for optimizers whose name ends in T ----
-    # FACTOR, MOMENTUM, SCHEDULE, WARMUP, FINAL, UPDATE, SIGNAL, GRANULARITY, GAIN, DECAY,
+    # FACTOR, MOMENTUM, SCHEDULE, WARMUP, FINAL, UPDATE, SIGNAL, SCALES, GRANULARITY, GAIN, DECAY,
     # NONFINITE: meanings and values in tr_det/docs/tr_settings.md.
     cfg.SOLVER.TR = CN({name.upper(): value for name, value in config_defaults().items()})
     # Iterations between two records of the curves in EventStorage, with any optimizer (reading

@@ -227,9 +227,7 @@ def make_optimizer(
     optimizer = (own if entry is None else entry.make)(groups, **options)
     key = "optimizer.methods"
     loader = None if train_data is None else lambda: instantiate(train_data["loader"])
-    attach_all(
-        methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=loader
-    )
+    attach_all(methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=loader)
     evaluate_through_methods()
     return optimizer
 

@@ -18,11 +18,15 @@ class Oscillation:
         self.previous = None
         self.events = 0
 
-    def __call__(self, x):
-        """Take the integers of this call; return them with frozen ones in their place."""
+    def __call__(self, x, threshold=None):
+        """Take the integers of this call; return them with frozen ones in their place.
+
+        A threshold, if given, is this call's; while it is 0 there is neither freezing nor average.
+        """
         x = np.array(x, np.float64)
+        threshold = self.threshold if threshold is None else threshold
         if self.previous is None:
-            self.previous, self.average = x.copy(), x.copy()
+            self.previous, self.average = x.copy(), None
             self.direction, self.f = np.zeros_like(x), np.zeros_like(x)
             self.frozen, self.at = np.zeros(x.shape, bool), np.zeros_like(x)
         x = np.where(self.frozen, self.at, x)
@@ -32,8 +36,9 @@ class Oscillation:
         self.f = self.m * oscillates + (1 - self.m) * self.f
         self.direction = np.where(moved != 0, moved, self.direction)
         self.previous = x.copy()
-        if self.threshold > 0:
-            hit = (self.f > self.threshold) & ~self.frozen
+        if threshold > 0:
+            self.average = x.copy() if self.average is None else self.average
+            hit = (self.f > threshold) & ~self.frozen
             self.at = np.where(hit, np.rint(self.average) if self.use_average else x, self.at)
             self.frozen |= hit
             self.average = self.m * x + (1 - self.m) * self.average

@@ -1,5 +1,7 @@
 """Freezing against the paper's algorithm in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,72 @@ def test_a_long_run_is_the_papers(name, use_average, resumed):
 
 
 @pytest.mark.parametrize("name", ["SGD", "SGDT"])
+@pytest.mark.parametrize("use_average", [True, False])
+@pytest.mark.parametrize("start", [0.0, 0.2517, 0.6])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_long_run_with_an_annealed_threshold_is_the_papers(name, use_average, start, resumed):
+    """The resume comes after the first weights are held, or while the average has not begun."""
+    steps, m, first, last = 300, 0.02, 0.16, 0.0503
+    begin = start * steps
+    saved = None
+
+    def threshold_at(t):
+        if t < begin:
+            return 0.0
+        return last + (first - last) * (1 + math.cos(math.pi * (t - begin) / (steps - begin))) / 2
+
+    def run():
+        model = layers()
+        optimizer = optimizer_of(model, name, steps)
+        tracker = build_method("tracker", momentum=m)
+        options = {"threshold": first, "threshold_final": last, "start": start}
+        freezing = build_method("freezing", use_average=use_average, **options)
+        attach([tracker, freezing], model, optimizer, steps)
+        if saved:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+        return model, optimizer, tracker
+
+    model, optimizer, tracker = run()
+    naive = [Oscillation(m, use_average=use_average) for _ in range(2)]
+    for expected, layer in zip(naive, model):
+        expected(codes_of(layer), threshold_at(0))
+    closest, when = 1.0, []
+    for step in range(steps):
+        if resumed and step == 150:
+            saved = through_file([model.state_dict(), optimizer.state_dict()])
+            model, optimizer, tracker = run()
+        at_random(model, step)
+        asleep = step + 1 in (75, 76, 180)  # t_0 and the updates beside it
+        if asleep:
+            model[1].weight.grad = None
+        optimizer.step()
+        threshold = threshold_at(step + 1)
+        for index, expected in enumerate(naive):
+            layer, free = model[index], None if asleep and index == 1 else ~expected.frozen
+            if free is None:
+                if threshold and expected.average is None:
+                    expected.average = codes_of(layer)  # what a forward would see
+                continue
+            expected(codes_of(layer), threshold)
+            if threshold:
+                closest = min(closest, np.abs(expected.f - threshold)[free].min(initial=1.0))
+            when += [step + 1] * int((expected.frozen & free).sum())
+            held = layer.weight_quantizer.held
+            held = np.full(free.shape, FREE) if held is None else held.numpy()
+            np.testing.assert_array_equal(held, np.where(expected.frozen, expected.at, FREE))
+    assert closest > 3e-7  # float32 decides as float64
+    assert min(when) >= begin
+    assert len([t for t in when if t > begin + 20]) > 5
+    for index, expected in enumerate(naive):
+        track = tracker.tracks[f"{index}.weight"]
+        assert 0.1 < expected.frozen.mean() < 1
+        np.testing.assert_allclose(track.frequency.numpy(), expected.f, atol=2e-6)
+        if use_average:
+            np.testing.assert_allclose(track.average.numpy(), expected.average, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDT"])
 def test_evaluations_of_the_average_leave_no_trace(name):
     """The jump to where a weight is held is an event, with an evaluation before it or without."""
     runs = []
@@ -152,15 +220,24 @@ def test_evaluations_of_the_average_leave_no_trace(name):
 
 
 def test_what_cannot_work_is_refused():
-    for options, key in (({"threshold": 0.0}, "threshold"), ({"use_average": 1}, "use_average")):
+    for options, key in (
+        ({"threshold": 0.0}, "threshold"),
+        ({"threshold_final": 0.0}, "threshold_final"),
+        ({"start": 1.0}, "start"),
+        ({"use_average": 1}, "use_average"),
+    ):
         with pytest.raises(ConfigError) as error:
             build_method("freezing", **options)
         assert error.value.key == key
-    model = one_weight()
-    methods = [build_method("tracker", momentum=0.1), build_method("freezing", threshold=0.1)]
-    with pytest.raises(ConfigError) as error:
-        attach(methods, model, torch.optim.SGD(model.parameters()), 1)
-    assert error.value.key == "threshold"
+    for options, key in (
+        ({"threshold": 0.1}, "threshold"),
+        ({"threshold": 0.2, "threshold_final": 0.1}, "threshold_final"),
+    ):
+        model = one_weight()
+        methods = [build_method("tracker", momentum=0.1), build_method("freezing", **options)]
+        with pytest.raises(ConfigError) as error:
+            attach(methods, model, torch.optim.SGD(model.parameters()), 1)
+        assert error.value.key == key
     model = one_weight(bits=8)
     methods = [build_method("tracker", max_bits=8), build_method("freezing")]
     with pytest.raises(ConfigError) as error:

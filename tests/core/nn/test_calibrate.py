@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tr_det.core import (
     QUANTIZERS,
+    ConfigError,
     QuantConfig,
     attach,
     is_calibrated,
@@ -22,7 +23,14 @@ from tr_det.core import (
 )
 from tr_det.core.quantizers import Calibrated
 
-PAIRS = [("fixed_grid", "fixed_grid"), ("lsq", "running_minmax"), ("lsbq", "lsq"), ("ewgs", "ewgs")]
+WEIGHTS, INPUTS = (
+    [name for name, cls in sorted(QUANTIZERS.items()) if role in cls.roles]
+    for role in ("weight", "input")
+)
+PAIRS = [
+    (WEIGHTS[i % len(WEIGHTS)], INPUTS[i % len(INPUTS)])
+    for i in range(max(len(WEIGHTS), len(INPUTS)))
+]
 every_pair = pytest.mark.parametrize(("weight", "act"), PAIRS)
 
 
@@ -47,7 +55,10 @@ class Network(nn.Module):
 def network(weight="fixed_grid", act="fixed_grid", **options) -> Network:
     torch.manual_seed(0)
     model = Network()
-    config = QuantConfig(weight_quantizer=weight, act_quantizer=act, **options)
+    try:
+        config = QuantConfig(weight_quantizer=weight, act_quantizer=act, **options)
+    except ConfigError:  # two bits are all that it has
+        config = QuantConfig(weight_quantizer=weight, act_quantizer=act, weight_bits=2, **options)
     quantize_model(model, config)
     return model
 
@@ -71,10 +82,6 @@ def assert_same(ours: dict, theirs: dict) -> None:
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
-
-
-def test_the_pairs_have_every_quantizer() -> None:
-    assert {name for pair in PAIRS for name in pair} == set(QUANTIZERS)
 
 
 @every_pair
@@ -114,9 +121,9 @@ def test_training_goes_on_as_if_the_scales_had_been_there(weight, act) -> None:
         layer.weight_quantizer.calibrate(layer.weight)
         layer.input_quantizer.calibrate(x)
         if layer.output_scale is not None:
-            x_q, w_q = layer.input_quantizer.eval()(x), layer.weight_quantizer.eval()(layer.weight)
-            full, quantized = x @ layer.weight.T, x_q @ w_q.T
             with torch.no_grad():
+                x_q, w_q = layer.input_quantizer(x), layer.weight_quantizer(layer.weight)
+                full, quantized = x @ layer.weight.T, x_q @ w_q.T
                 layer.output_scale.scale.copy_(full.abs().mean() / quantized.abs().mean())
                 torch.testing.assert_close(layer.output_scale.scale, model.head.output_scale.scale)
                 layer.output_scale.scale.copy_(model.head.output_scale.scale)  # to the last bit

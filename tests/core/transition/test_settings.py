@@ -113,6 +113,8 @@ def test_every_argument_of_the_table_is_taken_and_checked() -> None:
     for name in knobs():
         with pytest.raises(ConfigError, match=rf"^tr_{name}=\[\]: must be "):
             TransitionSettings(total_steps=9, **{name: []})
+    with pytest.raises(ConfigError, match=r"^tr_scales='sum': must be 'frozen' or 'by_weight'"):
+        TransitionSettings(total_steps=9, scales="sum", signal="effective_step_size")
 
 
 def test_the_docs_have_the_table() -> None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tr_det.core.codes import CodeBook, Update
 from tr_det.core.registry import Registry
 
-
 Batches = Callable[[], Iterable[Callable[[], Any]]]
-"""Starts over with training batches: functions that each run the model's forward on one."""
+"""Starts over with training batches: functions that each run the bare model's forward on one.
+
+DistributedDataParallel's own forward would broadcast buffers over statistics that are measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Method:
 
     Attributes:
         needs: what the run must have for the method to make sense: names of `compatible.NEEDS`.
-        order: methods act after an update in this order: 0 observes, 1 changes codes, 2 averages.
+        order: methods act after an update in this order: 0 observes, 1 changes codes, 2 averages, 3
+            measures what is evaluated, or logs.
         edits_gradients: whether `edit_gradients` does something; closures are refused then.
         changes_codes: whether it holds weights; then codes are kept in checkpoints.
         is_part_of_run: whether a run is another one without it; then a checkpoint goes on only

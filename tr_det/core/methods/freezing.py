@@ -12,15 +12,23 @@ A held weight has the level of its code whatever becomes of its latent value, wh
 but still moves by momentum and decay. With a learned scale the level follows the scale. Holding is
 never undone. The jump to round(a), if any, is seen by the tracker at the next update.
 
+With ``threshold_final`` the threshold follows the cosine of `annealing` over the updates t = 1 to T
+from t_0 = start T on. Before t_0 no weight is held, while f is tracked; a starts at t_0 with the
+codes of that update.
+
 Under TR scheduling held weights count neither as changed nor as weights (`Update.rate`).
 
 Deviations from the paper's code:
   * once per update instead of in every forward, and kept in checkpoints, as in `tracker`;
-  * the threshold is constant: its annealing is left out.
+  * update t's codes meet the threshold of t; in the paper's code, whose forward t comes before the
+    update, that of t + 1;
+  * a threshold that one oscillation passes, the tracker's momentum, is refused, at both ends: what
+    is held for good should have moved to and fro several times.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -28,6 +36,7 @@ from torch import Tensor
 
 from tr_det.core.codes import Update
 from tr_det.core.errors import check
+from tr_det.core.methods.annealing import check_start, cosine
 from tr_det.core.methods.base import METHODS, Method, Run
 from tr_det.core.methods.tracker import Tracker
 from tr_det.core.quantizers import FREE
@@ -40,32 +49,44 @@ class Freezing(Method):
     Args:
         threshold: frequency above which a weight is held, in (0, 1); some multiples of the
             tracker's momentum, as one oscillation raises f by that much.
+        threshold_final: that of the last update, likewise; None: it is ``threshold`` from the first
+            update on.
+        start: share of the run before weights are held, in [0, 1), with ``threshold_final``.
         use_average: hold at the average of the codes; False: at the code after the update.
     """
 
+    needs = ("weights", "spare codes", "hard weights")
     order = 1
     changes_codes = True
 
-    def __init__(self, *, threshold: float = 0.02, use_average: bool = True) -> None:
-        number = isinstance(threshold, float | int) and 0 < threshold < 1
-        check("threshold", threshold, number, "in (0, 1)")
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.02,
+        threshold_final: float | None = None,
+        start: float = 0.25,
+        use_average: bool = True,
+    ) -> None:
+        last = threshold if threshold_final is None else threshold_final
+        self.thresholds = {"threshold": threshold, "threshold_final": last}
+        for key, value in self.thresholds.items():
+            number = isinstance(value, float | int) and 0 < value < 1
+            check(key, value, number, "in (0, 1)")
+        check_start(start)
         check("use_average", use_average, isinstance(use_average, bool), "True or False")
-        self.threshold, self.use_average = threshold, use_average
+        self.start = start if threshold_final is not None else 0.0
+        self.use_average = use_average
 
     def setup(self, run: Run) -> None:
         """Find the tracker."""
         tracker = run.find("tracker")
         assert isinstance(tracker, Tracker)
-        check(
-            "threshold",
-            self.threshold,
-            self.threshold > tracker.momentum,
-            f"above the tracker's momentum, {tracker.momentum}, by which one oscillation counts",
-        )
+        m = tracker.momentum
+        for key, value in self.thresholds.items():
+            allowed = f"above the tracker's momentum, {m}, by which one oscillation counts"
+            check(key, value, value > m, allowed)
         self._tracker, self._weights = tracker, run.codes.weights()
-        narrow = any(quantizer.bits < 8 for _, quantizer in self._weights.values())
-        allowed = "left out where all weights have 8 bits: no code is left to say that one is free"
-        check("methods", "freezing", narrow, allowed)
+        self._total, self._first = run.total_steps, math.ceil(self.start * run.total_steps)
         tracker.with_average = self.use_average
 
     def reads(self, step: int) -> bool:
@@ -74,12 +95,19 @@ class Freezing(Method):
 
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
         """Hold what oscillates, then let the average follow."""
+        t = step + 1
+        first, last = self.thresholds.values()
+        threshold = cosine(t, self._total, first, last, self.start)
         for name, update in updates.items():
             track = self._tracker.tracks.get(name)
             if track is None or update.quantizer.bits > 7:
                 continue
             codes = update.codes
-            which = track.frequency > self.threshold
+            if t <= self._first and track.average is not None:
+                track.average.copy_(codes)  # each time: there may be no update of it at t_0 itself
+            if t < self._first:
+                continue
+            which = track.frequency > threshold
             held = update.quantizer.held
             if held is not None:
                 which &= held == FREE

@@ -28,7 +28,6 @@ from tr_det.core.optim.scheduled import TransitionScheduled
 from tr_det.core.quantizers import FREE
 from tr_det.core.weight_stats import distances, effective_step_size, scale_drift
 
-
 _OF_UPDATES: dict[str, Callable[[Update], Tensor]] = {
     "rate": Update.rate,
     "by_scale": Update.rate_by_scale,

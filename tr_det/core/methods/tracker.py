@@ -72,6 +72,8 @@ class Tracker(Method):
         tracks: by name of the weight, from its first update on.
     """
 
+    needs = ("weights", "hard weights")
+
     def __init__(self, *, momentum: float = 0.001, max_bits: int = 4) -> None:
         number = isinstance(momentum, float | int) and 0 < momentum <= 1
         check("momentum", momentum, number, "in (0, 1]")
@@ -84,9 +86,7 @@ class Tracker(Method):
     def setup(self, run: Run) -> None:
         """Get to know the weights."""
         self._weights = run.codes.weights()
-        bits = [quantizer.bits for _, quantizer in self._weights.values()]
-        check("methods", "tracker", bool(bits), "left out where no weight is quantized")
-        few = min(bits)
+        few = min(quantizer.bits for _, quantizer in self._weights.values())
         check("max_bits", self.max_bits, few <= self.max_bits, f"at least {few}, the fewest bits")
 
     def reads(self, step: int) -> bool:

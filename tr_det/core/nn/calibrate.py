@@ -58,7 +58,7 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
         return
     handles = [_calibrate_at_next_input(layer) for layer in waiting]
     try:
-        with _undisturbed(model):
+        with undisturbed(model):
             forward()
     except BaseException:
         for handle in handles:
@@ -96,7 +96,7 @@ def _calibrate_at_next_input(layer: _QuantLayer, only_in_training: bool = False)
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Restore what a forward in training changes: buffers, plain numbers, random states."""
     own = {id(b) for m in model.modules() if isinstance(m, Quantizer) for b in m.buffers()}
     buffers = [(b, b.clone()) for b in model.buffers() if id(b) not in own]

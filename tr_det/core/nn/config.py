@@ -70,8 +70,8 @@ class QuantConfig:
         act_quantizer: registry name.
         weight_options: options of the weight quantizers, e.g. ``{"per_channel": True}``.
         act_options: options of the input quantizers.
-        learn_weight_scale: train the parameters of weight quantizers, where they have any. Must
-            stay False under TR scheduling (weights would transit without being updated); the
+        learn_weight_scale: train the parameters of weight quantizers, where they have any. Under
+            TR scheduling weights then transit without being updated: only with ``tr_scales``; the
             paper's plain baselines train them.
         signed_input: whether inputs can be negative, for layers that no rule speaks of.
         output_scale: ``"auto"`` adds a learnable output scale where a quantizer needs it (its

@@ -77,8 +77,8 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     Raises:
         ConfigError: an argument out of range, a group whose quantizer is trained (unless
-            ``tr_scales`` allows it) or that holds more than one parameter, a quantized weight in an ordinary group, or
-            ``differentiable=True``.
+            ``tr_scales`` allows it) or that holds more than one parameter, a quantized weight in an
+            ordinary group, or ``differentiable=True``.
     """
 
     _device_update: type[DeviceUpdate] = DeviceUpdate
@@ -113,9 +113,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         """Add a group; one with a ``quantizer`` becomes TR-scheduled (see the class)."""
         scheduled = QUANTIZER in param_group
         if scheduled:
-            param_group = checked_group(
-                param_group, len(self.param_groups), self._tr.scales
-            )
+            param_group = checked_group(param_group, len(self.param_groups), self._tr.scales)
             taken = param_group[NAME] in self.codes
             check(NAME, param_group[NAME], not taken, "another name in each TR group")
         others = self._tr_groups() if self.param_groups else []

@@ -5,7 +5,7 @@
     u_{t+1} = u_t - eta g(w_t),  w_{t+1} = prox_t(u_{t+1})
 
 u is the Parameter and w what the forward uses, so the gradient at w passes to u as it is. A map
-says how soft it is at update n of the run (from 1, w = u, to 0, w is the nearest level) and makes w.
+says how soft it is at update n of the run (from 1, w = u, to 0, the nearest level) and makes w.
 """
 
 from __future__ import annotations

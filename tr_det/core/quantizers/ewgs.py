@@ -17,6 +17,9 @@ Deviations from the paper:
     Hutchinson's estimate of the Hessian's trace, is left out;
   * inputs that can be negative (the paper has none) have the weights' form with l = -u, so that
     their zero is the zero of the output, which a convolution pads with;
+  * the intervals of weights have a hundredth of the learning rate of other quantizers' parameters
+    (the authors give them an Adam of their own, at 1e-5 beside 1e-3): a move of l and u shifts all
+    weights of a layer, and at the full rate a pre-trained detector diverges under SGD;
   * an interval without length (constant data, which give NaN in the authors' code) gets that of
     `deviation`; it is floored at 1e-8 in training;
   * the first interval of inputs that lie far from zero (by more than 2 std, where the formula's
@@ -87,6 +90,10 @@ class EWGS(AffineQuantizer):
         """Return u - l and l."""
         lower = -self.upper if self.lower is None else self.lower
         return self.upper - lower, lower
+
+    def param_options(self) -> dict[str, Any]:
+        """Return a smaller learning rate for the intervals of weights."""
+        return {"lr_factor": 0.01} if self.spec.role == "weight" else {}
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the interval from the deviation, and for inputs the minimum."""

@@ -1,0 +1,290 @@
+"""Re-estimated statistics against means over batches in float64; evaluations leave no trace."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from small_runs import assert_equal, leaves, snapshot
+from torch import nn
+
+from tr_det.core import (
+    ConfigError,
+    QuantConfig,
+    attach,
+    build_method,
+    quantize_model,
+    set_scales,
+    tr_param_groups,
+)
+from tr_det.core.methods import bn_reestimation
+from tr_det.core.optim import SGDT
+from tr_det.core.quantizers import Quantizer
+
+BATCHES = 4
+
+
+def images(index):
+    generator = torch.Generator().manual_seed(index)
+    return torch.randn(6, 3, 5, 5, generator=generator)
+
+
+def net(seed=0):
+    """Return a net with an input quantizer that follows what it sees in training, and dropout."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None), nn.Flatten(), nn.Linear(5, 2)),
+        nn.BatchNorm1d(2, track_running_stats=False),
+    )
+    inputs = {"act_quantizer": "running_minmax", "signed_input": True}
+    quantize_model(model, QuantConfig(weight_bits=3, weight_quantizer="lsq", **inputs))
+    set_scales(model, lambda: model(images(0)))
+    return model
+
+
+def start(*others, batches=BATCHES, available=BATCHES + 3, scheduled=False, model=None):
+    """Return (model, optimizer, method, attached)."""
+    model = model or net()
+    groups = tr_param_groups(model, 0.05, 1e-4)
+    if scheduled:
+        optimizer = SGDT(groups, lr=0.05, momentum=0.9, total_steps=20, tr_factor=0.1)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def data():
+        for index in range(available):
+            yield partial(model, images(1000 + index))
+
+    method = build_method("bn_reestimation", batches=batches)
+    return model, optimizer, method, attach([method, *others], model, optimizer, 20, batches=data)
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        optimizer.zero_grad()
+        model(images(step)).square().sum().backward()
+        optimizer.step()
+
+
+def by_hand(model, indices):
+    """Return each norm's mean and variance over batches, float64, layer by layer."""
+    found = {}
+    activations = [images(1000 + index).double() for index in indices]
+    for name, module in copy.deepcopy(model).eval().double().named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            means = [x.mean((0, 2, 3)) for x in activations]
+            count = [x.numel() / x.shape[1] for x in activations]
+            variances = [
+                ((x - m.view(-1, 1, 1)) ** 2).sum((0, 2, 3)) / (n - 1)
+                for x, m, n in zip(activations, means, count, strict=True)
+            ]
+            found[f"{name}.running_mean"] = sum(means) / len(means)
+            found[f"{name}.running_var"] = sum(variances) / len(variances)
+            normalize = partial(torch.batch_norm, training=True, momentum=0.0, cudnn_enabled=False)
+            wide = {"running_mean": None, "running_var": None, "eps": module.eps}
+            activations = [
+                normalize(x, weight=module.weight, bias=module.bias, **wide) for x in activations
+            ]
+        else:
+            with torch.no_grad():
+                activations = [module(x) for x in activations]
+    return found
+
+
+def check_statistics(model, expected):
+    state = model.state_dict()
+    assert len(expected) == 4
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name].double(), value.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize(("available", "used"), [(7, 4), (2, 2)])
+def test_statistics_are_means_over_batches(scheduled, available, used):
+    model, optimizer, _, attached = start(available=available, scheduled=scheduled)
+    train(model, optimizer, range(6))
+    expected = by_hand(model, range(used))
+    before = copy.deepcopy(model.state_dict())
+    with attached.evaluating():
+        check_statistics(model, expected)
+        changed = {
+            name
+            for name, value in model.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
+        assert changed == expected.keys()
+
+
+def test_after_an_evaluation_everything_is_as_before():
+    model, optimizer, _, attached = start()
+    train(model, optimizer, range(3))
+    model[1].eval()  # a mode of its own
+
+    def everything():
+        values = {f"{k}.training": m.training for k, m in model.named_modules()}
+        values |= {f"{k}.momentum": m.momentum for k, m in model.named_modules() if norm(m)}
+        values |= {
+            f"{k}.seen": m.seen.clone()
+            for k, m in model.named_modules()
+            if isinstance(m, Quantizer) and m.seen is not None
+        }
+        hooks = sum(len(m._forward_hooks) for m in model.modules())
+        return {
+            **snapshot(model, optimizer),
+            **values,
+            "hooks": hooks,
+            "rng": torch.get_rng_state(),
+        }
+
+    def norm(module):
+        return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+    before = everything()
+    assert any(key.endswith(".seen") for key in before)
+    with attached.evaluating():
+        assert_equal(
+            {k: v for k, v in everything().items() if "running" not in k},
+            {k: v for k, v in before.items() if "running" not in k},
+        )
+    assert_equal(everything(), before)
+    with pytest.raises(ZeroDivisionError), attached.evaluating():
+        1 / 0  # noqa: B018
+    assert_equal(everything(), before)
+
+    def fails():
+        model(images(0))
+        torch.rand(1)
+        1 / 0  # noqa: B018
+
+    attached.methods[0]._batches = lambda: [fails]
+    with pytest.raises(ZeroDivisionError), attached.evaluating():
+        pass
+    assert_equal(everything(), before)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_run_with_evaluations_goes_on_as_one_without(scheduled):
+    runs = []
+    for evaluates in (True, False):
+        tracker = build_method("tracker", momentum=0.1)
+        freezing = build_method("freezing", threshold=0.15)
+        others = tracker, freezing, "dampening", "weight_average"
+        model, optimizer, _, attached = start(*others, scheduled=scheduled)
+        torch.manual_seed(1)
+        for step in range(8):
+            train(model, optimizer, [step])
+            if evaluates:
+                with attached.evaluating():
+                    model.eval()(images(99))
+                model.train()
+        runs.append(snapshot(model, optimizer))
+    assert_equal(*runs)
+
+
+def test_statistics_are_those_of_the_average():
+    model, optimizer, _, attached = start(build_method("weight_average", decay=0.9))
+    train(model, optimizer, range(8))
+    average = attached.methods[0].average
+    with torch.no_grad():
+        other = copy.deepcopy(model)
+        for name, value in other.state_dict().items():
+            if name in average:
+                value.copy_(average[name])
+    expected = by_hand(other, range(BATCHES))
+    before = copy.deepcopy(model.state_dict())
+    with attached.evaluating():
+        check_statistics(model, expected)
+        assert torch.equal(model[0].weight, average["0.weight"])
+    assert_equal(leaves(dict(model.state_dict())), leaves(dict(before)))
+
+
+def test_processes_share_the_mean_over_all_batches(monkeypatch):
+    """What another process would add: three batches where this one has two."""
+    model, optimizer, method, attached = start()
+    train(model, optimizer, range(3))
+    norms = bn_reestimation._norms(model)
+    sent = []
+    monkeypatch.setattr(
+        bn_reestimation, "over_processes", lambda tensor, how: sent.append((tensor, how)) or tensor
+    )
+    method._batches = lambda: [partial(model, images(i)) for i in (1002, 1003, 1004)]
+    method._estimated(norms)
+    theirs, how = sent[0]
+    assert how == "sum"
+    method._batches = lambda: [partial(model, images(i)) for i in (1000, 1001)]
+    monkeypatch.setattr(bn_reestimation, "over_processes", lambda tensor, how: tensor + theirs)
+    expected = by_hand(model, range(5))
+    with attached.evaluating():
+        check_statistics(model, expected)
+
+
+class Shared(nn.Module):
+    """A norm that runs twice in a forward, one that runs never, one that gets nothing at times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.norm, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.rarely = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.norm(x[:2]).sum() + self.norm(3 * x[2:] + 1).sum()
+        chosen = x[:3] if x[0, 0, 0, 0] > 0 else x[:0]
+        return self.conv(x).sum() + y + self.rarely(chosen).sum()
+
+
+def test_norms_of_detectors():
+    """Mean over the calls of a shared norm; what no data reach stays; an empty call is none."""
+    model = Shared()
+    quantize_model(model, QuantConfig(act_bits=32, weight_quantizer="lsq"))
+    set_scales(model, lambda: model(images(0)))
+    model.unused.running_mean.fill_(7.0)
+    model.norm.running_var.fill_(torch.nan)  # e.g. after an overflow
+    _, _, _, attached = start(model=model)
+    inputs = [images(1000 + index).double() for index in range(BATCHES)]
+    calls = [part for x in inputs for part in (x[:2], 3 * x[2:] + 1)]
+    with_data = [x[:3] for x in inputs if x[0, 0, 0, 0] > 0]
+    assert 0 < len(with_data) < BATCHES
+    with attached.evaluating():
+        for norm, seen in ((model.norm, calls), (model.rarely, with_data)):
+            mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+            variance = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen]).mean(0)
+            torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-5, atol=1e-6)
+        assert (model.unused.running_mean == 7).all()
+        assert (model.unused.running_var == 1).all()
+        assert model.unused.num_batches_tracked == 0
+
+
+def test_a_function_may_set_the_mode_of_a_detector():
+    modes = []
+    model, _, method, attached = start()
+
+    def forward():
+        model.training = True
+        modes.append([module.training for module in model.modules()])
+        model(images(0))
+
+    method._batches = lambda: [forward]
+    model.eval()
+    with attached.evaluating():
+        assert not any(module.training for module in model.modules())
+    on = [type(module).__name__ for module, mode in zip(model.modules(), modes[0]) if mode]
+    assert on == ["Sequential", "BatchNorm2d", "BatchNorm2d"]
+
+
+def test_what_cannot_work_is_refused():
+    for value in (0, 2.5, True):
+        with pytest.raises(ConfigError) as error:
+            build_method("bn_reestimation", batches=value)
+        assert error.value.key == "batches"
+    bare = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    for model, data in ((bare, list), (net(), None)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ConfigError, match="must be left out") as error:
+            attach(["bn_reestimation"], model, optimizer, 1, batches=data)
+        assert (error.value.key, error.value.value) == ("methods", "bn_reestimation")
+    *_, attached = start(available=0)
+    with pytest.raises(RuntimeError, match="no batch has reached"), attached.evaluating():
+        pass

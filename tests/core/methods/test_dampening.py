@@ -1,0 +1,227 @@
+"""Dampening against the loss's gradient in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_runs import assert_equal, leaves
+from torch import nn
+
+from tests.core.methods.oscillation import at_random, codes_of, layers, optimizer_of
+from tr_det.core import QUANTIZERS, ConfigError, QuantConfig, attach, build_method, quantize_model
+from tr_det.core.methods.dampening import _distance
+from tr_det.core.quantizers import FREE
+from tr_det.core.quantizers.spec import Spec
+
+
+def pull_of(w, centre, low, high, how, axis=0):
+    """Return the gradient of sum or mean of (centre - clip(w))^2 in w, float64."""
+    w = np.asarray(w, np.float64)
+    count = {"sum": 1, "mean": w.size, "kernel_mean": w.size / w.shape[axis]}[how]
+    return np.where((w >= low) & (w <= high), 2 * (w - centre), 0) / count
+
+
+def lambda_at(t, total, first, last, start):
+    """t from 1 on."""
+    if t < start * total:
+        return first
+    place = (t - start * total) / (total - start * total)
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * place))
+
+
+def dampened(model, weight, **options):
+    """Return the gradient that a weight has after an update, of a task without any."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = build_method("dampening", **{"weight": 1.0, "weight_final": None, **options})
+    attach([method], model, optimizer, 10)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    return weight.grad
+
+
+def one_layer(name="lsq", bits=3, layer=None, **options):
+    model = nn.Sequential(layer or nn.Linear(3, 2, bias=False), nn.LayerNorm(2))
+    quantize_model(
+        model, QuantConfig(weight_bits=bits, act_bits=32, weight_quantizer=name, **options)
+    )
+    return model
+
+
+@pytest.mark.parametrize(("how", "count"), [("sum", 1), ("kernel_mean", 3), ("mean", 6)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_gradient_worked_out_by_hand(how, count, dtype):
+    model = one_layer(learn_weight_scale=True)
+    weight, quantizer = model[0].weight, model[0].weight_quantizer
+    with torch.no_grad():
+        quantizer.scale.fill_(0.3)
+        weight.copy_(torch.tensor([[0.1, 0.2, -0.4], [1.5, -2.0, 0.44]]))
+    weight.data = weight.data.to(dtype)
+    gradient = dampened(model, weight, aggregation=how)
+    expected = torch.tensor([[0.2, -0.2, -0.2], [0.0, 0.0, 0.28]], dtype=torch.float64) / count
+    tolerance = 1e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-6
+    torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance / 10)
+    assert gradient.dtype == dtype
+    assert quantizer.scale.grad is None
+
+
+@pytest.mark.parametrize("name", ["SGD", "SGDT"])
+@pytest.mark.parametrize("with_freezing", [False, True])
+@pytest.mark.parametrize(("first", "last", "start"), [(0.0, 0.5, 0.25), (0.3, None, 0.0)])
+def test_a_long_run_is_one_whose_gradients_are_edited_by_hand(
+    name, with_freezing, first, last, start
+):
+    """The other run has momentum, decay, TR scheduling and freezing in common, but no dampening."""
+    steps = 300
+    runs = []
+    for by_hand in (False, True):
+        model = layers()
+        optimizer = optimizer_of(model, name, steps)
+        methods = [build_method("tracker", momentum=0.1), build_method("freezing", threshold=0.15)]
+        methods = methods if with_freezing else []
+        if not by_hand:
+            methods.append(build_method("dampening", weight=first, weight_final=last, start=start))
+        attach(methods, model, optimizer, steps)
+        runs.append((model, optimizer))
+    (ours, optimizer), (theirs, by_hand) = runs
+    most = 0.0
+    for step in range(steps):
+        for model in (ours, theirs):
+            at_random(model, step)
+        strength = lambda_at(step + 1, steps, first, first if last is None else last, start)
+        for index, layer in enumerate(theirs):
+            if step % 7 == index:  # without gradient there is no pull either
+                layer.weight.grad = ours[index].weight.grad = None
+                continue
+            bits, held = layer.weight_quantizer.bits, layer.weight_quantizer.held
+            codes, scale = codes_of(layer), layer.weight_quantizer.scale.item()
+            if held is not None:
+                codes = np.where(held == FREE, codes, held)
+            low, high = -(2 ** (bits - 1)) * scale, (2 ** (bits - 1) - 1) * scale
+            weight = layer.weight.detach().numpy()
+            pull = strength * pull_of(weight, codes * scale, low, high, "kernel_mean")
+            layer.weight.grad += torch.from_numpy(pull).float()
+            most = max(most, np.abs(pull).max())
+        for made in (optimizer, by_hand):
+            made.step()
+        for layer, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(layer.weight, other.weight, rtol=1e-4, atol=1e-6)
+            if other.weight.grad is None:
+                assert layer.weight.grad is None
+            else:
+                torch.testing.assert_close(
+                    layer.weight.grad, other.weight.grad, rtol=1e-4, atol=1e-6
+                )
+    assert most > 0.02
+    held = ours[0].weight_quantizer.held
+    assert (held is not None and bool((held != FREE).any())) == with_freezing
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_the_pull_is_to_latent_values_where_levels_are_others(bits):
+    """Eq. 13 of TR scheduling: round(clip(g w / s)) / g has the levels of s = 1 for every s."""
+    model = one_layer("fixed_grid", bits)
+    weight, scale, g = model[0].weight, 0.2, 2 ** (bits - 1)
+    w = np.array([[0.011, 0.083, -0.064], [-0.13, 0.31, -0.27]], np.float32)
+    with torch.no_grad():
+        model[0].weight_quantizer.scale.fill_(scale)
+        weight.copy_(torch.from_numpy(w))
+    low, high = (-scale, scale) if bits == 1 else (-scale, (g - 1) / g * scale)
+    if bits == 1:
+        centre = np.where(w < 0, -scale, scale)
+    else:
+        centre = np.rint(np.clip(g * w.astype(np.float64) / scale, -g, g - 1)) * scale / g
+    gradient = dampened(model, weight, aggregation="sum").double().numpy()
+    np.testing.assert_allclose(gradient, pull_of(w, centre, low, high, "sum"), atol=1e-6)
+    assert (gradient != 0).sum() >= 3
+
+
+@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("how", ["kernel_mean", "mean"])
+def test_every_quantizer_has_a_pull_to_its_own_centres(name, per_channel, how):
+    if "weight" not in QUANTIZERS[name].roles:
+        pytest.skip("for inputs")
+    torch.manual_seed(0)
+    options = {"weight_options": {"per_channel": True}} if per_channel else {}
+    conv = nn.Conv2d(3, 5, 3, bias=False)
+    try:
+        model = one_layer(name, 2, conv, **options)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    layer, quantizer = model[0], model[0].weight_quantizer
+    if quantizer.soft:
+        pytest.skip("refused")
+    with torch.no_grad():
+        layer.weight.mul_(torch.linspace(0.5, 2, 5).view(-1, 1, 1, 1)).add_(0.01)
+    quantizer.calibrate(layer.weight)
+    w = layer.weight.detach().double().numpy()
+    every = torch.arange(quantizer.low, quantizer.high + 1, dtype=quantizer.code_dtype)
+    every = every.view(-1, 1, 1, 1, 1).expand(-1, *w.shape)
+    centres = np.stack([quantizer.centres(codes.contiguous()).double().numpy() for codes in every])
+    codes = quantizer.codes(layer.weight).numpy().astype(int) - quantizer.low
+    centre = np.take_along_axis(centres, codes[None], 0)[0]
+    expected = pull_of(w, centre, centres[0], centres[-1], how)
+    gradient = dampened(model, layer.weight, aggregation=how)
+    np.testing.assert_allclose(gradient.double().numpy(), expected, rtol=1e-4, atol=1e-7)
+    assert 0.2 < (expected != 0).mean() <= 1
+
+
+def test_channels_of_a_transposed_convolution_are_its_second_dimension():
+    weight = torch.tensor([[0.1, 0.44, 1.5], [-0.4, 0.13, 0.1]]).view(2, 3, 1, 1).requires_grad_()
+    quantizer = QUANTIZERS["lsq"](Spec(3, True, "weight", channels=3, axis=1), per_channel=True)
+    with torch.no_grad():
+        quantizer.scale.copy_(torch.tensor([0.3, 0.2, 0.1]))
+        found = _distance(weight, quantizer).flatten(1)
+    expected = [[0.1, 0.04, 0.0], [-0.1, -0.07, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    assert build_method("dampening")._count(weight, quantizer) == 2
+
+
+def test_the_log_has_lambda_and_nothing_happens_while_it_is_zero():
+    states = []
+    for names in ([], ["dampening"]):
+        model = layers()
+        optimizer = optimizer_of(model, "SGDT", 40)
+        attached = attach(names, model, optimizer, 40)
+        for step in range(10):
+            at_random(model, step)
+            optimizer.step()
+        states.append(leaves(dict(model.state_dict())))
+    assert_equal(*states)
+    (method,) = attached.methods
+    assert method.scalars()["tr/dampening"].item() == 0
+    for step in range(10, 40):
+        at_random(model, step)
+        optimizer.step()
+        expected = lambda_at(step + 1, 40, 0.0, 0.1, 0.25)
+        assert method.scalars()["tr/dampening"].item() == pytest.approx(expected, rel=1e-6)
+    assert expected == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"weight": -0.1}, "weight"),
+        ({"weight": True}, "weight"),
+        ({"weight_final": -1.0}, "weight_final"),
+        ({"weight_final": math.inf}, "weight_final"),
+        ({"weight": 0.0, "weight_final": 0.0}, "weight"),
+        ({"weight_final": None}, "weight"),
+        ({"aggregation": "kernel"}, "aggregation"),
+        ({"start": 1.0}, "start"),
+        ({"start": -0.1}, "start"),
+        ({"start": "0.5"}, "start"),
+    ],
+)
+def test_other_options_are_refused(options, key):
+    with pytest.raises(ConfigError) as error:
+        build_method("dampening", **options)
+    assert error.value.key == key
+
+
+def test_a_model_without_quantized_weights_is_refused():
+    plain = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"^methods='dampening': must be left out") as error:
+        attach(["dampening"], plain, torch.optim.SGD(plain.parameters(), lr=0.1), 1)
+    assert error.value.key == "methods"

@@ -1,0 +1,165 @@
+"""Batch norm's statistics estimated anew before every evaluation.
+
+Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022. Weights
+that oscillate make the moving averages of running statistics those of no network in particular.
+Before an evaluation each batch norm gets, over n training batches with the weights as they are,
+
+    mean = (1/n) sum_i mean_i,  variance = (1/n) sum_i variance_i
+
+variance_i being the unbiased one of batch i alone, not pooled over batches. Only batch norms are in
+training mode: dropout is off, and quantizers observe nothing.
+
+Statistics are those of the model as it is evaluated: of the average with `weight_average`.
+
+Deviations from the paper's code:
+  * training goes on with its own running statistics; the paper's starts each epoch from the new
+    ones;
+  * a norm that runs several times in a forward, as in a detector's head that levels share, gets the
+    mean over its calls; the paper's code would keep the last call's;
+  * every evaluation within `Attached.evaluating` has it, also one before the first update;
+  * over the processes of ``torch.distributed`` it is the mean over all batches of all of them.
+
+Norms that the batches do not reach keep their running statistics. Frozen norms of other classes
+(Detectron2's) are none of these. No memory between evaluations, nothing to keep in checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tr_det.core.errors import check
+from tr_det.core.methods.base import METHODS, Method, Run
+from tr_det.core.nn.calibrate import undisturbed
+from tr_det.core.quantizers.pool import over_processes
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@METHODS.register
+class BNReestimation(Method):
+    """Estimates batch norm's statistics for evaluations; `attach` must be given ``batches``.
+
+    The functions that ``batches`` gives run the bare model, not DistributedDataParallel around it,
+    whose forward overwrites statistics. Modules are in eval mode but for batch norms; a function
+    may set the mode of others itself, e.g. a detector's own, so that it computes losses. Modes,
+    buffers, plain numbers and torch's random states are as before afterwards; other random states
+    are the functions' business.
+
+    Args:
+        batches: n, training batches for each process, >= 1; fewer if there are not so many.
+    """
+
+    order = 3
+    needs = ("batch norms", "batches")
+
+    def __init__(self, *, batches: int = 50) -> None:
+        whole = isinstance(batches, int) and not isinstance(batches, bool)
+        check("batches", batches, whole and batches >= 1, "an integer, at least 1")
+        self.batches = batches
+
+    def setup(self, run: Run) -> None:
+        """Get to know model and data."""
+        self._model, self._batches = run.model, run.batches
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put new statistics in the place of the running ones."""
+        norms = _norms(self._model)
+        running = [statistic for norm in norms for statistic in _statistics(norm)]
+        kept = [statistic.clone() for statistic in running]
+        found = self._estimated(norms)
+        try:
+            _put(running, found)
+            yield
+        finally:
+            _put(running, kept)
+
+    @torch.no_grad()
+    def _estimated(self, norms: list[BatchNorm]) -> list[Tensor]:
+        """Return mean and variance of each norm in turn; the model is left as it was.
+
+        Raises:
+            RuntimeError: no batch has reached a norm in any process.
+        """
+        before = [torch.cat(_statistics(norm)).double() for norm in norms]
+        with undisturbed(self._model), _only_in_training(self._model, norms):
+            sums = self._sums(norms)
+        pooled = over_processes(torch.cat([s.to(sums[0].device) for s in sums]), "sum")
+        found: list[Tensor] = []
+        reached = False
+        for known, part in zip(before, torch.split(pooled, [len(s) for s in sums]), strict=True):
+            calls, total = part[:1].to(known.device), part[1:].to(known.device)
+            reached |= bool(calls > 0)
+            found += torch.where(calls > 0, total / calls, known).chunk(2)
+        if not reached:
+            raise RuntimeError(
+                "bn_reestimation: no batch has reached a batch norm; attach(..., batches=...) must "
+                "give functions that run the model"
+            )
+        return found
+
+    def _sums(self, norms: list[BatchNorm]) -> list[Tensor]:
+        """Return (calls, sums of means, sums of variances) of each norm, 1-d float64."""
+        sums: list[Tensor] = []
+        with ExitStack() as stack:
+            for norm in norms:
+                mean, _ = _statistics(norm)
+                total = mean.new_zeros(1 + 2 * len(mean), dtype=torch.float64)
+                sums.append(total)
+                stack.callback(norm.register_forward_hook(partial(_add_to, total)).remove)
+            assert self._batches is not None
+            for forward in islice(self._batches(), self.batches):
+                forward()
+        return sums
+
+
+def _add_to(total: Tensor, norm: BatchNorm, args: tuple[Any, ...], out: Tensor) -> None:
+    """Add a call's statistics, which at momentum 1 are the running ones now."""
+    if out.numel():
+        mean, variance = _statistics(norm)
+        total += torch.cat((torch.ones_like(mean[:1]), mean, variance))
+
+
+def _norms(model: nn.Module) -> list[BatchNorm]:
+    """Return the batch norms that have running statistics."""
+    modules = (module for module in model.modules() if isinstance(module, BatchNorm))
+    return [norm for norm in modules if norm.track_running_stats]
+
+
+def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return running mean and variance, shape (channels,) each."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+@torch.no_grad()
+def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+@contextmanager
+def _only_in_training(model: nn.Module, norms: list[BatchNorm]) -> Iterator[None]:
+    """Let norms be in training mode, at momentum 1, and everything else in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    try:
+        for module, _ in modes:  # by hand: train() and eval() may do more than that
+            module.training = False
+        for norm in norms:
+            norm.training, norm.momentum = True, 1.0
+            norm.reset_running_stats()  # NaN would stay
+        yield
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
