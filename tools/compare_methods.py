@@ -86,6 +86,8 @@ def quantizers() -> Iterator[Contestant]:
                 pairs += ["MODEL.QUANT.WEIGHT_BITS", "2"]
                 label += ", W2A4"
         yield "quantizers", label, pairs
+        if name == "dorefa":  # whose inputs are clipped at 1
+            yield "quantizers", f"{name}, weights only", pairs[:2]
 
 
 def maps() -> Iterator[Contestant]:
@@ -100,7 +102,8 @@ def maps() -> Iterator[Contestant]:
 def methods() -> Iterator[Contestant]:
     """Every method alone and all of them together."""
     named = [f"{name} {SHORT.get(name, '')}".strip() for name in sorted(METHODS)]
-    chosen = {"none": [], **{text.split()[0]: [text] for text in named}, "all": named}
+    alone = {text.split()[0]: [text] for text in named if text.split()[0] != "tracker"}
+    chosen = {"none": [], **alone, "all": named}  # the tracker alone changes no number
     for optimizer, pairs in (("SGD", []), ("SGDT", TR)):
         for label, texts in chosen.items():
             if label == "freezing":  # which brings the tracker, with its long memory
