@@ -123,8 +123,11 @@ def test_what_was_evaluated_is_what_is_kept_evaluated_again_and_built_on(folder,
         (["quant.weight_options.learn_scale", "true"], r"weight_options\.learn_scale=True: .*SGDT"),
         (["quant.weight_quantizer", "lsq", "quant.bits", "W1A1"], r"quant\.bits=1: must be from 2"),
         (
-            ["quant.act_quantizer", "ewgs", "model.name", "reactnet18", "model.options", "{}"],
-            r"quant\.act_quantizer='ewgs': must be another one for layer 'units\.0",
+            [
+                *("quant.act_quantizer", "pact", "quant.bits", "W2A1"),
+                *("model.name", "reactnet18", "model.options", "{}"),
+            ],
+            r"quant\.bits=1: must be from 2 to 8 for signed data with pact, in layer 'units\.0",
         ),
         (["solver.methods", "[freezng]"], r"solver\.methods='freezng': .* mean 'freezing'\?"),
         (["solver.methods", "[freezing x=1]"], r"solver\.methods: x=1: must be"),

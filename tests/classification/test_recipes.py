@@ -163,7 +163,7 @@ def test_a_recipe_of_the_oscillation_paper(name):
     assert methods["BNReestimation"].batches == 50
     if "dampening" in name:
         dampening = methods["Dampening"]
-        assert (dampening.weight, dampening.weight_final, dampening.start) == (0.0, last, 0.25)
+        assert (dampening.first, dampening.last, dampening.start) == (0.0, last, 0.25)
     else:
         freezing = methods["Freezing"]
         assert (methods["Tracker"].momentum, freezing.start) == (0.001, 0.25)
@@ -179,7 +179,8 @@ def test_a_recipe_of_another_method_trains_and_evaluates(name, tmp_path):
     if network and NO_TIMM:
         pytest.skip("needs timm")
     path = next(CONFIGS.rglob(f"{name}.yaml"))
-    overrides = ["solver.epochs", "2", "solver.batch_size", "4"]
+    # On four images of 32 pixels the recipe's own rate lets a network of 224 pixels diverge.
+    overrides = ["solver.epochs", "2", "solver.batch_size", "4", "solver.lr", "1e-4"]
     trainer = make_trainer(load_config(path, [*overrides, "run.output_dir", str(tmp_path)]))
     batches = itertools.repeat(next(iter(torch.utils.data.DataLoader(trainer.data.train, 4))))
     for _ in range(2):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tr_det.core.codes import Update
 from tr_det.core.ops import SCALE_FLOOR
-from tr_det.core.quantizers import Quantizer
+from tr_det.core.quantizers import FREE, Quantizer
 
 
 def transition_rate(update: Update) -> Tensor:
@@ -75,6 +75,21 @@ def distances(quantizer: Quantizer, weight: Tensor) -> Tensor:
     after = torch.bucketize(units, points).clamp(1, max(1, len(points) - 1))
     below = (units - points[after - 1]).abs()
     return below if len(points) == 1 else torch.minimum(below, (units - points[after]).abs())
+
+
+def held_share(weights: Mapping[str, tuple[Tensor, Quantizer]]) -> Tensor:
+    """Return the share of all quantized weights that are held; 0-d float32, where they are.
+
+    Args:
+        weights: of `CodeBook.weights`, at least one.
+    """
+    held = [
+        torch.zeros((), dtype=torch.int64, device=weight.device)
+        if quantizer.held is None
+        else torch.count_nonzero(quantizer.held != FREE)
+        for weight, quantizer in weights.values()
+    ]
+    return torch.stack(held).sum() / sum(weight.numel() for weight, _ in weights.values())
 
 
 SIGNALS: dict[str, Callable[[Update], Tensor]] = {

@@ -46,6 +46,8 @@ class EventTelemetry(Telemetry):
             "oscillating": "tr/oscillating",
             "frozen": "tr/frozen",
         }
+        if not scalars.get("tr/frozen"):  # as without freezing
+            del shown["frozen"]
         words = [f"{word} {scalars[key]:.2e}" for word, key in shown.items() if key in scalars]
         if words and comm.is_main_process():
             logging.getLogger(__name__).info("%s", "  ".join(words))

@@ -19,6 +19,7 @@ from tests.core.methods.oscillation import (
 )
 from tr_det.core import ConfigError, attach, build_method
 from tr_det.core.quantizers import FREE
+from tr_det.core.weight_stats import held_share
 
 VALUES = [0, 1, 0, 1, 1, 0, 0, 1]
 
@@ -82,20 +83,20 @@ def test_a_long_run_is_the_papers(name, use_average, resumed):
         optimizer = optimizer_of(model, name, steps)
         tracker = build_method("tracker", momentum=m)
         freezing = build_method("freezing", threshold=threshold, use_average=use_average)
-        attach([tracker, freezing], model, optimizer, steps)
+        attached = attach([tracker, freezing], model, optimizer, steps)
         if saved:
             model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
-        return model, optimizer, tracker, freezing
+        return model, optimizer, tracker, attached
 
-    model, optimizer, tracker, freezing = start()
+    model, optimizer, tracker, attached = start()
     naive = [Oscillation(m, threshold, use_average) for _ in range(2)]
     codes = [expected(codes_of(layer)) for expected, layer in zip(naive, model)]
     closest, moved = 1.0, np.zeros(2, int)
     for step in range(steps):
         if resumed and step == 150:
             saved = through_file([model.state_dict(), optimizer.state_dict()])
-            model, optimizer, tracker, freezing = start()
+            model, optimizer, tracker, attached = start()
         at_random(model, step)
         optimizer.step()
         for index, expected in enumerate(naive):
@@ -129,7 +130,7 @@ def test_a_long_run_is_the_papers(name, use_average, resumed):
         assert not weight.grad.numpy()[expected.frozen].any()
     assert model[2].weight_quantizer.held is None  # 8 bits are not tracked
     share = sum(e.frozen.sum() for e in naive) / sum(layer.weight.numel() for layer in model)
-    assert freezing.scalars()["tr/frozen"].item() == pytest.approx(share)
+    assert held_share(attached.codes.weights()).item() == pytest.approx(share)
 
 
 @pytest.mark.parametrize("name", ["SGD", "SGDT"])
@@ -215,7 +216,7 @@ def test_evaluations_of_the_average_leave_no_trace(name):
                 with attached.evaluating():
                     model(torch.ones(1, 6))
         runs.append(snapshot(model, optimizer))
-        assert 0 < freezing.scalars()["tr/frozen"] < 1
+        assert 0 < held_share(attached.codes.weights()) < 1
     assert_equal(*runs)
 
 

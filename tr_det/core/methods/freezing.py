@@ -32,7 +32,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from tr_det.core.codes import Update
 from tr_det.core.errors import check
@@ -85,7 +84,7 @@ class Freezing(Method):
         for key, value in self.thresholds.items():
             allowed = f"above the tracker's momentum, {m}, by which one oscillation counts"
             check(key, value, value > m, allowed)
-        self._tracker, self._weights = tracker, run.codes.weights()
+        self._tracker = tracker
         self._total, self._first = run.total_steps, math.ceil(self.start * run.total_steps)
         tracker.with_average = self.use_average
 
@@ -115,14 +114,3 @@ class Freezing(Method):
             update.quantizer.hold(which, at)
             if track.average is not None:
                 track.average.lerp_(codes.to(torch.float32), self._tracker.momentum)
-
-    def scalars(self) -> dict[str, Tensor]:
-        """Return the share of all quantized weights that are held."""
-        weights = list(self._weights.values())
-        held = [
-            torch.zeros((), dtype=torch.int64, device=weight.device)
-            if quantizer.held is None
-            else torch.count_nonzero(quantizer.held != FREE)
-            for weight, quantizer in weights
-        ]
-        return {"tr/frozen": torch.stack(held).sum() / sum(weight.numel() for weight, _ in weights)}

@@ -6,12 +6,12 @@
     tr/scale_drift  relative change of the quantizers' trained or refitted numbers
     tr/step_size    mean change of the quantized weights' levels (Eq. S3)
     tr/distance     mean distance of the weights to the nearest transition point, in codes
-    tr/frozen       share of the weights that are held
     tr/target, tr/running, tr/talr    R, K and U, with TR scheduling
+    tr/frozen       share of all weights that are held
 
-They are means over layers; ``tr_layers/<layer>/rate`` and so on are the layers'. Methods add their
-own, e.g. ``tr/oscillating``. Only updates that are logged are looked at, with one transfer from the
-device.
+They are means over layers but for the last; ``tr_layers/<layer>/rate`` and so on are the layers'.
+Methods add their own, e.g. ``tr/oscillating``. Only updates that are logged are looked at, with one
+transfer from the device.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch import Tensor
 from tr_det.core.codes import Update
 from tr_det.core.methods.base import Method, Run
 from tr_det.core.optim.scheduled import TransitionScheduled
-from tr_det.core.quantizers import FREE
-from tr_det.core.weight_stats import distances, effective_step_size, scale_drift
+from tr_det.core.weight_stats import distances, effective_step_size, held_share, scale_drift
 
 _OF_UPDATES: dict[str, Callable[[Update], Tensor]] = {
     "rate": Update.rate,
@@ -67,10 +66,13 @@ class Telemetry(Method):
         """Collect and write."""
         if not self._due:
             return
-        names = list(self._run.codes.weights())
+        weights = self._run.codes.weights()
+        names = list(weights)
         curves = self._curves(updates)
         own = [method.scalars() for method in self._run.methods]
         extra = {name: value for scalars in own for name, value in scalars.items()}
+        if weights:
+            extra["tr/frozen"] = held_share(weights)
         values = [value.float() for curve in curves.values() for value in curve]
         values += [value.float() for value in extra.values()]
         numbers = iter(torch.stack(values).tolist() if values else [])  # the one transfer
@@ -88,14 +90,13 @@ class Telemetry(Method):
 
     def _curves(self, updates: Mapping[str, Update]) -> dict[str, list[Tensor]]:
         """Return the curves' values of each weight; 0 changes where an update left it alone."""
-        curves: dict[str, list[Tensor]] = {key: [] for key in (*_OF_UPDATES, "distance", "frozen")}
+        curves: dict[str, list[Tensor]] = {key: [] for key in (*_OF_UPDATES, "distance")}
         for name, (weight, quantizer) in self._run.codes.weights().items():
-            update, held = updates.get(name), quantizer.held
+            update = updates.get(name)
             still = torch.zeros((), device=weight.device)
             for key, measure in _OF_UPDATES.items():
                 curves[key].append(still if update is None else measure(update))
             curves["distance"].append(distances(quantizer, weight).mean())
-            curves["frozen"].append(still if held is None else (held != FREE).float().mean())
         optimizer = self._run.optimizer
         if isinstance(optimizer, TransitionScheduled):
             metrics = optimizer.transition_metrics()
