@@ -12,7 +12,7 @@ from tr_det.core.ops.affine import (
 from tr_det.core.ops.affine_compiled import fingerprint
 from tr_det.core.ops.affine_grid import SCALE_FLOOR, Affine, Estimator
 from tr_det.core.ops.affine_step import FREE, LayerStep, SGDOptions
-from tr_det.core.ops.gradients import pass_gradient, scale_gradient
+from tr_det.core.ops.gradients import at_least, pass_gradient, scale_gradient
 from tr_det.core.ops.output_scale import scale_output, tie_scale
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "affine_quantize",
     "affine_recode_",
     "affine_values",
+    "at_least",
     "fingerprint",
     "pass_gradient",
     "scale_gradient",

@@ -49,3 +49,13 @@ def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
     """
     out: Tensor = _PassGradient.apply(x, value)
     return out
+
+
+def at_least(x: Tensor, smallest: float) -> Tensor:
+    """Return max(x, smallest); the gradient passes everywhere.
+
+    >>> x = torch.tensor(-1.0, requires_grad=True)
+    >>> y = at_least(x, 0.5); y.backward(); (y.item(), x.grad.item())
+    (0.5, 1.0)
+    """
+    return pass_gradient(x, x.clamp_min(smallest))

@@ -154,12 +154,8 @@ class AffineQuantizer(Quantizer):
     def _rounding_for(self, x: Tensor) -> Rounding:
         """Return the thresholds with step and shift in a shape that broadcasts to x's."""
         step, shift, base, tie = self._thresholds()
-        if self.per_channel:
-            shape = [1] * x.ndim
-            shape[self.spec.axis] = -1
-            step = step.view(shape)
-            shift = shift if shift is None else shift.view(shape)
-        return Rounding(step, shift, base, tie)
+        shift = None if shift is None else self.spread(shift, x)
+        return Rounding(self.spread(step, x), shift, base, tie)
 
     def transition_points(self) -> Tensor:
         """Return the midpoints between codes; 0 on the binary grid."""

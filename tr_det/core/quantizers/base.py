@@ -303,6 +303,12 @@ class Quantizer(Calibrated):
         unset = torch.full(self.per_channel_shape(), torch.nan)
         return nn.Parameter(unset, requires_grad=self.learn_scale)
 
+    def spread(self, numbers: Tensor, x: Tensor) -> Tensor:
+        """Return one number per scale in a shape that broadcasts to x's."""
+        if not self.per_channel:
+            return numbers
+        return numbers.view([-1 if dim == self.spec.axis else 1 for dim in range(x.ndim)])
+
     def by_channel(self, x: Tensor) -> Tensor:
         """Return x as (scales, elements): one row, or one per channel."""
         if not self.per_channel:
