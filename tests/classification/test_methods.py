@@ -29,6 +29,13 @@ CASES = {
     "freezing": ["solver.methods", FREEZING],
     "freezing with learned scales": [*SGD, "solver.methods", FREEZING],
     "weight_average": ["solver.methods", "[weight_average decay=0.9]"],
+    "dampening and bn_reestimation": [
+        "solver.methods",
+        "[dampening weight=0.1 start=0.5, bn_reestimation batches=3]",
+    ],
+    "trained scales": ["tr.scales", "sum"],
+    "parq": [*SGD, "quant.weight_quantizer", "uniform", "quant.weight_options.prox", "parq"],
+    "qnet": [*SGD, "quant.weight_quantizer", "qnet", "quant.act_quantizer", "qnet"],
 }
 
 

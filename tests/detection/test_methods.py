@@ -26,6 +26,10 @@ GUESTS = {
     "tracker": ("SOLVER.METHODS", ["tracker"]),
     "freezing": ("SOLVER.METHODS", ["freezing threshold=0.0015"]),
     "weight_average": ("SOLVER.METHODS", ["weight_average decay=0.9"]),
+    "dampening": ("SOLVER.METHODS", ["dampening weight=0.5 weight_final=0.5"]),
+    "bn_reestimation": ("SOLVER.METHODS", ["bn_reestimation batches=2"]),
+    "scales": ("MODEL.QUANT.LEARN_WEIGHT_SCALE", True, "SOLVER.TR.SCALES", "sum"),
+    "parq": (WEIGHTS, "lsbq", "MODEL.QUANT.WEIGHT_OPTIONS", ["prox=parq", "end=0.5"]),
 }
 ROUTES = ("QuantTrainer", "train_net.py")
 
@@ -35,7 +39,7 @@ def config_of(tiny, folder, guest):
     cfg = tiny.tiny_config(folder, "SOLVER.SCALE_LR_FACTOR", 10.0, *GUESTS[guest])
     cfg.SOLVER.TR.FACTOR, cfg.SOLVER.TR.GAIN, cfg.SOLVER.MOMENTUM = 0.5, 1.0, 0.0
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
-    if guest != "weight_average":
+    if guest not in ("weight_average", "bn_reestimation"):
         cfg.DATASETS.TEST = ()
     folder.mkdir()
     (folder / "config.yaml").write_text(cfg.dump())
@@ -193,6 +197,39 @@ def test_freezing_holds_what_oscillates(run):
         if held[name] is not None:
             which = held[name] != FREE
             assert torch.equal(late.quantized_weight()[which], held[name][which] / 8), name
+
+
+def test_dampening_is_at_work(run):
+    assert run("dampening").metrics["tr/dampening"] == 0.5
+
+
+def test_batch_norms_are_estimated_for_the_evaluation_only(run):
+    found = run("bn_reestimation")
+    kept, last = (found.model(name).state_dict() for name in ("model_averaged", "model_final"))
+    statistics = [key for key in last if key.endswith(("running_mean", "running_var"))]
+    assert statistics
+    for key, value in last.items():
+        assert (key in statistics) or torch.equal(kept[key], value), key
+    differ = [key for key in statistics if not torch.equal(kept[key], last[key])]
+    assert len(differ) > len(statistics) / 2
+
+
+def test_trained_scales_are_told_apart_under_tr_scheduling(run):
+    found = run("scales")
+    moved = [
+        not torch.equal(early.weight_quantizer.scale, late.weight_quantizer.scale)
+        for early, late in pairs(found).values()
+    ]
+    assert sum(moved) > len(moved) / 2
+    assert found.metrics["tr/by_scale"] > 0
+    assert found.metrics["tr/scale_drift"] > 0
+
+
+def test_parq_ends_at_the_levels(run):
+    found = run("parq")
+    for name, layer in quantized_layers(found.model().train()):
+        assert len(layer.weight_quantizer.eval()(layer.weight).unique()) <= 16, name
+    assert found.metrics["tr/by_scale"] > 0  # levels are refitted
 
 
 def test_the_average_is_what_is_evaluated_and_kept(run):
