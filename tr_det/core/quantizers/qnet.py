@@ -152,7 +152,7 @@ class QuantizationNetwork(Quantizer):
         unset = torch.full((*self.per_channel_shape(), self.high - self.low), torch.nan)
         self.biases = nn.Parameter(unset, requires_grad=self.learn_scale)
         self._now = float(first)  # beside the tensor, which may come from a device without memory
-        self.temperature = torch.tensor(self._now)
+        self.temperature = torch.tensor(self._now, dtype=torch.float32)
 
     @property
     def low(self) -> int:
@@ -167,13 +167,7 @@ class QuantizationNetwork(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         """Return the soft value of each element in training, its level otherwise."""
         if not self.training:
-            edges = self._edges()
-            first, last = (edges[:, :2].mean(1), edges[:, -2:].mean(1))
-            beta = self.beta.detach().clamp_min(SCALE_FLOOR)
-            ends = [self.spread(e.view_as(beta) / beta, x).to(x.dtype) for e in (first, last)]
-            with torch.no_grad():
-                hard = self.values(self.discretise(x)).to(x.dtype)
-            return pass_gradient(x.clamp(*ends), hard)
+            return self._stepped(x)
         biases = self.biases.sort(-1).values.movedim(-1, 0)
         out: Tensor = _Sigmoids.apply(
             x,
@@ -185,6 +179,16 @@ class QuantizationNetwork(Quantizer):
             self.affine.mul * (self.low + self.high) / 2 + self.affine.add,
         )
         return out
+
+    def _stepped(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hard = self.values(self.discretise(x)).to(x.dtype)
+            if not x.requires_grad:
+                return hard
+            beta, edges = self.beta.clamp_min(SCALE_FLOOR), self._edges()
+            ends = (edges[:, :2].mean(1).view_as(beta), edges[:, -2:].mean(1).view_as(beta))
+            first, last = (self.spread(end / beta, x).to(x.dtype) for end in ends)
+        return pass_gradient(x.clamp(first, last), hard)
 
     @torch.no_grad()
     def discretise(self, x: Tensor) -> Tensor:
@@ -264,5 +268,5 @@ class QuantizationNetwork(Quantizer):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(*args, **kwargs)
-        self.temperature = torch.tensor(self._now, device=self.alpha.device)
+        self.temperature = torch.tensor(self._now, dtype=torch.float32, device=self.alpha.device)
         return applied
