@@ -24,7 +24,7 @@ KINDS = [
 
 
 def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
+    return 1 / (1 + np.exp(-np.clip(z, -700, 700)))
 
 
 def network(x, alpha, beta, biases, temperature, levels):
@@ -70,7 +70,7 @@ def drawn(bits, role, signed, axis, seed):
     view = [-1 if d == axis else 1 for d in range(4)] if axis is not None else []
     wide = {name: values[name].astype(np.float64).reshape(view) for name in ("alpha", "beta")}
     rows = np.moveaxis(values["biases"].astype(np.float64), -1, 0)
-    wide["biases"] = rows.reshape(len(middles), *view)
+    wide["biases"] = rows.reshape(len(middles), *(view or [1] * 4))
     spread = rng.uniform(levels[0] - 2, levels[-1] + 2, shape)
     with torch.no_grad():
         quantizer.biases.copy_(quantizer.biases[..., torch.randperm(len(middles))])
@@ -141,7 +141,7 @@ def test_evaluation_has_steps(bits, role, signed, axis):
     start = p["alpha"] * levels[0]
     np.testing.assert_array_equal(np.rint((expected - start) / step), passed)
     out.sum().backward()
-    inside = (scaled > p["biases"].min(0) - 0.3) & (scaled < p["biases"].max(0) + 0.3)
+    inside = (scaled > p["biases"].min(0) - 0.15) & (scaled < p["biases"].max(0) + 0.15)
     assert (given.grad.numpy()[inside] == 1).all()
     assert (given.grad.numpy()[(scaled < levels[0] - 1.5) | (scaled > levels[-1] + 1.5)] == 0).all()
     assert quantizer.alpha.grad is None
@@ -190,9 +190,8 @@ def test_the_first_values(bits, role, signed, axis):
     quantizer = build_quantizer("qnet", bits, signed, role=role, **options)
     quantizer.calibrate(x)
     rows = x.double().numpy()
-    rows = (
-        rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0).reshape(len(rows), -1)
-    )
+    count = 1 if axis is None else x.shape[axis]
+    rows = np.moveaxis(rows, axis or 0, 0).reshape(count, -1)
     levels = SETS[signed](bits)
     for row, alpha, beta, biases in zip(
         rows,
