@@ -4,6 +4,7 @@
     tools/benchmark.py                       all, on the GPU if there is one
     tools/benchmark.py fake-quant            one fake-quantizer, by tensor size
     tools/benchmark.py train-step            full precision, torch's fake-quantizers, ours
+    tools/benchmark.py quantizer-step        a step with each registered quantizer
     tools/benchmark.py optimizer-step        SGD and Adam, plain and TR-scheduled
 
 Contestants run in turns in one process; tables give medians and the median of ratios within a
@@ -16,13 +17,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from benchmarks import fake_quant, optimizer_step, train_step
+from benchmarks import fake_quant, optimizer_step, quantizer_step, train_step
 from benchmarks.measure import Settings, machine
 from benchmarks.report import write
 
 BENCHMARKS = {
     "fake-quant": fake_quant,
     "train-step": train_step,
+    "quantizer-step": quantizer_step,
     "optimizer-step": optimizer_step,
 }
 

@@ -18,7 +18,16 @@ from torch.ao.quantization import (
 from torch.nn.utils import parametrize
 
 from tr_det.classification.resnet_cifar import ResNetCIFAR
-from tr_det.core import QuantConfig, QuantRule, quantize_model, quantized_layers, set_scales
+from tr_det.core import QUANTIZERS as REGISTRY
+from tr_det.core import (
+    ConfigError,
+    QuantConfig,
+    QuantRule,
+    quantize_model,
+    quantized_layers,
+    set_scales,
+)
+from tr_det.core.quantizers import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 QUANTIZERS = ("fixed_grid", "lsq")
@@ -63,6 +72,27 @@ def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
     for task in tasks.values():
         task.forward()
     return tasks
+
+
+def each_quantizer(name: str, device: str, tiny: bool) -> dict[str, Task]:
+    """Return full precision and every registered quantizer -> task, with scales.
+
+    What quantizes weights only has Eq. 13 on the inputs, and the other way round.
+    """
+    tasks = {q or "full precision": _retinanet(name, device, tiny, q) for q in ("", *REGISTRY)}
+    for label, task in tasks.items():
+        if label in REGISTRY:
+            set_scales(task.model, task.forward)
+    return tasks
+
+
+def bits_of(quantizer: str) -> int:
+    """Return 4, or 2 where a quantizer of weights has no more."""
+    try:
+        REGISTRY[quantizer](Spec(4, True, "weight"))
+    except ConfigError:
+        return 2
+    return 4
 
 
 def _with_torch_fake_quantizers(model: nn.Module, names: list[str], device: str) -> nn.Module:
@@ -130,8 +160,13 @@ def _retinanet(name: str, device: str, tiny: bool, quantizer: str) -> Task:
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
     cfg.MODEL.QUANT.ENABLED = bool(quantizer)
     if quantizer:
-        cfg.MODEL.QUANT.WEIGHT_QUANTIZER = cfg.MODEL.QUANT.ACT_QUANTIZER = quantizer
-        cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = quantizer == "lsq"
+        roles = REGISTRY[quantizer].roles
+        if "weight" in roles:
+            cfg.MODEL.QUANT.WEIGHT_QUANTIZER = quantizer
+            cfg.MODEL.QUANT.WEIGHT_BITS = bits_of(quantizer)
+        if "input" in roles:
+            cfg.MODEL.QUANT.ACT_QUANTIZER = quantizer
+        cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = quantizer != "fixed_grid"
     cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN needs several processes
     if tiny:
         count, side = 2, 64

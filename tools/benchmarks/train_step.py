@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Settings, alternate, kept_megabytes, peak_megabytes, ratio
 from benchmarks.networks import Task, variants
 
-from tr_det.core import tr_param_groups, without_transition
+from tr_det.core import Quantizer, attach, tr_param_groups, without_transition
 
 TITLE = "Training step, W4A4 against full precision, float32"
 NETWORKS = ("resnet20", "retinanet-r18-half", "retinanet-r18", "retinanet-r50")
@@ -24,7 +24,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
     tasks = variants(name, settings.device, settings.tiny)
-    steps = {variant: _step(task) for variant, task in tasks.items()}
+    steps = {variant: step_of(task) for variant, task in tasks.items()}
     samples = alternate(steps, settings)
     kept = {v: kept_megabytes(task.forward, settings.device) for v, task in tasks.items()}
     peak = {v: peak_megabytes(step, settings.device) for v, step in steps.items()}
@@ -44,10 +44,13 @@ def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
     return table
 
 
-def _step(task: Task) -> Any:
+def step_of(task: Task) -> Any:
+    """Return a function that makes a step of plain SGD."""
     # A learning rate of almost nothing: the network must not drift while it is timed.
     groups = without_transition(tr_param_groups(task.model, lr=1e-8))
     optimizer = torch.optim.SGD(groups, lr=1e-8, momentum=0.9)
+    if any(isinstance(m, Quantizer) and m.adapts for m in task.model.modules()):
+        attach([], task.model, optimizer, 10**6)
 
     def step() -> None:
         optimizer.zero_grad()

