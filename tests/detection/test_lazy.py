@@ -151,7 +151,12 @@ def test_bits_that_do_not_exist_are_refused():
 def test_parts_can_be_overridden_as_on_the_command_line():
     lazy, _ = load(CONFIGS / "retinanet_R_18_FPN_w4a4_sgdt.py")
     lazy = LazyConfig.apply_overrides(
-        lazy, ["model.quant.weight_bits=2", "train.max_iter=7", "optimizer.lr=0.5"]
+        lazy,
+        [
+            *("model.quant.weight_bits=2", "train.max_iter=7", "optimizer.lr=0.5"),
+            *("model.quant.weight_quantizer=lsbq", "model.quant.weight_options={prox: parq}"),
+            *("optimizer.methods=[bn_reestimation]", "+optimizer.tr_scales=sum"),
+        ],
     )
     with torch.device("meta"):
         model = instantiate(lazy.model)
@@ -159,5 +164,7 @@ def test_parts_can_be_overridden_as_on_the_command_line():
     optimizer = instantiate(lazy.optimizer)
     inner = [m for m in model.modules() if isinstance(m, QuantConv2d) and m.weight_quantizer]
     assert {m.weight_quantizer.bits for m in inner} == {2}
+    assert {m.weight_quantizer.prox for m in inner} == {"parq"}
+    assert optimizer.follows_scales
     assert optimizer._tr.total_steps == 7
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}

@@ -102,6 +102,10 @@ def quant_config(
     protocol: str = "paper",
     learn_weight_scale: bool = False,
     head_input_relu: bool = True,
+    weight_quantizer: str = "fixed_grid",
+    act_quantizer: str = "fixed_grid",
+    weight_options: Mapping[str, Any] | None = None,
+    act_options: Mapping[str, Any] | None = None,
 ) -> QuantConfig:
     """Return how to quantize a RetinaNet by a protocol; see `retinanet_coco`."""
     if protocol == "all":
@@ -115,6 +119,10 @@ def quant_config(
         weight_bits=weight_bits,
         act_bits=act_bits,
         learn_weight_scale=learn_weight_scale,
+        weight_quantizer=weight_quantizer,
+        act_quantizer=act_quantizer,
+        weight_options=dict(weight_options or {}),
+        act_options=dict(act_options or {}),
     )
 
 
