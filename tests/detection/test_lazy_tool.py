@@ -28,7 +28,7 @@ dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 dataloader.evaluator.output_dir = train.output_dir = {output!r}
 optimizer.log_period = train.log_period = 1
-optimizer.methods = ["tracker", "weight_average decay=0.9"]
+optimizer.methods = ["tracker", "weight_average decay=0.9", "bn_reestimation batches=1"]
 train.init_checkpoint, train.device, train.max_iter = "", "cpu", 2
 train.checkpointer.period = 2
 """

@@ -88,16 +88,18 @@ class _Page:
     @contextmanager
     def at_former_numbers(self) -> Iterator[None]:
         """Let the quantizer have the numbers before the update."""
-        if self.levels == self.level_signature():
+        if not self.numbers or self.levels == self.level_signature():
             yield
             return
         own = self.quantizer.moving_tensors()
         present = [tensor.detach().clone() for tensor in own.values()]
-        for name, tensor in own.items():
-            tensor.copy_(self.numbers[name])
-        yield
-        for tensor, values in zip(own.values(), present, strict=True):
-            tensor.copy_(values)
+        try:
+            for name, tensor in own.items():
+                tensor.copy_(self.numbers[name])
+            yield
+        finally:
+            for tensor, values in zip(own.values(), present, strict=True):
+                tensor.copy_(values)
 
 
 class CodeBook:
