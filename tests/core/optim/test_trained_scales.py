@@ -31,7 +31,8 @@ def step(model, optimizer, index):
 @pytest.mark.parametrize("quantizer", ["lsq", "fixed_grid", "ewgs"])
 @pytest.mark.parametrize("attached", [False, True])
 def test_the_running_rate_is_that_of_what_is_followed(scales, quantizer, attached):
-    model, optimizer = start(scales, quantizer, attached=attached)
+    factor = 50.0 if quantizer == "ewgs" else 0.5  # whose own one is a hundredth
+    model, optimizer = start(scales, quantizer, factor, attached)
     layers = [m for m in model if getattr(m, "weight_quantizer", None) is not None]
     groups = [group for group in optimizer.param_groups if "quantizer" in group]
     running, rates, moved = [0.0] * len(layers), [0.0] * len(layers), 0
