@@ -89,7 +89,12 @@ def test_under_retinanet_bits_for_a_head_that_stays_as_it_is_are_reported(make_c
 @pytest.mark.parametrize(
     ("key", "value", "rules", "message"),
     [
-        ("ACT_QUANTIZER", "ewgs", [], "ACT_QUANTIZER='ewgs': must be .*'backbone.fpn_output3'"),
+        (
+            "ACT_QUANTIZER",
+            "pact",
+            ["*fpn_output3 act_bits=1"],
+            "ACT_BITS=1: must be from 2 to 8 .*'backbone.fpn_output3'",
+        ),
         (
             "WEIGHT_QUANTIZER",
             "lsq",

@@ -34,11 +34,12 @@ def train(period, steps, scheduled=True, in_storage=True):
 @pytest.mark.parametrize("scheduled", [True, False])
 def test_curves_are_recorded_once_per_period_with_any_optimizer(scheduled):
     storage = train(3, 7, scheduled)
-    keys = ["rate", "step_size", "distance", *(["target", "running", "talr"] * scheduled)]
+    keys = ["rate", "by_scale", "scale_drift", "step_size", "distance"]
+    keys += ["target", "running", "talr"] * scheduled
     for key in keys:
         for name in (f"tr/{key}", f"tr_layers/0/{key}", f"tr_layers/3/{key}"):
             assert [step for _, step in storage.history(name).values()] == [2, 5], name
-    assert {name.split("/")[-1] for name in storage.histories()} == set(keys)
+    assert {name.split("/")[-1] for name in storage.histories()} == {*keys, "frozen"}
     assert any(value > 0 for value, _ in storage.history("tr/rate").values())
 
 
