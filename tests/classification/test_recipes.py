@@ -170,7 +170,8 @@ def test_a_recipe_of_the_oscillation_paper(name):
         assert freezing.thresholds == {"threshold": 0.1, "threshold_final": last}
 
 
-OTHERS = [*OSCILLATION, "mobilenet_v3_small_w4a4_freezing", "deit_t_parq", "resnet20_parq"]
+OTHERS = ["mobilenet_v2_w3a3_freezing", "efficientnet_lite0_w4a4_dampening"]
+OTHERS += ["deit_t_parq", "resnet20_parq"]
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -56,7 +56,6 @@ def test_every_need_is_somebodys():
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "SGDT"])
-@pytest.mark.parametrize("pair", [*itertools.combinations(sorted(METHODS), 2)], ids="-".join)
 @pytest.mark.parametrize(
     "config",
     [
@@ -66,11 +65,11 @@ def test_every_need_is_somebodys():
     ],
     ids=["ewgs", "trained", "refitted"],
 )
-def test_all_pairs_train_under_every_kind_of_scale(pair, optimizer, config):
+def test_all_of_them_train_together_under_every_kind_of_scale(optimizer, config):
     torch.manual_seed(0)
     x = torch.randn(8, 4).relu()
     model, made, attached = run(
-        pair, batches=lambda: [lambda: model(x)] * 2, optimizer=optimizer, **config
+        sorted(METHODS), batches=lambda: [lambda: model(x)] * 2, optimizer=optimizer, **config
     )
     for _ in range(4):
         made.zero_grad()
