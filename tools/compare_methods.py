@@ -86,7 +86,7 @@ def quantizers() -> Iterator[Contestant]:
                 pairs += ["MODEL.QUANT.WEIGHT_BITS", "2"]
                 label += ", W2A4"
         yield "quantizers", label, pairs
-        if name == "dorefa":  # whose inputs are clipped at 1
+        if name in ("dorefa", "qnet"):  # whose inputs ruin a pre-trained detector: docs/methods.md
             yield "quantizers", f"{name}, weights only", pairs[:2]
 
 
