@@ -66,8 +66,8 @@ def accepted():
         case = Case(name, bits, signed, role, axis)
         if role == "weight" and not signed:
             continue  # no layer asks for it
-        if axis == 1 and bits not in (1, 2, 8):
-            continue  # of transposed convolutions: the same with another view
+        if (axis == 1 and bits != 2) or (axis == 0 and bits not in (1, 2, 4, 8)):
+            continue  # the same with other shapes of the scale
         try:
             case.build()
         except ConfigError:
