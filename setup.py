@@ -31,7 +31,8 @@ def read_readme() -> str:
 
 DEMO = ["scikit-learn>=1.2"]
 TIMM = ["timm>=1.0,<2"]  # DeiT and EfficientNet-lite0 of the classification companion
-TEST = ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", "mypy>=1.11", "torchao>=0.18,<1"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"]
+TEST += ["ruff>=0.9", "mypy>=1.11", "torchao>=0.18,<1"]
 
 setup(
     name="tr_det",

@@ -19,5 +19,6 @@ check() { # name, command...
 
 check "ruff" "$VENV_PYTHON" -m ruff check .
 check "mypy" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
-check "pytest" "$VENV_PYTHON" -m pytest
+export OMP_NUM_THREADS=1 # a process for each core
+check "pytest" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal
 exit "$worst"
