@@ -13,17 +13,20 @@ computes. With g = dL/dQ and A' = A (1 - A):
 Levels are alpha times integers: -(2^{b-1} - 1) to 2^{b-1} - 1 for signed data, -1 and 1 with one
 bit (s_1 = 2), 0 to 2^b - 1 for unsigned data. They are in units of x.
 
-Initial values: beta = 5 p / (4 q), p the largest level, q = max|x|; alpha = 1 / beta; b_i the
-midpoints between neighbouring clusters of beta x, n + 1 of them by k-means.
+Initial values: beta = 5 p / (4 q), p the largest level, q = max|x|; b_i the midpoints between
+neighbouring clusters of beta x, n + 1 of them by k-means.
 
 Deviations from the paper:
   * uniform levels only, s_i = 1; the paper's other sets (powers of two) are left out;
   * T rises linearly with the updates made, from ``temperature_start`` to ``temperature_end``, which
-    are ours;
+    are ours (what steeper ones gave: docs/methods.md);
+  * alpha starts at the least squared error of the levels, given those thresholds. At the paper's
+    1 / beta, numbers near a cluster near zero get levels that are spread out to max|x|: pre-trained
+    features do not survive that (docs/methods.md);
   * o is whatever gives the levels above: half the sum of s_i for signed data, as in the paper, but
     0 for unsigned;
   * b_i are midpoints between levels where two clusters are nearer than 1e-3 levels; alpha is at
-    least 1e-8 and so is beta when used (gradients pass there), q is 1 for zeros;
+    least 1e-8 and so is beta when used (gradients pass there); for zeros q is 1, alpha 1 / beta;
   * in evaluation, where the gradient is zero almost everywhere, x gets it as it is within half a
     spacing of the thresholds; the parameters get none;
   * one alpha and beta, and set of biases, per channel as an option.
@@ -121,8 +124,8 @@ class QuantizationNetwork(Quantizer):
     >>> from tr_det.core import build_quantizer
     >>> quantizer = build_quantizer("qnet", bits=2, signed=True).eval()
     >>> quantizer.calibrate(torch.tensor([-1.25, -0.25, 0.0, 0.25, 1.25]))
-    >>> quantizer(torch.tensor([-9.0, -0.6, 0.6, 0.7])).tolist()  # from 0.625 on there is 1
-    [-1.0, 0.0, 0.0, 1.0]
+    >>> quantizer(torch.tensor([-9.0, -0.6, 0.6, 0.7])).tolist()  # thresholds at -0.625, 0.625
+    [-1.25, 0.0, 0.0, 1.25]
     """
 
     adapts = True
@@ -133,7 +136,7 @@ class QuantizationNetwork(Quantizer):
         spec: Spec,
         *,
         temperature_start: float = 1.0,
-        temperature_end: float = 100.0,
+        temperature_end: float = 20.0,
         **options: Any,
     ) -> None:
         first, last = temperature_start, temperature_end
@@ -233,7 +236,7 @@ class QuantizationNetwork(Quantizer):
         self.temperature.fill_(self._now)
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
-        """Set alpha, beta and the biases from the largest magnitude and the clusters."""
+        """Set beta from the largest magnitude, biases from clusters, alpha by least squares."""
         rows = self.by_channel(x.float())
         largest = rows.abs().amax(1) if x.numel() else rows.new_full((len(rows),), -torch.inf)
         largest = pool(largest, "max").double()
@@ -241,15 +244,18 @@ class QuantizationNetwork(Quantizer):
         if not sample.numel():
             return
         level = max(self.affine.mul * self.high + self.affine.add, 1)
-        largest = torch.where(largest > 0, largest, 1.0)
-        alpha = (4 * largest / (5 * level)).clamp_min(SCALE_FLOOR)
-        centres = cluster_centres(sample.double() / alpha[:, None], self.high - self.low + 1)
+        beta = 5 * level / (4 * torch.where(largest > 0, largest, 1.0)).clamp_min(SCALE_FLOOR)
+        scaled = sample.double() * beta[:, None]
+        centres = cluster_centres(scaled, self.high - self.low + 1)
         codes = torch.arange(self.low, self.high, device=x.device) + 0.5
         apart = (centres.diff(dim=1) > NEAREST).all(1, keepdim=True)
         middles = (centres[:, 1:] + centres[:, :-1]) / 2
         biases = torch.where(apart, middles, self.affine.mul * codes + self.affine.add)
-        self.alpha.copy_(alpha.view(self.alpha.shape))
-        self.beta.copy_((1 / alpha).view(self.beta.shape))
+        passed = torch.searchsorted(biases, scaled, right=True)
+        levels = self.affine.mul * (passed + self.low) + self.affine.add
+        alpha = (sample * levels).sum(1) / levels.square().sum(1).clamp_min(1)
+        self.alpha.copy_(torch.where(alpha > 0, alpha, 1 / beta).view(self.alpha.shape))
+        self.beta.copy_(beta.view(self.beta.shape))
         self.biases.copy_(biases.view(self.biases.shape))
 
     @torch.no_grad()
