@@ -49,7 +49,7 @@ setup(
     ],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["tr_det", "tr_det.*"]),
-    package_data={"tr_det": ["py.typed", "core/ops/*.c", "demo/weights/*.pth"]},
+    package_data={"tr_det": ["py.typed", "core/ops/*.c", "digits/weights/*.pth"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from tr_det.core.optim import registry
 from tr_det.detection import QuantTrainer, add_tr_det_config, build_optimizer
-from tr_det.detection.checks import check_config
+from tr_det.detection.config.checks import check_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEAVES = sorted(

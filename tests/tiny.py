@@ -6,8 +6,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from tr_det.demo.digits import build_digit_scenes
 from tr_det.detection import add_tr_det_config
+from tr_det.digits.dataset import build_digit_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "configs/digits/Base-RetinaNet-R18-half.yaml"

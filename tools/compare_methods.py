@@ -29,8 +29,8 @@ import torch
 
 from tr_det.core import METHODS, QUANTIZERS, ConfigError
 from tr_det.core.quantizers import Spec
-from tr_det.demo.report import write_json
-from tr_det.training.metrics import read_records
+from tr_det.runtime.files import write_json
+from tr_det.runtime.metrics import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgd.yaml"

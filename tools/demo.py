@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "tr_det/demo/weights/retinanet_R18_half_fp.pth"
+WEIGHTS = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 SHORT, FULL = 1000, 5000
 
@@ -46,8 +46,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     # Slow to import, so not before --help has been answered.
-    from tr_det.detection.demo import DemoOptions, run_demo
-    from tr_det.training.cli import one_line_errors
+    from tr_det.detection.demo.run import DemoOptions, run_demo
+    from tr_det.runtime.cli import one_line_errors
 
     with one_line_errors():
         options = DemoOptions(

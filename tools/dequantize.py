@@ -20,10 +20,10 @@ from detectron2.utils.logger import setup_logger
 
 from tr_det.core import dequantize_model
 from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
-from tr_det.detection.checks import check_config
-from tr_det.detection.config_input import merge_file, merge_pairs
-from tr_det.training.checkpoint import check_folder, save_weights
-from tr_det.training.cli import one_line_errors
+from tr_det.detection.config.checks import check_config
+from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.runtime.checkpoints import check_folder, save_weights
+from tr_det.runtime.cli import one_line_errors
 
 
 def dequantize(output: str, config_file: str, opts: list[str]) -> None:

@@ -22,18 +22,18 @@ from typing import Any
 
 import torch
 
-from tr_det.classification.course import Course
-from tr_det.classification.experiment import Laboratory, Run
-from tr_det.classification.figures import (
+from tr_det.core.transition import AUTO
+from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.files import write_json
+from tr_det.study.course import Course
+from tr_det.study.experiment import Laboratory, Run
+from tr_det.study.figures import (
     COLOURS,
     draw_step_decay,
     draw_step_sizes,
     draw_tr_scheduling,
 )
-from tr_det.classification.recorded import read_run
-from tr_det.core.transition import AUTO
-from tr_det.demo.report import write_json
-from tr_det.training.cli import one_line_errors
+from tr_det.study.recorded import read_run
 
 NAMES = ("tr-scheduling", "step-sizes", "step-decay")
 OWN = ("steps", "bits", "optimizer", "factor", "seed")

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tr_det.classification.experiment import LEARNING_RATES, Laboratory, Outcome, Run
 from tr_det.core.transition import AUTO
-from tr_det.demo.report import write_json
-from tr_det.training.cli import one_line_errors
+from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.files import write_json
+from tr_det.study.experiment import LEARNING_RATES, Laboratory, Outcome, Run
 
 PAPER = {"tr_update": "additive", "tr_momentum": 0.99}
 QUICK = {"tr_update": "pi", "tr_momentum": None}

@@ -15,12 +15,12 @@ import logging
 import sys
 from pathlib import Path
 
-from tr_det.classification.config_file import load_config
-from tr_det.classification.evaluate_only import evaluate_only
-from tr_det.classification.results import table
-from tr_det.classification.run import run
-from tr_det.training.cli import one_line_errors
-from tr_det.training.processes import rank, torchrun_processes
+from tr_det.classification.config.file import load_config
+from tr_det.classification.engine.evaluate_only import evaluate_only
+from tr_det.classification.engine.results import table
+from tr_det.classification.engine.run import run
+from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.processes import rank, torchrun_processes
 
 DEFAULT = Path(__file__).parents[1] / "configs/classification/digits/resnet8_sgdt.yaml"
 

@@ -25,12 +25,12 @@ from tr_det.detection import (
     add_tr_det_config,
     calibrate,
 )
-from tr_det.detection.calibration import update_norms
-from tr_det.detection.checks import check_config
-from tr_det.detection.config_input import merge_file, merge_pairs
-from tr_det.detection.data import check_datasets
-from tr_det.detection.processes import run_processes
-from tr_det.training.cli import one_line_errors
+from tr_det.detection.config.checks import check_config
+from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection.data.datasets import check_datasets
+from tr_det.detection.engine.calibration import update_norms
+from tr_det.detection.engine.processes import run_processes
+from tr_det.runtime.cli import one_line_errors
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

@@ -16,12 +16,12 @@ from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 
 from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
-from tr_det.detection.checks import check_config
-from tr_det.detection.config_input import merge_file, merge_pairs
-from tr_det.detection.data import check_datasets
-from tr_det.detection.unfold import unfold_norms
-from tr_det.training.checkpoint import check_folder, save_weights
-from tr_det.training.cli import one_line_errors
+from tr_det.detection.config.checks import check_config
+from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection.data.datasets import check_datasets
+from tr_det.detection.modeling.unfold import unfold_norms
+from tr_det.runtime.checkpoints import check_folder, save_weights
+from tr_det.runtime.cli import one_line_errors
 
 
 def unfold(output: str, config_file: str, batches: int, opts: list[str]) -> None:

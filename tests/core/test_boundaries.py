@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,18 +58,49 @@ def test_only_detection_imports_detectron2(path: Path) -> None:
         assert [name for name in _imports(path) if _is_within(name, ("detectron2",))] == []
 
 
-@pytest.mark.parametrize(
-    ("package", "barred"),
-    [
-        ("training", ("detection", "classification", "demo")),
-        ("classification", ("detection",)),
-        ("detection", ("classification",)),
-    ],
-)
-def test_arrows_go_one_way(package: str, barred: tuple[str, ...]) -> None:
-    folders = tuple(f"tr_det.{name}" for name in barred)
-    for path in (ROOT / "tr_det" / package).rglob("*.py"):
-        assert [name for name in _imports(path) if _is_within(name, folders)] == [], path
+ROOMS = {
+    "core": (),
+    "digits": ("core", "runtime"),
+    "runtime": ("core",),
+    "detection": ("core", "digits", "runtime"),
+    "classification": ("core", "digits", "runtime"),
+    "study": ("core", "digits", "runtime", "detection", "classification"),
+}
+"""Room of tr_det -> the other rooms that it may import."""
+
+
+def test_every_room_has_its_place() -> None:
+    assert {path.parent.name for path in (ROOT / "tr_det").glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_go_one_way(room: str) -> None:
+    allowed = tuple(f"tr_det.{name}" for name in (room, *ROOMS[room]))
+    for path in (ROOT / "tr_det" / room).rglob("*.py"):
+        ours = [name for name in _imports(path) if _is_within(name, ("tr_det",))]
+        assert [name for name in ours if not _is_within(name, allowed)] == [], path
+
+
+@pytest.mark.xfail(reason="core/optim: device and host name scheduled")
+def test_no_circle_between_modules() -> None:
+    modules = {_module(path): path for path in PACKAGE}
+    arrows = {name: _imported_modules(path, modules) - {name} for name, path in modules.items()}
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names them
+
+
+def _imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Return what a file imports of ours, but for a package's face, which hands names on."""
+    found = set()
+    for name in _imports(path):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        if name and modules[name].name != "__init__.py":
+            found.add(name)
+    return found
+
+
+def _module(path: Path) -> str:
+    return _relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @pytest.mark.parametrize("path", CORE, ids=_relative)

@@ -9,8 +9,8 @@ from detectron2.config import get_cfg
 
 from tr_det.core import METHODS, QUANTIZERS, quantized_layers
 from tr_det.detection import QuantTrainer, add_tr_det_config
-from tr_det.detection.checks import check_config
-from tr_det.detection.config_input import merge_file, merge_pairs
+from tr_det.detection.config.checks import check_config
+from tr_det.detection.config.reading import merge_file, merge_pairs
 
 CONTESTANTS = [each for make in compare_methods.GROUPS.values() for each in make()]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import figures
 import pytest
 
-from tr_det.classification.config_file import load_config
-from tr_det.classification.run import run
+from tr_det.classification.config.file import load_config
+from tr_det.classification.engine.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs/classification/digits"
 

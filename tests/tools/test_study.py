@@ -25,7 +25,7 @@ class _Laboratory:
     """Stands in for the training: accuracy tells the seed, nothing is tracked."""
 
     def run(self, run):
-        from tr_det.classification.experiment import Outcome, torch
+        from tr_det.study.experiment import Outcome, torch
 
         assert run.steps == 20
         return Outcome(90.0 + 2 * run.seed, *[torch.zeros(0)] * 3, math.nan, torch.zeros(0))

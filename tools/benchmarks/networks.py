@@ -17,7 +17,7 @@ from torch.ao.quantization import (
 )
 from torch.nn.utils import parametrize
 
-from tr_det.classification.resnet_cifar import ResNetCIFAR
+from tr_det.classification.models.resnet_cifar import ResNetCIFAR
 from tr_det.core import QUANTIZERS as REGISTRY
 from tr_det.core import (
     ConfigError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tr_det.demo.report import write_json
+from tr_det.runtime.files import write_json
 
 Row = dict[str, Any]
 

@@ -4,24 +4,25 @@ Importing it registers the quantized backbones, the ``QuantRetinaNet`` architect
 embedded datasets.
 """
 
-from tr_det.detection.backbone import (
-    build_quant_resnet_backbone,
-    build_retinanet_quant_resnet_fpn_backbone,
-)
-from tr_det.detection.calibration import calibrate
-from tr_det.detection.checkpoint import QuantCheckpointer
-from tr_det.detection.config import add_tr_det_config, quant_config_from
-from tr_det.detection.data import register_digit_scenes
-from tr_det.detection.layers import QuantConv2dNorm
-from tr_det.detection.mobilenet import (
+from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
+from tr_det.detection.config.keys import add_tr_det_config
+from tr_det.detection.config.quantization import quant_config_from
+from tr_det.detection.data.datasets import register_digit_scenes
+from tr_det.detection.engine.calibration import calibrate
+from tr_det.detection.engine.trainer import QuantTrainer
+from tr_det.detection.modeling.layers import QuantConv2dNorm
+from tr_det.detection.modeling.mobilenet import (
     MobileNetV2,
     build_quant_mobilenetv2_backbone,
     build_retinanet_quant_mobilenetv2_fpn_backbone,
 )
-from tr_det.detection.quantize import quantize_detector
-from tr_det.detection.retinanet import QuantRetinaNet
-from tr_det.detection.solver import OPTIMIZER_REGISTRY, build_optimizer
-from tr_det.detection.trainer import QuantTrainer
+from tr_det.detection.modeling.quantize import quantize_detector
+from tr_det.detection.modeling.resnet import (
+    build_quant_resnet_backbone,
+    build_retinanet_quant_resnet_fpn_backbone,
+)
+from tr_det.detection.modeling.retinanet import QuantRetinaNet
+from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY, build_optimizer
 
 register_digit_scenes()
 

@@ -37,15 +37,15 @@ def setup_environment() -> None:
     # Here, because Detectron2 is being imported and these modules import from it.
     from detectron2.config import defaults
 
-    from tr_det.detection.config import add_tr_det_config
+    from tr_det.detection.config.keys import add_tr_det_config
 
     if "QUANT" in defaults._C.MODEL:
         return
     add_tr_det_config(defaults._C)
 
     import tr_det.detection  # noqa: F401  registers backbones, architecture, datasets
-    from tr_det.detection.methods import evaluate_through_methods
-    from tr_det.detection.solver import build_optimizer
+    from tr_det.detection.solver.methods import evaluate_through_methods
+    from tr_det.detection.solver.optimizers import build_optimizer
 
     _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
     _replace("build_model", _MODEL_PLACES, _quantizing(_original("build_model", _MODEL_PLACES[0])))
@@ -65,7 +65,7 @@ def _replace(name: str, places: tuple[str, ...], function: Any) -> None:
 
 def _quantizing(build_model: Any) -> Any:
     """Return build_model followed by `quantize_detector`."""
-    from tr_det.detection.quantize import quantize_detector
+    from tr_det.detection.modeling.quantize import quantize_detector
 
     def build_quantized_model(cfg: Any) -> Any:
         model = build_model(cfg)

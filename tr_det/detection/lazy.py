@@ -38,10 +38,11 @@ from torch import nn
 from tr_det.core import QuantConfig
 from tr_det.core.errors import check
 from tr_det.core.optim.registry import OPTIMIZERS
-from tr_det.detection.config import FIRST_AND_LAST, retinanet_quant_config
-from tr_det.detection.methods import attach_all, evaluate_through_methods
-from tr_det.detection.retinanet import QuantRetinaNet
-from tr_det.detection.solver import optimizer_groups
+from tr_det.detection.config.keys import FIRST_AND_LAST
+from tr_det.detection.config.quantization import retinanet_quant_config
+from tr_det.detection.modeling.retinanet import QuantRetinaNet
+from tr_det.detection.solver.methods import attach_all, evaluate_through_methods
+from tr_det.detection.solver.optimizers import optimizer_groups
 
 PROTOCOLS = ("paper", "all")
 ANCHORS = [

@@ -47,7 +47,7 @@ def test_a_setting_added_in_one_file_reaches_optimizers_docs_and_the_classifier(
 import dataclasses
 
 import torch
-from tr_det.classification.config import TransitionConfig
+from tr_det.classification.config.keys import TransitionConfig
 from tr_det.core import SGDT, ConfigError
 from tr_det.core.optim.registry import make_optimizer
 from tr_det.core.transition.settings import config_defaults, table
@@ -78,7 +78,7 @@ def test_a_setting_added_in_one_file_is_a_key_of_detectron2s_config(tmp_path) ->
         tmp_path,
         """
 from detectron2.config import get_cfg
-from tr_det.detection.config import add_tr_det_config
+from tr_det.detection.config.keys import add_tr_det_config
 
 cfg = get_cfg()
 add_tr_det_config(cfg)

@@ -1,0 +1,110 @@
+import pytest
+
+from tr_det.classification.config.file import from_tree, load_config, to_yaml
+from tr_det.classification.config.keys import ClassifierConfig, QuantSection
+
+SGDT = ["solver.optimizer", "SGDT"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["solver.lrr", "1"], r"solver\.lrr: unknown key; did you mean solver\.lr\?"),
+        (["zebra", "1"], r"zebra: unknown key; must be one of \['model'"),
+        (["solver.lr", "fast"], r"solver\.lr='fast': must be a number"),
+        (["solver.lr", "-1"], r"solver\.lr=-1\.0: must be positive and finite"),
+        (["solver.lr", "true"], r"solver\.lr=True: must be a number"),
+        (["solver.epochs", "1.5"], r"solver\.epochs=1\.5: must be an integer"),
+        (["solver.epochs"], r"solver\.epochs: a key without value"),
+        (["solver.optimizer", "SDG"], r"optimizer='SDG': must be .*; did you mean 'SGD'\?"),
+        (["solver.betas", "[a, b]"], r"solver\.betas\[0\]='a': must be a number"),
+        (["solver.lr", "1", "--resume"], "^--resume: must come before the KEY VALUE pairs"),
+        ([*SGDT, "quant.bits", "FP"], r"solver\.optimizer='SGDT': must be SGD with .*bits=FP"),
+        ([*SGDT, "quant.bits", "W32A2"], r"optimizer='SGDT': must be SGD with .*bits=W32A2"),
+        (["data.workers", "1000"], r"data\.workers=1000: must be from 0 to 128"),
+        (["data.interpolation", "cubic"], r"data\.interpolation='cubic': must be one of"),
+        (["model.new_last_layer", "true"], r"new_last_layer=True: must be false without weights"),
+        (["run.keep_checkpoints", "-1"], r"run\.keep_checkpoints=-1: must be 0 or more"),
+        (["solver.betas", "[0.9]"], r"solver\.betas=\(0\.9,\): must be two numbers"),
+        (["quant.bits", "W9A2"], r"quant\.bits='W9A2': must be FP or like W2A2"),
+        (["quant.bits", "4"], r"quant\.bits=4: must be a string"),
+        (["model", "resnet"], r"model='resnet': must be a mapping"),
+        (["model.name.x", "1"], r"model\.name\.x=1: must be a key of a section"),
+        (["data.workers", "[1"], r"data\.workers='\[1': must be a value in YAML"),
+        (["tr.factor", "Auto"], r"tr\.factor='Auto': must be in \(0, 1\], or 'auto'"),
+        (["tr.momentum", "1"], r"tr\.momentum=1\.0: must be None or in \[0, 1\); -1"),
+        (["solver.loss", "distributional"], r"solver\.teacher='': must be given"),
+        (["model.weights", "a", "model.pretraining", "b"], r"model\.weights='a': must be ''"),
+        (
+            [*SGDT, "quant.bits", "W2A2", "quant.learn_weight_scale", "true"],
+            r"quant\.learn_weight_scale=True: must be false or 'auto' with solver\.optimizer=SGDT",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_by_key_value_and_what_is_allowed(write, overrides, message):
+    path = write("a.yaml", "model: {name: x}")
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(path, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_files_build_on_others_and_the_command_line_wins(write):
+    write("one.yaml", "solver: {lr: 0.5, momentum: 0.8}\nmodel: {pretraining: fp.yaml}")
+    write("two.yaml", "solver: {momentum: 0.7}")
+    path = write("leaf.yaml", "_BASE_: [one.yaml, two.yaml]\nsolver: {weight_decay: 2e-5}")
+    config = load_config(path, ["solver.warmup", "3", "solver.weight_decay", "1e-3"])
+    solver = config.solver
+    assert (solver.lr, solver.momentum, solver.warmup) == (0.5, 0.7, 3)
+    assert solver.weight_decay == 1e-3
+    assert config.model.pretraining == str(path.parent / "fp.yaml")
+    assert config.run.output_dir.endswith(f"{path.parent.name}/leaf_fp")
+
+
+def test_epochs_are_not_given_in_vain(write):
+    path = write("a.yaml", "solver: {iterations: 600}")
+    with pytest.raises(ValueError, match=r"solver\.epochs=3: must be given with .*iterations 0"):
+        load_config(path, ["solver.epochs", "3"])
+    config = load_config(path, ["solver.epochs", "3", "solver.iterations", "0"])
+    assert (config.solver.epochs, config.solver.iterations) == (3, 0)
+
+
+def test_a_missing_file_is_named(write):
+    with pytest.raises(FileNotFoundError, match=r"other\.yaml: no such file"):
+        load_config(write("a.yaml", "_BASE_: other.yaml"))
+
+
+def test_a_written_config_reads_the_same(write):
+    config = load_config(
+        write("a.yaml", "tr: {factor: auto}\nsolver: {betas: [0.5, 0.9], no_decay: [x]}")
+    )
+    assert load_config(write("b.yaml", to_yaml(config))) == config
+
+
+def test_scales_of_weights_are_learned_under_plain_optimizers_and_where_they_are_told_apart():
+    def learns(tree):
+        return from_tree(ClassifierConfig, tree).learn_weight_scale
+
+    assert learns({"solver": {"optimizer": "Adam"}})
+    scheduled = {"solver": {"optimizer": "AdamT"}, "quant": {"bits": "W2A2"}}
+    assert not learns(scheduled)
+    assert learns({**scheduled, "tr": {"scales": "by_weight"}})
+    frozen = {"solver": {"optimizer": "Adam"}, "quant": {"learn_weight_scale": False}}
+    assert not learns(frozen)
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [("FP", (32, 32)), ("W2A3", (2, 3)), ("w32a1", (32, 1))]
+)
+def test_bits_are_read_as_written(bits, expected):
+    section = QuantSection(bits=bits)
+    assert (section.weight_bits, section.act_bits) == expected
+    assert section.enabled == (bits != "FP")

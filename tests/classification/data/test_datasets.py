@@ -1,0 +1,125 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tr_det.classification.config.keys import DataConfig
+from tr_det.classification.data.datasets import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, load_data
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Write two classes of grey and red images, as ImageNet lies in folders."""
+    for half, count in (("train", 3), ("val", 2)):
+        for name, colour in (("n01", (128, 128, 128)), ("n02", (255, 0, 0))):
+            folder = tmp_path / half / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (50, 40), colour).save(folder / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """Write CIFAR-10's pickles with five images each, whose pixels tell position and number."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rows = np.zeros((5, 3, 32, 32), np.uint8)
+    rows[:, 0] = np.arange(32)[:, None]
+    rows[:, 1] = np.arange(32)
+    entry = {"data": rows.reshape(5, -1), "labels": [0, 1, 2, 3, 9]}
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        (folder / name).write_bytes(pickle.dumps(entry))
+    meta = {CIFAR10.meta["key"]: [str(n) for n in range(10)]}
+    (folder / CIFAR10.meta["filename"]).write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    return tmp_path
+
+
+def test_imagenet_s_folders_give_normalised_crops_of_the_usual_size(folders):
+    data = load_data(DataConfig(name="imagenet", root=str(folders)))
+    assert (data.num_classes, data.channels) == (2, 3)
+    assert (len(data.train), len(data.test)) == (6, 4)
+    image, label = data.train[5]
+    assert (tuple(image.shape), label) == ((3, 224, 224), 1)
+    image, label = load_data(DataConfig(name="imagenet", root=str(folders), image_size=32)).test[0]
+    assert (tuple(image.shape), label) == ((3, 32, 32), 0)
+    red = (128 / 255 - IMAGENET_MEAN[0]) / 0.229
+    torch.testing.assert_close(image[0], torch.full((32, 32), red), atol=1e-4, rtol=0)
+
+
+def test_classes_of_both_halves_must_agree(folders):
+    (folders / "val/n02").rename(folders / "val/n03")
+    with pytest.raises(ValueError, match=r"train/ and val/ have folders of the same names"):
+        load_data(DataConfig(name="imagenet", root=str(folders))).train  # noqa: B018
+
+
+def test_evaluation_needs_no_training_images(folders):
+    shutil.rmtree(folders / "train")
+    data = load_data(DataConfig(name="imagenet", root=str(folders)))
+    assert (len(data.test), data.num_classes) == (4, 2)
+    with pytest.raises(ValueError, match="has no train/"):
+        data.train  # noqa: B018
+
+
+def test_the_share_that_is_cropped_and_the_interpolation_may_be_chosen(folders):
+    common = {"name": "imagenet", "root": str(folders)}
+    resize = load_data(DataConfig(**common)).test.transform.transforms[0]
+    assert (resize.size, resize.interpolation.value) == (256, "bilinear")
+    data = load_data(DataConfig(**common, crop_ratio=0.9, interpolation="bicubic"))
+    resize = data.test.transform.transforms[0]
+    assert (resize.size, resize.interpolation.value) == (248, "bicubic")  # timm's for DeiT
+    assert data.train.transform.transforms[0].interpolation.value == "bicubic"
+
+
+def test_the_first_process_downloads_and_the_others_wait(cifar, monkeypatch):
+    import torchvision
+
+    plain, calls = torchvision.datasets.CIFAR10, []
+
+    def recorded(root, train=True, transform=None, download=False):
+        calls.append("download" if download else "open")
+        return plain(root, train, transform)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", recorded)
+    monkeypatch.setattr(
+        "tr_det.classification.data.datasets.wait_for_all", lambda: calls.append("wait")
+    )
+    for rank, expected in ((0, ["download", "wait", "open"]), (1, ["wait", "open"])):
+        calls.clear()
+        monkeypatch.setattr("tr_det.classification.data.datasets.rank", lambda rank=rank: rank)
+        load_data(DataConfig(name="cifar10", root=str(cifar), download=True))
+        assert calls == expected
+
+
+def test_cifar_is_shifted_and_flipped_in_training_only(cifar):
+    data = load_data(DataConfig(name="cifar10", root=str(cifar)))
+    assert (data.num_classes, len(data.train), len(data.test)) == (10, 25, 5)
+    plain, label = data.test[4]
+    assert label == 9
+    pixels = (plain * torch.tensor(CIFAR_STD)[:, None, None]) + torch.tensor(CIFAR_MEAN)[
+        :, None, None
+    ]
+    torch.testing.assert_close((255 * pixels[0, :, 0]).round(), torch.arange(32.0))
+    torch.manual_seed(0)
+    seen = [data.train[0][0] for _ in range(20)]
+    assert len({image.numpy().tobytes() for image in seen}) > 10
+    left_to_right = [(image[1, 16, 20] > image[1, 16, 12]).item() for image in seen]
+    assert 0 < sum(left_to_right) < 20
+
+
+def test_digits_are_shifted_in_training_only():
+    data = load_data(DataConfig())
+    torch.manual_seed(0)
+    assert len({data.train[0][0].numpy().tobytes() for _ in range(200)}) == 9
+    assert len({data.test[0][0].numpy().tobytes() for _ in range(5)}) == 1
+
+
+def test_the_digits_have_one_size():
+    with pytest.raises(ValueError, match=r"data\.image_size=16: must be 0 or 8 for digits"):
+        load_data(DataConfig(image_size=16))

@@ -1,0 +1,87 @@
+"""Whole runs, as tools/train_classifier.py makes them, at a few updates."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tr_det.classification.config.file import load_config
+from tr_det.classification.engine.evaluate_only import evaluate_only
+from tr_det.classification.engine.results import read_results
+from tr_det.classification.engine.run import run
+from tr_det.runtime.metrics import read_records
+
+SGDT = ["quant.bits", "W2A2", "solver.optimizer", "SGDT"]
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def qat(*overrides):
+    return load_config("qat.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name", "resnet"], r"model\.name='resnet': must be one of"),
+        (["model.options", "{deep: 8}"], r"model\.options=.*must be arguments of resnet_cifar"),
+        (["data.name", "mnist"], r"data\.name='mnist': must be one of"),
+        (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR-10"),
+        (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it has no val/"),
+        (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),
+        (["solver.warmup", "8"], r"solver\.warmup=8: must be below the run's 8 updates"),
+        (["model.weights", "library"], r"model\.weights='library': must be .*nobody publishes"),
+        ([*SGDT, "tr.gain", "-1"], r"tr\.gain=-1\.0: must be"),
+        ([*SGDT, "tr.update", "bogus"], r"tr\.update='bogus': must be one of"),
+        (["run.device", "meta"], r"run\.device='meta': must be one of \['auto', 'cpu'"),
+        (["model.options", "{width: -1}"], r"model\.options=\{'width': -1\}: must be arguments"),
+        (["solver.batch_size", "5000"], r"solver\.batch_size=5000: must be at most"),
+        (["solver.no_decay", "[fd.*]"], r"solver\.no_decay='fd\.\*': must be a glob over names"),
+        (
+            ["solver.loss", "distributional", "solver.teacher", "resnet_cifar"],
+            r"solver\.teacher_weights='library': must be .*nobody publishes",
+        ),
+    ],
+)
+def test_what_only_a_run_can_find_wrong_is_told_by_key(folder, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run(load_config("fp.yaml", overrides))
+
+
+def tool(*arguments, command=(), program=ROOT / "tools/train_classifier.py"):
+    return subprocess.run(
+        [sys.executable, *command, str(program), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(folder):
+    done = tool("--config-file", "fp.yaml", "solver.lrr", "1")
+    assert done.returncode == 2
+    assert done.stderr == "error: solver.lrr: unknown key; did you mean solver.lr?\n"
+
+
+def test_torchrun_s_processes_train_one_model_together(folder, same, final):
+    """The program holds their weights to be equal; a run that is stopped and resumed is its own."""
+    program = Path(__file__).with_name("two_processes.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    overrides = ["model.pretraining", "", "solver.iterations", "3", "run.checkpoint_period", "2"]
+    overrides += ["run.output_dir", "whole", "quant.act_quantizer", "running_minmax"]
+    overrides += ["solver.methods", "[freezing, weight_average decay=0.9]"]
+    done = tool("--config-file", "qat.yaml", *overrides, command=torchrun, program=program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1") == 1
+    metrics = read_records(Path("whole/metrics.json"))
+    assert [row["iteration"] for row in metrics] == [0, 1, 2, 2]
+    for part in ("model", "optimizer", "scheduler", "iteration"):
+        assert same(final("whole")[part], final("stopped")[part]), part
+    (row,) = read_results("whole")
+    (alone,) = evaluate_only(qat(*overrides))
+    assert alone["accuracy"] == row["accuracy"]
+    assert alone["loss"] == pytest.approx(row["loss"], rel=1e-5)

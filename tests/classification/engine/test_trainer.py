@@ -1,0 +1,151 @@
+"""The loop, through whole runs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tr_det.classification.config.file import load_config
+from tr_det.classification.data.datasets import load_data
+from tr_det.classification.data.loader import train_batches
+from tr_det.classification.engine.run import run
+from tr_det.classification.engine.trainer import ClassifierTrainer
+from tr_det.classification.models.build import build_network
+from tr_det.runtime.metrics import read_records
+
+SGDT = ["quant.bits", "W2A2", "solver.optimizer", "SGDT"]
+
+
+def qat(*overrides):
+    return load_config("qat.yaml", overrides)
+
+
+@pytest.mark.parametrize("optimizer", ["SGDT", "AdamWT", "Adam"])
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(
+    folder, optimizer, same, final, stop_at
+):
+    config = qat("solver.optimizer", optimizer, "run.output_dir", "whole")
+    whole = run(config)
+    stop_at(config, "model_0000004.pth", "stopped")
+    resumed = run(
+        qat("solver.optimizer", optimizer, "run.output_dir", "stopped", "data.workers", "1"),
+        resume=True,
+    )
+    first, second = final("whole"), final("stopped")
+    assert first["iteration"] == second["iteration"] == 8
+    for part in ("model", "optimizer", "scheduler"):
+        assert same(first[part], second[part]), part
+    assert resumed[-1]["accuracy"] == whole[-1]["accuracy"]
+    metrics = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "eta_seconds"}
+            for line in (Path(name) / "metrics.json").read_text().splitlines()
+        ]
+        for name in ("whole", "stopped")
+    ]
+    assert metrics[0] == metrics[1]
+
+
+def test_metrics_tell_what_updates_do_to_weights(folder):
+    run(qat("solver.iterations", "4"))
+    rows = [
+        json.loads(line)
+        for line in Path("output/classification")
+        .rglob("qat_w2a2/metrics.json")
+        .__next__()
+        .read_text()
+        .splitlines()
+    ]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 3]
+    for key in ("loss", "accuracy", "lr", "tr/target", "tr/running", "tr/talr"):
+        assert key in rows[2], key
+    assert rows[2]["tr/step_size"] >= rows[2]["tr/rate"] / 2 > 0
+    assert 0 < rows[2]["tr/distance"] <= 0.5
+    assert "tr_layers/blocks.0.conv1/talr" in rows[2]
+    assert {"test/accuracy", "test/top5", "test/loss"} < rows[-1].keys()
+
+
+def test_bfloat16_changes_the_forward_only(folder, final):
+    config = load_config("fp.yaml", ["run.output_dir", "a", "run.precision", "bfloat16"])
+    run(config)
+    assert all(
+        value.dtype == torch.float32
+        for key, value in final("a")["model"].items()
+        if value.is_floating_point()
+    )
+    run(load_config("fp.yaml", ["run.output_dir", "b"]))
+    assert not torch.equal(final("a")["model"]["fc.weight"], final("b")["model"]["fc.weight"])
+    with pytest.raises(ValueError, match=r"run\.precision='float16': must be"):
+        run(load_config("fp.yaml", ["run.output_dir", "c", "run.precision", "float16"]))
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise OSError("bad.jpg: cannot be read")
+
+
+@pytest.mark.parametrize("period", [0, 4])
+def test_a_failing_evaluation_does_not_lose_what_was_trained(folder, monkeypatch, period):
+    plain, config = load_data, load_config("fp.yaml", ["run.eval_period", str(period)])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "tr_det.classification.engine.run.load_data",
+            lambda section: dataclasses.replace(plain(section), test=Unreadable()),
+        )
+        with pytest.raises(OSError, match=r"bad\.jpg"):
+            run(config)
+    written = "model_0000004" if period else "model_final"
+    assert (Path(config.run.output_dir) / f"{written}.pth").is_file()
+    assert run(config, resume=True)[0]["accuracy"] >= 0
+    rows = read_records(Path(config.run.output_dir) / "metrics.json")
+    assert [row["iteration"] for row in rows if "loss" in row] == list(range(8))
+
+
+@pytest.mark.parametrize(("kept", "numbers"), [(2, [6, 7]), (0, [1, 2, 3, 4, 5, 6, 7])])
+def test_the_newest_checkpoints_are_kept_and_the_last_one(folder, kept, numbers):
+    overrides = ["run.checkpoint_period", "1", "run.keep_checkpoints", str(kept)]
+    run(load_config("fp.yaml", [*overrides, "run.output_dir", "a"]))
+    expected = {f"model_{number:07d}.pth" for number in numbers} | {"model_final.pth"}
+    assert {path.name for path in Path("a").glob("*.pth*")} == expected
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "SGDT"])
+def test_a_diverging_run_stops(folder, optimizer):
+    overrides = [*SGDT[:2], "solver.optimizer", optimizer, "solver.lr", "1e30"]
+    with pytest.raises(FloatingPointError, match=r"NaN or inf|the loss is .* of 8: .*solver\.lr"):
+        run(load_config("fp.yaml", overrides))
+    assert not list(Path("output").rglob("results.json"))
+
+
+def test_going_on_asks_for_the_same_data_and_tells_of_other_processes(folder, caplog, stop_at):
+    config = load_config("fp.yaml", ["run.output_dir", "a"])
+    run(config)
+    stop_at(config, "model_0000004.pth", "stopped")
+    config = load_config("fp.yaml", ["run.output_dir", "stopped"])
+    path = Path("stopped/model_0000004.pth")
+    stored = torch.load(path, weights_only=True)
+    torch.save({**stored, "images": 9}, path)
+    with pytest.raises(ValueError, match=r"data\.root='datasets': gives \d+ images, .* with 9;"):
+        run(config, resume=True)
+    torch.save({**stored, "processes": 2}, path)
+    run(config, resume=True)
+    assert any("Begun by 2 processes, going on with 1" in text for text in caplog.messages)
+
+
+def test_an_update_that_float16_s_scaler_leaves_out_moves_no_schedule(folder):
+    config = qat("model.pretraining", "", "run.output_dir", "a")
+    data = load_data(config.data)
+    trainer = ClassifierTrainer(config, build_network(config, data, published=False)[0], data)
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    batches = train_batches(data.train, 32, seed=0)
+    broken = ((images * float("nan"), labels) for images, labels in batches)
+    for stream in (batches, broken, batches):
+        trainer._step(stream, logged=False)
+    groups = [group for group in trainer.optimizer.param_groups if "talr" in group]
+    assert {group["tr_step"] for group in groups} == {trainer.scheduler.last_epoch} == {2}
+    assert (trainer.iteration, trainer.attached.step) == (3, 2)

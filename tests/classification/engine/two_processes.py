@@ -1,0 +1,40 @@
+"""What torchrun starts in a test: the tool, whose run is then repeated, stopped and resumed."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import train_classifier
+
+from tr_det.classification.engine.run import run
+from tr_det.classification.engine.trainer import ClassifierTrainer
+
+plain = ClassifierTrainer.train
+
+
+def train_and_compare(trainer):
+    result = plain(trainer)
+    mine = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    first = mine.clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(mine, first)
+    return result
+
+
+def run_and_resume(config, resume):
+    rows = run(config, resume)
+    if dist.get_rank() == 0:
+        shutil.copytree(config.run.output_dir, "stopped")
+        Path("stopped/model_final.pth").unlink()
+        Path("stopped/last_checkpoint").write_text("model_0000002.pth")
+    dist.barrier()
+    folder = dataclasses.replace(config.run, output_dir="stopped")
+    run(dataclasses.replace(config, run=folder), resume=True)
+    return rows
+
+
+ClassifierTrainer.train = train_and_compare
+train_classifier.run = run_and_resume
+train_classifier.main()

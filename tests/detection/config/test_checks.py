@@ -1,0 +1,127 @@
+import re
+
+import pytest
+from detectron2.modeling import build_model
+
+from tr_det.detection import QuantTrainer
+from tr_det.detection.config.checks import check_config, value_of
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("SOLVER.MAX_ITER", 0, "at least 1"),
+        ("SOLVER.IMS_PER_BATCH", 0, "at least 1"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "at least 1"),
+        ("SOLVER.BASE_LR", 0.0, "positive"),
+        ("TEST.AUG.ENABLED", True, "False"),
+        ("TEST.EXPECTED_RESULTS", [["segm", "AP", 3, 1]], r"a list .* a task of \['bbox'\]"),
+        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", "x", 1]], r"a list of \[task, metric, "),
+        ("SOLVER.BASE_LR", float("nan"), "positive"),
+        ("SOLVER.MOMENTUM", 1.0, r"in \[0, 1\)"),
+        ("SOLVER.WEIGHT_DECAY", -1e-4, "not negative"),
+        ("SOLVER.BETAS", (0.9,), r"two numbers in \[0, 1\)"),
+        ("SOLVER.BETAS", (0.9, 1.0), r"two numbers in \[0, 1\)"),
+        ("SOLVER.SCALE_LR_FACTOR", -0.1, "not negative"),
+        ("SOLVER.TR.FACTOR", 0.0, r"in \(0, 1\]"),
+        ("SOLVER.TR.FACTOR", 1.5, r"in \(0, 1\], or .*-1\.0"),
+        ("SOLVER.TR.FACTOR", -0.5, r"in \(0, 1\], or .*-1\.0"),
+        ("SOLVER.TR.LOG_PERIOD", 0, "at least 1"),
+        ("SOLVER.OPTIMIZER", "SGDD", r"one of \['Adagrad'"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full", r"one of \['norm', 'value'\]"),
+        ("SOLVER.AMP.DTYPE", "float8", r"one of \['auto'"),
+        ("MODEL.META_ARCHITECTURE", "QuantRetinaNett", "one of .*'QuantRetinaNet'"),
+        ("MODEL.BACKBONE.NAME", "resnet", "one of .*'build_quant_resnet_backbone'"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "None", "one of .*'DefaultAnchorGenerator'"),
+        ("MODEL.RESNETS.DEPTH", 19, r"one of \[18, 34"),
+        ("MODEL.RESNETS.RES5_DILATION", 2, "1 for ResNet-18"),
+        ("MODEL.QUANT.WEIGHT_BITS", 0, "from 1 to 8"),
+        ("MODEL.QUANT.CALIBRATION_BATCHES", 0, "at least 1"),
+        ("MODEL.DEVICE", "gpu", "'cpu', 'cuda' or 'cuda:N'"),
+        ("DATALOADER.NUM_WORKERS", -1, "not negative"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["SGD", "SGDT"])
+def test_values_that_cannot_work_are_refused_with_what_is_allowed(
+    make_config, optimizer, key, value, allowed
+):
+    cfg = make_config("SOLVER.OPTIMIZER", optimizer, "SOLVER.AMP.ENABLED", True)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    check_config(cfg)
+    parent, _, leaf = key.rpartition(".")
+    value_of(cfg, parent)[leaf] = value
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}=.*: must be {allowed}") as caught:
+        check_config(cfg)
+    assert str(caught.value).startswith(f"{key}={value!r}: ")
+
+
+@pytest.mark.parametrize("architecture", ["QuantRetinaNet", "RetinaNet"])
+@pytest.mark.parametrize(
+    ("key", "value", "glob"),
+    [
+        ("SKIP", ["*stem.conv1", "haed.*"], "'haed.*'"),
+        ("RULES", ["haed.* weight_bits=8"], "'haed.*'"),
+    ],
+)
+def test_a_glob_that_matches_no_layer_is_reported_by_its_key(
+    make_config, architecture, key, value, glob
+):
+    cfg = make_config("MODEL.META_ARCHITECTURE", architecture)
+    cfg.MODEL.QUANT[key] = value
+    with pytest.raises(ValueError) as caught:
+        QuantTrainer.build_model(cfg)
+    message = str(caught.value)
+    assert message.startswith(f"MODEL.QUANT.{key}={glob}: must be ")
+    assert "matches a layer; layers are backbone." in message
+
+
+def test_under_retinanet_bits_for_a_head_that_stays_as_it_is_are_reported(make_config):
+    cfg = make_config("MODEL.META_ARCHITECTURE", "RetinaNet")
+    cfg.MODEL.QUANT.RULES = ["head.cls_subnet.* weight_bits=8"]
+    with pytest.raises(
+        ValueError, match=r"^MODEL\.QUANT\.RULES='head\.cls_subnet\.\*': must be .* layer"
+    ):
+        QuantTrainer.build_model(cfg)
+    cfg.MODEL.QUANT.RULES = ["backbone.*res2* weight_bits=8"]
+    QuantTrainer.build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rules", "message"),
+    [
+        (
+            "ACT_QUANTIZER",
+            "pact",
+            ["*fpn_output3 act_bits=1"],
+            "ACT_BITS=1: must be from 2 to 8 .*'backbone.fpn_output3'",
+        ),
+        (
+            "WEIGHT_QUANTIZER",
+            "lsq",
+            ["*res2* weight_bits=1"],
+            "WEIGHT_BITS=1: must be from 2 to 8 .*'backbone.bottom_up.res2.0.conv1'",
+        ),
+    ],
+)
+def test_a_layer_that_a_quantizer_cannot_serve_is_named(make_config, key, value, rules, message):
+    cfg = make_config(f"MODEL.QUANT.{key}", value, "MODEL.QUANT.RULES", rules)
+    with pytest.raises(ValueError, match=rf"^MODEL\.QUANT\.{message}"):
+        QuantTrainer.build_model(cfg)
+
+
+def test_what_detectron2_asserts_about_a_model_is_a_value_error(make_config):
+    cfg = make_config("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone")
+    with pytest.raises(AssertionError):
+        build_model(cfg)
+    with pytest.raises(ValueError, match="Detectron2 cannot build it: Must set MODEL.RESNETS.RES2"):
+        QuantTrainer.build_model(cfg)
+
+
+def test_norms_that_need_gpus_are_refused_with_several_processes_without(make_config, monkeypatch):
+    cfg = make_config("MODEL.RESNETS.NORM", "SyncBN")
+    check_config(cfg)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"MODEL\.RESNETS\.NORM='SyncBN': must be 'naiveSyncBN'"):
+        check_config(cfg)
+    cfg.MODEL.RESNETS.NORM = "naiveSyncBN"
+    check_config(cfg)

@@ -1,0 +1,43 @@
+"""configs/quick: the instant test holds what it expects, and fails if it does not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tr_det.detection import QuantTrainer
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = "configs/quick/instant_retinanet_R18_half_w4a4_sgdt.yaml"
+
+
+def run(folder, *arguments):
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    command = ["tools/train_net.py", "--config-file", CONFIG, *arguments]
+    output = ("OUTPUT_DIR", str(folder / "out"))
+    return subprocess.run(
+        [sys.executable, *command, *output],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_instant_config_holds_what_it_expects(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "Results verification passed" in done.stdout + done.stderr
+
+
+def test_a_result_that_is_not_as_expected_stops_with_status_1(make_config):
+    cfg = make_config("TEST.EXPECTED_RESULTS", [["bbox", "AP", 99.0, 0.5]])
+    with pytest.raises(SystemExit, match="1"):
+        QuantTrainer(cfg).train()

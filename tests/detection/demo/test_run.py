@@ -1,0 +1,152 @@
+"""The demo's phases on the tiny dataset, and what an interruption leaves."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from detectron2.modeling import build_model
+
+from tr_det.detection import QuantCheckpointer
+from tr_det.detection.demo import run as demo_module
+from tr_det.detection.demo.run import DemoOptions, build_config, run_demo
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def make_options(tiny, make_config, tmp_path, monkeypatch):
+    """Return ``make(**fields) -> DemoOptions`` for the tiny model, dataset and 20 iterations."""
+    cfg = make_config()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    cfg.MODEL.QUANT.ENABLED = False
+    QuantCheckpointer(build_model(cfg), str(tmp_path)).save("fp")
+    built = SimpleNamespace(root=tmp_path)
+    monkeypatch.setattr(demo_module, "build_digit_scenes", lambda *_, **__: built)
+
+    def make(**fields):
+        return DemoOptions(
+            **{
+                "config_file": tmp_path / "config.yaml",
+                "weights": tmp_path / "fp.pth",
+                "output": tmp_path / "demo",
+                "iterations": 20,
+                # An untrained detector scores around 0.01: keep its detections.
+                "overrides": ("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
+                **fields,
+            }
+        )
+
+    return make
+
+
+def test_the_demo_leaves_results_pictures_and_the_table(make_options, tmp_path):
+    said = []
+    results = run_demo(make_options(), say=said.append)
+    stored = json.loads((tmp_path / "demo/results.json").read_text())
+    assert {"fp", "before_qat", "after_qat", "tr", "seconds"} <= stored.keys()
+    for phase in ("fp", "before_qat", "after_qat"):
+        assert {"AP", "AP50", "AP75", "APs", "APm", "APl"} <= stored[phase].keys()
+    assert stored["tr"]["iteration"] == list(range(20))
+    assert stored["tr"]["initial_target"] == pytest.approx(2e-3)
+    assert stored["tr"]["target"][0] == pytest.approx(2e-3)
+    assert stored["tr"]["target"][-1] < 2e-5
+    assert stored["seconds"]["qat"] > 0
+    assert stored["storage_mb"]["quantized"] < stored["storage_mb"]["fp"] / 2
+    assert results["weight_bits"] == stored["weight_bits"] == 4
+    for picture in ("tr_curves.png", "detections.png"):
+        assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
+    text = "\n".join(said)
+    assert "W4A4 before QAT" in text
+    assert "[5/5]" in text
+    assert "20/20" in text
+    assert "left" in text
+
+
+def test_an_interrupted_demo_resumes_where_it_stopped(make_options, tmp_path):
+    options = make_options(
+        overrides=(*make_options().overrides, "SOLVER.CHECKPOINT_PERIOD", "5"),
+    )
+
+    def interrupt(text):
+        if text.strip().startswith("12/20"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(options, say=interrupt)
+    assert not (tmp_path / "demo/results.json").exists()
+    said = []
+    results = run_demo(options, say=said.append)
+    text = "\n".join(said)
+    assert text.count("done before") == 3
+    assert "resuming at iteration 10" in text
+    assert results["tr"]["iteration"] == list(range(20))
+    assert results["after_qat"]["AP"] >= 0
+
+
+def test_the_same_command_after_a_complete_run_starts_anew(make_options, tmp_path):
+    options = make_options()
+    run_demo(options, say=lambda _: None)
+    said = []
+    run_demo(options, say=said.append)
+    assert "done before" not in "\n".join(said)
+    runs = sorted(path.name for path in (tmp_path / "demo/runs").iterdir())
+    assert runs == [options.run_name, f"{options.run_name}.1"]  # nothing is thrown away
+    assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
+
+
+def test_a_plain_optimizer_has_no_target(make_options):
+    said = []
+    results = run_demo(make_options(optimizer="SGD"), say=said.append)
+    assert results["tr"]["target"] == []
+    assert "plain SGD: no target" in "\n".join(said)
+    assert build_config(make_options(optimizer="SGD")).MODEL.QUANT.LEARN_WEIGHT_SCALE
+    assert not build_config(make_options()).MODEL.QUANT.LEARN_WEIGHT_SCALE
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 0}, "--bits=0: must be"),
+        ({"bits": 9}, "--bits=9: must be"),
+        ({"bits": 32}, "--bits=32: must be"),
+        ({"optimizer": "SGDX"}, r"--optimizer='SGDX': must be one of"),
+        ({"overrides": ("OUTPUT_DIR", "x")}, "OUTPUT_DIR: the demo sets it itself; use --output"),
+        ({"overrides": ("SOLVER.MAX_ITER", "9")}, "SOLVER.MAX_ITER: .* use --iters"),
+        ({"iterations": 5}, "--iters=5: must be at least 20"),
+    ],
+)
+def test_bad_options_are_refused(make_options, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_options(**fields)
+
+
+def test_a_missing_checkpoint_is_named(make_options, tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        make_options(weights=tmp_path / "gone.pth")
+
+
+def test_runs_with_other_options_have_other_folders(make_options):
+    names = {
+        make_options().run_name,
+        make_options(bits=2).run_name,
+        make_options(optimizer="SGD").run_name,
+        make_options(iterations=30).run_name,
+        make_options(overrides=()).run_name,
+    }
+    assert len(names) == 5
+
+
+def test_the_shipped_checkpoint_fits_the_shipped_config(tmp_path):
+    weights = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
+    assert weights.stat().st_size < 10e6
+    options = DemoOptions(
+        config_file=ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml",
+        weights=weights,
+        output=tmp_path,
+    )
+    cfg = build_config(options).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    QuantCheckpointer(model).load(str(weights))

@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+
+from tr_det.core import quantized_layers
+from tr_det.detection import QuantTrainer
+from tr_det.detection.demo.report import read_metrics
+
+
+def trained(cfg, until=None):
+    """Train to the end, or stop as an interruption would after ``until`` iterations."""
+    trainer = QuantTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    if until is not None:
+        trainer.max_iter = until
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def quiet_config(make_config):
+    """Config without evaluation at the end."""
+
+    def make(*overrides):
+        cfg = make_config(*overrides)
+        cfg.DATASETS.TEST = ()
+        return cfg
+
+    return make
+
+
+def test_tr_curves_reach_metrics_json_and_tensorboard(quiet_config, tmp_path):
+    trainer = trained(quiet_config())
+    rows = read_metrics(tmp_path / "out/metrics.json")
+    rows = [row for row in rows if "tr/target" in row]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    targets = [row["tr/target"] for row in rows]
+    assert targets[0] == pytest.approx(1e-3 * 2)
+    assert targets == sorted(targets, reverse=True)
+    layers = [name for name, _ in quantized_layers(trainer.model)]
+    last = rows[-1]
+    for quantity in ("target", "running", "talr"):
+        values = [last[f"tr_layers/{layer}/{quantity}"] for layer in layers]
+        assert last[f"tr/{quantity}"] == pytest.approx(sum(values) / len(values), rel=1e-4)
+    groups = {g["name"]: g for g in trainer._trainer.optimizer.param_groups if "quantizer" in g}
+    first = layers[0]
+    assert last[f"tr_layers/{first}/talr"] == pytest.approx(
+        groups[f"{first}.weight"]["talr"].item(), rel=1e-5
+    )
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_continues_controllers_momentum_and_schedule(quiet_config, tmp_path):
+    first = trained(quiet_config(), until=2)
+    saved = first._trainer.optimizer.state_dict()
+    resumed = QuantTrainer(quiet_config())
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    state = resumed._trainer.optimizer.state_dict()
+    assert [g["lr"] for g in state["param_groups"]] == [g["lr"] for g in saved["param_groups"]]
+    for now, then in zip(state["param_groups"], saved["param_groups"], strict=True):
+        for key in ("talr", "running_tr", "transition_rate", "tr_step"):
+            assert (key in now) == (key in then)
+            if key in then:
+                assert float(now[key]) == float(then[key])
+    assert state["state"].keys() == saved["state"].keys()
+    for key, value in saved["state"].items():
+        torch.testing.assert_close(
+            state["state"][key]["momentum_buffer"], value["momentum_buffer"], rtol=0, atol=0
+        )
+    resumed.train()
+    assert all(g["tr_step"] == 4 for g in resumed._trainer.optimizer.param_groups if "talr" in g)
+
+
+def test_resuming_with_another_bit_width_is_refused_and_nothing_is_lost(quiet_config, tmp_path):
+    trained(quiet_config(), until=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}
+    assert before
+    other = QuantTrainer(quiet_config("MODEL.QUANT.WEIGHT_BITS", 2))
+    with pytest.raises(ValueError, match="codes -8 to 7, this model has .*codes -2 to 1"):
+        other.resume_or_load(resume=True)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_evaluation_gives_coco_metrics(make_config, tmp_path):
+    cfg = make_config("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    trainer = trained(cfg)
+    results = trainer.test(cfg, trainer.model)
+    assert set(results["bbox"]) >= {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    detections = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= set(detections[0])
+
+
+def test_two_runs_from_one_seed_are_bit_identical(quiet_config):
+    states = []
+    for name in ("a", "b"):
+        cfg = quiet_config()
+        cfg.OUTPUT_DIR += name
+        seed_all_rng(cfg.SEED)
+        states.append(trained(cfg).model.state_dict())
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamT", "AdamWT", "AdamW"])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_other_optimizers_and_bit_widths_train(quiet_config, optimizer, bits):
+    cfg = quiet_config("MODEL.QUANT.WEIGHT_BITS", bits, "MODEL.QUANT.ACT_BITS", bits)
+    cfg.SOLVER.OPTIMIZER = optimizer
+    cfg.SOLVER.BASE_LR = 1e-3
+    cfg.SOLVER.MAX_ITER = 2
+    trainer = trained(cfg)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_quantization_that_does_not_happen_is_refused(make_config):
+    cfg = make_config("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.QUANT.SKIP", ["*"])
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    with pytest.raises(ValueError, match=r"ENABLED=True, but no layer of RetinaNet with build_ret"):
+        QuantTrainer.build_model(cfg)

@@ -1,0 +1,129 @@
+"""Two processes on a CPU, through Detectron2's launcher."""
+
+import json
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser
+from torch.multiprocessing import ProcessRaisedException
+
+from tests.detection.engine import two_processes
+from tr_det.core.quantizers import FREE
+from tr_det.detection.engine.processes import run_processes
+from tr_det.runtime.cli import one_line_errors
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tiny, scenes, tmp_path_factory):
+    """Return the folder where two processes leave what they end up with, and how they ended."""
+    folder = tmp_path_factory.mktemp("two")
+    data = {name: MetadataCatalog.get(name) for name in (tiny.TRAIN, tiny.VAL)}
+    (folder / "datasets.json").write_text(
+        json.dumps([(name, m.json_file, m.image_root) for name, m in data.items()])
+    )
+    cfg = tiny.tiny_config(folder / "out", "SOLVER.TR.FACTOR", 0.05, "DATASETS.TEST", ())
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.SOLVER.TR.GAIN, cfg.SOLVER.MOMENTUM = 1.0, 0.0
+    cfg.SOLVER.METHODS = [
+        "tracker momentum=0.1",
+        "freezing threshold=0.15",
+        "weight_average decay=0.9",
+    ]
+    (folder / "config.yaml").write_text(cfg.dump())
+    launched = ["--num-gpus", "2", "--dist-url", "auto"]
+    args = default_argument_parser().parse_args(
+        [*launched, "--config-file", str(folder / "config.yaml")]
+    )
+    with pytest.raises(ProcessRaisedException) as ended:
+        run_processes(two_processes.main, args)
+    return folder, ended.value
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    """Return what each process ended up with."""
+    folder, ended = run
+    assert (folder / "rank0.pth").exists(), ended
+    return [torch.load(folder / f"rank{rank}.pth") for rank in (0, 1)]
+
+
+def flat(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [tensor for item in items for tensor in flat(item)]
+
+
+WHAT = ["parameters", "codes", "controllers", "tracks", "average"]
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_processes_agree_bit_for_bit(found, what):
+    first, second = (flat(rank["whole"][what]) for rank in found)
+    assert first
+    for ours, theirs in zip(first, second, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_codes_moved_at_all(found):
+    _, talr, rate = found[0]["whole"]["controllers"]
+    assert rate.sum() > 0
+    assert talr.std() > 0
+
+
+def test_weights_were_held(run):
+    state = torch.load(run[0] / "out/model_final.pth", weights_only=True)["model"]
+    assert any((v != FREE).any() for key, v in state.items() if key.endswith(".held"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_resumed_run_ends_like_the_whole_one_in_each_process(found, rank):
+    whole, resumed = found[rank]["whole"], found[rank]["resumed"]
+    assert resumed["start"] == 2
+    assert resumed["normalizer"] == whole["normalizer"]
+    for what in WHAT:
+        for ours, theirs in zip(flat(resumed[what]), flat(whole[what]), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_loss_normalizers_of_the_processes_do_differ(found):
+    assert found[0]["whole"]["normalizer"] != found[1]["whole"]["normalizer"]
+
+
+def test_calibration_averages_batch_norm_over_the_processes(found):
+    for index in (0, 1):
+        own = [rank["own"][index] for rank in found]
+        assert not torch.equal(*own)
+        for rank in found:
+            torch.testing.assert_close(rank["averaged"][index], (own[0] + own[1]) / 2)
+
+
+def test_all_processes_evaluate_with_the_statistics_that_the_first_one_saves(found):
+    (first, *kept), (second, *taken) = (rank["evaluated"] for rank in found)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(mean, first) for mean in [*kept, *taken])
+
+
+def test_all_processes_evaluate_the_average_that_the_first_one_saves(found):
+    first, second = (rank["evaluated_average"] for rank in found)
+    average = first[-1]
+    assert not torch.equal(average, second[-1])
+    for before, within, after, _ in (first, second):
+        assert torch.equal(within, average)
+        assert torch.equal(after, before)  # each goes on with its own
+        assert not torch.equal(before, average)
+
+
+def test_data_parallelism_with_its_defaults(found):
+    first, second = (rank["default_ddp"] for rank in found)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, second, strict=True))
+
+
+def test_a_mistake_found_in_a_spawned_process_is_one_line(run, capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise run[1]
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: a mistake of the user's\n"

@@ -1,0 +1,129 @@
+"""What each process of test_two_processes.py does; a module, as spawned processes import it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import train_net
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from tr_det.core import quantized_layers
+from tr_det.detection import QuantTrainer, build_optimizer, calibrate
+from tr_det.runtime import calibration
+
+
+def train(cfg):
+    trainer = QuantTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    model = trainer.model.module
+    metrics = trainer.optimizer.transition_metrics()
+    tracker, average = saved_methods(trainer.optimizer)
+    return {
+        "start": trainer.start_iter,
+        "parameters": {key: p.detach() for key, p in model.named_parameters()},
+        "codes": {
+            key: layer.weight_quantizer.codes(layer.weight)
+            for key, layer in quantized_layers(model)
+        },
+        "tracks": tracker,
+        "average": {key: average[key] for key, _ in model.named_parameters()},
+        "controllers": [metrics.running, metrics.talr, metrics.rate],
+        "normalizer": model.loss_normalizer,
+    }
+
+
+def saved_methods(optimizer):
+    """Return the tracker's state and the average."""
+    methods = optimizer.state_dict()["tr_det"]["methods"]
+    return methods["tracker"], methods["weight_average"]
+
+
+NORM = "backbone.bottom_up.res2.0.conv1.norm"
+
+
+def evaluated_statistics(cfg, methods):
+    """Return a norm's running mean before, within and after an evaluation, and its average."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER = f"{cfg.OUTPUT_DIR}_evaluated", 2
+    cfg.SOLVER.METHODS, cfg.DATASETS.TEST = methods, ("tiny_scenes_val",)
+    seen = []
+
+    class Watching(QuantTrainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            cls.mean = model.module.get_submodule(NORM).running_mean
+            seen.append(cls.mean.clone())
+            results = super().test(cfg, model, evaluators)
+            seen.append(cls.mean.clone())
+            return results
+
+        @classmethod
+        def build_test_loader(cls, cfg, name):
+            seen.append(cls.mean.clone())
+            return super().build_test_loader(cfg, name)
+
+    trainer = Watching(cfg)
+    trainer.train()
+    if methods:
+        seen.append(saved_methods(trainer.optimizer)[1][f"{NORM}.running_mean"])
+    return seen
+
+
+def default_ddp(cfg):
+    """Train a step under DistributedDataParallel with its defaults; return all parameters."""
+    torch.manual_seed(0)
+    model = QuantTrainer.build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    batches = iter(QuantTrainer.build_train_loader(cfg))
+    before = [p.detach().clone() for p in model.parameters()]
+    with EventStorage():
+        sum(wrapped(next(batches)).values()).backward()
+        optimizer.step()
+        wrapped(next(batches))  # takes the first one's buffers
+    after = [p.detach() for p in model.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    return after
+
+
+def norm_statistics(cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    calibrate(model, QuantTrainer.build_train_loader(cfg), 2)
+    norm = model.backbone.bottom_up.res2[0].conv1.norm
+    return [norm.running_mean, norm.running_var]
+
+
+def main(args):
+    """Train, stop and resume, calibrate, leave what came of it in a file, and make a mistake."""
+    torch.set_num_threads(1)
+    folder = Path(args.config_file).parent
+    for name, json_file, images in json.loads((folder / "datasets.json").read_text()):
+        register_coco_instances(name, {}, json_file, images)
+    cfg = train_net.load_config(args)
+    found = {"whole": train(cfg)}
+    stopped = cfg.clone()
+    stopped.defrost()
+    stopped.OUTPUT_DIR += "_stopped"
+    if comm.is_main_process():
+        Path(stopped.OUTPUT_DIR).mkdir()
+        shutil.copy(f"{cfg.OUTPUT_DIR}/model_0000001.pth", stopped.OUTPUT_DIR)
+        (Path(stopped.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000001.pth")
+    comm.synchronize()
+    found["resumed"] = train(stopped)
+    found["averaged"] = norm_statistics(cfg)
+    calibration.average_statistics = lambda model: None
+    found["own"] = norm_statistics(cfg)
+    found["evaluated"] = evaluated_statistics(cfg, [])
+    found["evaluated_average"] = evaluated_statistics(cfg, ["tracker", "weight_average decay=0.5"])
+    found["default_ddp"] = default_ddp(cfg)
+    torch.save(found, folder / f"rank{comm.get_rank()}.pth")
+    comm.synchronize()
+    raise ValueError("a mistake of\nthe user's")

@@ -1,0 +1,125 @@
+"""Files are whole or not there; JSON is what every strict parser reads."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tr_det.runtime import files
+from tr_det.runtime.files import write_json, written_aside
+
+
+def strict_load(path: Path):
+    def refuse(token: str):
+        raise AssertionError(f"{token} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_json_is_strict_and_plain(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_json(
+        path,
+        {
+            "nan": math.nan,
+            "inf": [math.inf, -math.inf, 1.5],
+            "np_nan": np.float32("nan"),
+            "scalars": (np.float32(0.5), np.int64(7), np.bool_(True), np.array(3)),
+            "array": np.array([[1.0, np.nan], [2.0, 3.0]]),
+            "path": tmp_path,
+            np.int64(5): "numpy key",
+            "kept": [True, None, 3, "NaN", "é"],
+        },
+    )
+    loaded = strict_load(path)
+    assert loaded == {
+        "nan": None,
+        "inf": [None, None, 1.5],
+        "np_nan": None,
+        "scalars": [0.5, 7, True, 3],
+        "array": [[1.0, None], [2.0, 3.0]],
+        "path": str(tmp_path),
+        "5": "numpy key",
+        "kept": [True, None, 3, "NaN", "é"],
+    }
+    assert loaded["scalars"][2] is True
+    assert os.listdir(path.parent) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [({"a": [1, {2}]}, r"\$\.a\[1\] is a set"), ({(1, 2): 3}, r"\$ has the key \(1, 2\)")],
+)
+def test_json_names_what_it_cannot_write_and_keeps_the_old_file(tmp_path, bad, place):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError, match=place):
+        write_json(path, bad)
+    assert strict_load(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_disk_keeps_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"new": 2})
+    assert strict_load(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_the_new_file_is_whole_and_synced_before_it_takes_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    seen = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        seen.append("fsync")
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        assert strict_load(Path(source)) == {"new": 2}
+        assert strict_load(path) == {"old": 1}
+        assert Path(source).parent == tmp_path  # another file system would make this a copy
+        seen.append("replace")
+        real_replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    write_json(path, {"new": 2})
+    assert seen == ["fsync", "replace"]
+    assert strict_load(path) == {"new": 2}
+
+
+def test_written_aside_cleans_up_when_the_block_is_interrupted(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with written_aside(path) as aside:
+            assert aside.suffix == ".png"
+            assert aside != path
+            aside.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["picture.png"]
+
+
+def test_written_files_have_ordinary_permissions(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_json(tmp_path / "results.json", {})
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "results.json").stat().st_mode == mode

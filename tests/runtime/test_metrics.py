@@ -1,0 +1,22 @@
+import math
+
+from tr_det.runtime.metrics import MetricsWriter, read_records
+
+
+def test_a_resumed_run_drops_what_was_written_past_its_checkpoint(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    for iteration in range(4):
+        writer.write(iteration, {"loss": iteration / 2, "tr/target": math.nan})
+    writer.close()
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"iteration": 4, "lo')  # killed while writing
+    writer = MetricsWriter(tmp_path, start=2)
+    writer.write(2, {"loss": 7.0})
+    writer.close()
+    rows = read_records(tmp_path / "metrics.json")
+    assert rows == [
+        {"iteration": 0, "loss": 0.0},
+        {"iteration": 1, "loss": 0.5},
+        {"iteration": 2, "loss": 7.0},
+    ]
+    assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -1,0 +1,1 @@
+"""The configuration: keys, files, the run that another one starts from."""

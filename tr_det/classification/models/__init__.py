@@ -1,0 +1,1 @@
+"""Networks by name, and the network that a config asks for."""

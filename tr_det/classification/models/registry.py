@@ -1,0 +1,203 @@
+"""Networks by name, and what quantizing them must know: a short list of rules for each.
+
+Definitions come from torchvision and timm where they have them. Input signs are written down and
+not taken from data, because one batch proves nothing; the tests run data through every network and
+hold the lists to be right both ways. No first or last layer is quantized (S4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from tr_det.classification.config.keys import LIBRARY
+from tr_det.classification.models.reactnet import ReActNet18
+from tr_det.classification.models.resnet_cifar import ResNetCIFAR
+from tr_det.core import ConfigError, QuantConfig, QuantReport, QuantRule, quantize_model
+from tr_det.core.errors import check, check_among
+
+IMAGENET_CLASSES = 1000
+Builder = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its rules; globs over layer names.
+
+    Attributes:
+        build: called with ``num_classes``, ``in_channels``, ``pretrained`` and options.
+        full_precision: layers that are not quantized: the first one, what the network's authors
+            keep, and at the end the last one.
+        signed: layers whose input can be negative.
+        normed: layers that a batch norm follows where `quantize_model` cannot see it.
+    """
+
+    build: Builder
+    full_precision: tuple[str, ...]
+    signed: tuple[str, ...] = ()
+    normed: tuple[str, ...] = ()
+
+    def rules(self) -> tuple[QuantRule, ...]:
+        """Return the rules for `quantize_model`."""
+        return (
+            *(QuantRule(pattern=p, output_scale=False) for p in self.normed),
+            *(QuantRule(pattern=p, signed_input=True) for p in self.signed),
+            *(QuantRule(pattern=p, skip=True) for p in self.full_precision),
+        )
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    new_last_layer: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build a network in full precision.
+
+    Args:
+        name: one of `MODELS`.
+        num_classes: classes, >= 2.
+        in_channels: channels of the images.
+        pretrained: load the weights that torchvision or timm publish.
+        new_last_layer: but for the last layer, which then has random ones for any classes.
+        **options: the builder's own, e.g. ``depth=20``.
+
+    Raises:
+        ConfigError: by ``name``, ``options`` or ``weights``: an unknown one, or none published.
+    """
+    network = _network(name)
+    replaced = pretrained and new_last_layer
+    try:
+        model = network.build(
+            num_classes=IMAGENET_CLASSES if replaced else num_classes,
+            in_channels=in_channels,
+            pretrained=pretrained,
+            **options,
+        )
+    except (TypeError, ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
+        if not options:
+            raise
+        raise ConfigError("options", options, f"arguments of {name}: {error}") from None
+    if replaced:
+        last = network.full_precision[-1]
+        features: Any = model.get_submodule(last).in_features
+        model.set_submodule(last, nn.Linear(features, num_classes))
+    return model
+
+
+def quantize_network(model: nn.Module, name: str, config: QuantConfig) -> QuantReport:
+    """Quantize a network of `build_model` in place, by its rules.
+
+    Raises:
+        ConfigError: what only the network can tell, e.g. a quantizer that has no signed inputs.
+    """
+    return quantize_model(model, replace(config, rules=_network(name).rules()))
+
+
+def _network(name: str) -> Network:
+    check_among("name", name, MODELS)
+    return MODELS[name]
+
+
+def _own(network: Builder) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        if pretrained:
+            raise ConfigError("weights", LIBRARY, "a checkpoint: nobody publishes this network's")
+        return network(num_classes=num_classes, in_channels=in_channels, **options)
+
+    return build
+
+
+def _torchvision(name: str) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        from torchvision import models
+
+        _check_images(name, in_channels)
+        _check_classes(num_classes, pretrained)
+        # V1: what the papers of the time started from, ResNet-18 69.8 %, MobileNetV2 71.9 %.
+        weights = "IMAGENET1K_V1" if pretrained else None
+        return models.get_model(name, weights=weights, num_classes=num_classes, **options)
+
+    return build
+
+
+def _timm(name: str) -> Builder:
+    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+        try:
+            import timm
+        except ImportError:
+            allowed = "of torchvision's or ours without timm: pip install -e '.[timm]'"
+            raise ConfigError("name", name, allowed) from None
+        _check_classes(num_classes, pretrained)
+        return timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
+        )
+
+    return build
+
+
+def _check_images(name: str, in_channels: int) -> None:
+    check("name", name, in_channels == 3, "resnet_cifar or reactnet18 for grey images")
+
+
+def _check_classes(num_classes: int, pretrained: bool) -> None:
+    fits = not pretrained or num_classes == IMAGENET_CLASSES
+    allowed = (
+        f"a checkpoint, or for model.weights with model.new_last_layer true: the published ones "
+        f"have ImageNet's {IMAGENET_CLASSES} classes, the data has {num_classes}"
+    )
+    check("weights", LIBRARY, fits, allowed)
+
+
+_BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))
+_RESNET = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
+# Expansions start from a linear bottleneck; the first block has none.
+_MOBILENET_V2 = {
+    "full_precision": ("features.0.0", "classifier.1"),
+    "signed": (*(f"features.{block}.conv.0.0" for block in range(2, 18)), "features.18.0"),
+}
+# Hard swish from the fourth block on, and in the stem; squeeze layers end in a ReLU inside.
+_MOBILENET_V3_SMALL = {
+    "full_precision": ("features.0.0", "classifier.3"),
+    "signed": (
+        "features.1.block.0.0",
+        "features.2.block.0.0",
+        "features.3.block.0.0",
+        *(
+            f"features.{block}.block.{part}"
+            for block in range(4, 12)
+            for part in ("0.0", "1.0", "2.fc1", "3.0")
+        ),
+        "features.12.0",
+        "classifier.0",
+    ),
+}
+# The stem ends in a ReLU6, all other blocks in a linear bottleneck.
+_EFFICIENTNET_LITE0 = {
+    "full_precision": ("conv_stem", "classifier"),
+    "signed": ("blocks.[1-6].*.conv_pw", "conv_head"),
+    "normed": ("blocks.*", "conv_head"),
+}
+_DEIT = {"full_precision": ("patch_embed.proj", "head"), "signed": ("blocks.*",)}
+
+MODELS: dict[str, Network] = {
+    "resnet_cifar": Network(_own(ResNetCIFAR), ("conv1", "fc"), normed=("blocks.*",)),
+    "reactnet18": Network(
+        _own(ReActNet18),
+        ("conv1", "units.*.shortcut.1", "fc"),
+        signed=("units.*.conv",),
+        normed=("units.*.conv",),
+    ),
+    "resnet18": Network(_torchvision("resnet18"), **_RESNET),
+    "resnet34": Network(_torchvision("resnet34"), **_RESNET),
+    "mobilenet_v2": Network(_torchvision("mobilenet_v2"), **_MOBILENET_V2),
+    "mobilenet_v3_small": Network(_torchvision("mobilenet_v3_small"), **_MOBILENET_V3_SMALL),
+    "efficientnet_lite0": Network(_timm("efficientnet_lite0"), **_EFFICIENTNET_LITE0),
+    "deit_tiny": Network(_timm("deit_tiny_patch16_224"), **_DEIT),
+    "deit_small": Network(_timm("deit_small_patch16_224"), **_DEIT),
+}

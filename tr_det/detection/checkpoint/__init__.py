@@ -1,0 +1,1 @@
+"""Checkpoints of detectors, also of other projects."""

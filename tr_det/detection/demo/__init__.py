@@ -1,0 +1,1 @@
+"""The demo: its run, table and pictures."""

@@ -1,0 +1,341 @@
+"""The main job from start to end: full precision, quantization, QAT, and what each of them scores.
+
+Every phase leaves its result in a file, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from PIL import Image
+from torch import nn
+
+from tr_det.core.nn.config import check_bits
+from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
+from tr_det.detection.config.checks import check_config
+from tr_det.detection.config.keys import add_tr_det_config
+from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection.data.datasets import datasets_root
+from tr_det.detection.demo import report
+from tr_det.detection.demo.curves import draw_tr
+from tr_det.detection.demo.detections import draw_detections
+from tr_det.detection.demo.output import (
+    ProgressLine,
+    inference_progress,
+    log_to_file,
+    prints_to_log,
+)
+from tr_det.detection.engine.calibration import calibrate
+from tr_det.detection.engine.trainer import QuantTrainer
+from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
+from tr_det.digits.dataset import CLASS_NAMES, build_digit_scenes
+from tr_det.runtime.files import write_json
+
+LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
+"""Base learning rates of the demo; 1e-3 for the optimizers of Adam's family."""
+
+PICTURE_IMAGES = 4
+
+OWN_KEYS = {
+    "OUTPUT_DIR": "use --output",
+    "MODEL.QUANT.ENABLED": "for full precision use tools/train_net.py",
+    "MODEL.QUANT.WEIGHT_BITS": "use --bits",
+    "MODEL.QUANT.ACT_BITS": "use --bits",
+    "SOLVER.MAX_ITER": "use --iters",
+    "SOLVER.OPTIMIZER": "use --optimizer",
+}
+"""Config keys that would contradict the demo's own options."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo is asked to do.
+
+    Attributes:
+        config_file: YAML of the W4A4 run.
+        weights: full-precision checkpoint.
+        output: folder of results and checkpoints.
+        bits: of weights and activations, 1 to 8.
+        optimizer: name in OPTIMIZER_REGISTRY.
+        iterations: QAT iterations, >= 20.
+        overrides: more ``KEY VALUE`` pairs of the config.
+    """
+
+    config_file: Path
+    weights: Path
+    output: Path
+    bits: int = 4
+    optimizer: str = "SGDT"
+    iterations: int = 1000
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the command line gave."""
+        check_bits("--bits", self.bits)
+        if self.bits > 8:
+            raise ValueError(f"--bits={self.bits}: must be an integer from 1 to 8")
+        if self.optimizer not in OPTIMIZER_REGISTRY:
+            names = sorted(name for name, _ in OPTIMIZER_REGISTRY)
+            raise ValueError(f"--optimizer={self.optimizer!r}: must be one of {names}")
+        if self.iterations < 20:
+            raise ValueError(f"--iters={self.iterations}: must be at least 20")
+        for key in self.overrides[::2]:
+            if key in OWN_KEYS:
+                raise ValueError(f"{key}: the demo sets it itself; {OWN_KEYS[key]}")
+        if not self.weights.exists():
+            raise FileNotFoundError(
+                f"{self.weights}: the demo's full-precision checkpoint is missing"
+            )
+
+    @property
+    def run_name(self) -> str:
+        """Folder name that tells runs with different options apart."""
+        words = " ".join(self.overrides).encode()
+        extra = f"_{hashlib.sha256(words).hexdigest()[:8]}" if words else ""
+        return f"w{self.bits}a{self.bits}_{self.optimizer}_{self.iterations}{extra}"
+
+
+def build_config(options: DemoOptions) -> CfgNode:
+    """Return the frozen config of the quantized run."""
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    merge_file(cfg, options.config_file)
+    scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
+    plain_name = options.optimizer.removesuffix("T") if scheduled else options.optimizer
+    cfg.SOLVER.OPTIMIZER = options.optimizer
+    cfg.SOLVER.BASE_LR = LEARNING_RATES.get(plain_name, 1e-3)
+    cfg.SOLVER.MAX_ITER = options.iterations
+    cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)  # what an interruption can cost
+    cfg.MODEL.QUANT.WEIGHT_BITS = cfg.MODEL.QUANT.ACT_BITS = options.bits
+    cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = not scheduled
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.OUTPUT_DIR = str(options.output / "runs" / options.run_name)
+    merge_pairs(cfg, options.overrides)
+    check_config(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is left to do; return the results, which are also in ``results.json``."""
+    cfg = build_config(options)
+    run = _Run(options, cfg, say)
+    run.phase("dataset", "Building the embedded dataset", run.build_dataset)
+    run.phase("fp", "Evaluating the full-precision model", run.evaluate_full_precision)
+    run.phase(
+        "before_qat",
+        f"Quantizing to W{options.bits}A{options.bits} and evaluating",
+        run.quantize_and_evaluate,
+    )
+    run.phase(
+        "qat", f"Training with {options.optimizer} for {options.iterations} iterations", run.train
+    )
+    run.phase("after_qat", "Evaluating after QAT", run.evaluate_after)
+    results = run.finish()
+    say("\n" + report.results_table(results))
+    say(f"\nResults are in {options.output}: results.json, tr_curves.png, detections.png")
+    say(f"Checkpoints, metrics.json, TensorBoard events and log.txt are in {cfg.OUTPUT_DIR}")
+    return results
+
+
+class _Run:
+    """One run's phases and their state on disk."""
+
+    def __init__(self, options: DemoOptions, cfg: CfgNode, say: Callable[[str], None]) -> None:
+        self.options, self.cfg, self.say = options, cfg, say
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.state_file = self.folder / "state.json"
+        self.done = 0
+        if (self.folder / "complete").exists():  # the same command again is a new run
+            self.folder.rename(_unused_name(self.folder))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state: dict[str, Any] = (
+            json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+        )
+        self.state.setdefault("seconds", {})
+        log_to_file(self.folder)
+
+    def phase(self, name: str, title: str, work: Callable[[], Any]) -> None:
+        """Do a phase, or say that it has been done, and remember its result and seconds."""
+        self.done += 1
+        if name in self.state:
+            self.say(f"[{self.done}/5] {title}: done before")
+            return
+        self.say(f"[{self.done}/5] {title}")
+        seed_all_rng(self.cfg.SEED)
+        start = time.perf_counter()
+        seconds = self.state["seconds"]
+        before = seconds.get(name, 0.0)  # of an attempt that was interrupted
+        try:
+            result = work()
+        finally:
+            seconds[name] = before + time.perf_counter() - start
+            write_json(self.state_file, self.state)
+        self.state[name] = result
+        write_json(self.state_file, self.state)
+        if isinstance(result, dict) and "AP" in result:
+            self.say(
+                f"      AP {result['AP']:.2f}  AP50 {result['AP50']:.2f}  ({seconds[name]:.0f} s)"
+            )
+
+    def build_dataset(self) -> str:
+        """Write the digit scenes, unless they are there."""
+        last = [0.0]
+
+        def progress(done: int, total: int) -> None:
+            if done == total or time.perf_counter() - last[0] > 2:
+                last[0] = time.perf_counter()
+                self.say(f"      {done}/{total} scenes")
+
+        return str(build_digit_scenes(datasets_root(), progress=progress).root)
+
+    def evaluate_full_precision(self) -> dict[str, float]:
+        """Evaluate the checkpoint that everything starts from."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.QUANT.ENABLED = False
+        return self._evaluate(self._load(cfg, str(self.options.weights)), "fp")
+
+    def quantize_and_evaluate(self) -> dict[str, float]:
+        """Quantize the full-precision model, calibrate it, keep it and evaluate it."""
+        model = self._load(self.cfg, str(self.options.weights))
+        self.state["storage_mb"] = {
+            "fp": model.quant_report.storage_mb(quantized=False),
+            "quantized": model.quant_report.storage_mb(),
+        }
+        calibrate(
+            model,
+            QuantTrainer.build_train_loader(self.cfg),
+            self.cfg.MODEL.QUANT.CALIBRATION_BATCHES,
+        )
+        QuantCheckpointer(model, str(self.folder)).save("calibrated")
+        (
+            self.folder / "last_checkpoint"
+        ).unlink()  # that file means a QAT checkpoint to resume from
+        return self._evaluate(model, "before_qat")
+
+    def train(self) -> int:
+        """Run QAT from the calibrated model, or resume it."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(self.folder / "calibrated.pth")
+        cfg.DATASETS.TEST = ()  # evaluated as a phase of its own
+        trainer = _DemoTrainer(cfg, self.say)
+        trainer.resume_or_load(resume=True)
+        if trainer.start_iter:
+            self.say(f"      resuming at iteration {trainer.start_iter}")
+        trainer.train()
+        return cfg.SOLVER.MAX_ITER
+
+    def evaluate_after(self) -> dict[str, float]:
+        """Evaluate the trained model."""
+        return self._evaluate(
+            self._load(self.cfg, str(self.folder / "model_final.pth")), "after_qat"
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Write results.json and the pictures, and mark the run complete."""
+        options, state = self.options, self.state
+        rows = report.read_metrics(self.folder / "metrics.json")
+        series = report.tr_series(rows)
+        scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
+        if scheduled:
+            series["initial_target"] = self.cfg.SOLVER.TR.FACTOR * options.bits**0.5
+        results = {
+            **{key: state[key] for key in ("fp", "before_qat", "after_qat", "storage_mb")},
+            "tr": series,
+            "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
+            "weight_bits": options.bits,
+            "act_bits": options.bits,
+            "optimizer": options.optimizer,
+            "iterations": options.iterations,
+            "seed": self.cfg.SEED,
+            "torch": torch.__version__,
+            "device": self.cfg.MODEL.DEVICE,
+        }
+        title = (
+            f"W{options.bits}A{options.bits} {options.optimizer}, {options.iterations} iterations"
+        )
+        learning_rate = [(row["iteration"], row["lr"]) for row in rows if "lr" in row]
+        draw_tr(options.output / "tr_curves.png", series, title, learning_rate=learning_rate)
+        self._draw_detections()
+        write_json(self.folder / "results.json", results)
+        write_json(options.output / "results.json", results)
+        (self.folder / "complete").touch()
+        return results
+
+    def _load(self, cfg: CfgNode, weights: str) -> nn.Module:
+        model = QuantTrainer.build_model(cfg)
+        QuantCheckpointer(model).load(weights)
+        return model
+
+    def _evaluate(self, model: nn.Module, name: str) -> dict[str, float]:
+        evaluator = QuantTrainer.build_evaluator(
+            self.cfg, self.cfg.DATASETS.TEST[0], str(self.folder / name)
+        )
+        with prints_to_log(), inference_progress(self.say):
+            return dict(QuantTrainer.test(self.cfg, model, [evaluator])["bbox"])
+
+    def _draw_detections(self) -> None:
+        name = self.cfg.DATASETS.TEST[0]
+        metadata = MetadataCatalog.get(name)
+        category = metadata.thing_dataset_id_to_contiguous_id
+        columns = [self._predictions("fp", category), self._predictions("after_qat", category)]
+        scenes = sorted(DatasetCatalog.get(name), key=lambda scene: -len(scene["annotations"]))
+        rows = []
+        for scene in scenes[:: max(1, len(scenes) // PICTURE_IMAGES)][:PICTURE_IMAGES]:
+            image = np.asarray(Image.open(scene["file_name"]).convert("RGB"))
+            truth = [(_xyxy(a["bbox"]), a["category_id"], None) for a in scene["annotations"]]
+            rows.append(
+                (image, [truth, *(column.get(scene["image_id"], []) for column in columns)])
+            )
+        titles = ("ground truth", "full precision", f"{self.options.bits}-bit")
+        draw_detections(self.options.output / "detections.png", rows, CLASS_NAMES, columns=titles)
+
+    def _predictions(self, phase: str, category: dict[int, int]) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = {}
+        for entry in json.loads((self.folder / phase / "coco_instances_results.json").read_text()):
+            box = (_xyxy(entry["bbox"]), category[entry["category_id"]], entry["score"])
+            found.setdefault(entry["image_id"], []).append(box)
+        return found
+
+
+class _DemoTrainer(QuantTrainer):
+    """QuantTrainer that reports in short lines; everything else goes to the log file."""
+
+    def __init__(self, cfg: CfgNode, say: Callable[[str], None]) -> None:
+        self._say = say
+        super().__init__(cfg)
+
+    def build_writers(self) -> list[EventWriter]:
+        return [
+            ProgressLine(self.cfg.SOLVER.MAX_ITER, self._say),
+            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
+
+
+def _unused_name(folder: Path) -> Path:
+    """Return ``folder.1``, or the first of that kind that is not taken."""
+    number = 1
+    while (taken := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return taken
+
+
+def _xyxy(box: list[float]) -> tuple[float, float, float, float]:
+    x, y, w, h = box
+    return x, y, x + w, y + h

@@ -1,0 +1,96 @@
+"""Starting the processes of a run: Detectron2's launcher, or torchrun's environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from tr_det.runtime.cli import mistakes_for_parent
+from tr_det.runtime.processes import join_torchrun
+
+Main = Callable[[argparse.Namespace], Any]
+
+
+def run_processes(main: Main, args: argparse.Namespace) -> None:
+    """Call ``main(args)`` in each process that Detectron2's arguments, or torchrun, ask for.
+
+    Args:
+        main: a function at the top level of a module.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        ValueError: numbers that do not go together, more processes than GPUs, or both torchrun and
+            ``--num-gpus``.
+    """
+    _check_numbers(args)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if args.num_gpus * args.num_machines > 1:
+            raise ValueError(
+                f"--num-gpus={args.num_gpus}: must be left out where torchrun starts the processes"
+            )
+        _join_torchrun()
+        main(args)
+        dist.destroy_process_group()
+        return
+    alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
+    launch(
+        main if alone else _child,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,) if alone else (main, args),
+    )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    most = torch.cuda.device_count() if torch.cuda.is_available() else sys.maxsize
+    several = args.num_machines > 1
+    for flag, value, holds, allowed in (
+        ("num-gpus", args.num_gpus, args.num_gpus >= several, f"at least {int(several)}"),
+        ("num-gpus", args.num_gpus, args.num_gpus <= most, f"at most {most}, the visible GPUs"),
+        ("num-machines", args.num_machines, args.num_machines >= 1, "at least 1"),
+        (
+            "machine-rank",
+            args.machine_rank,
+            0 <= args.machine_rank < args.num_machines,
+            "from 0 to one less than --num-machines",
+        ),
+        (
+            "dist-url",
+            args.dist_url,
+            not (several and args.dist_url == "auto"),
+            "tcp://HOST:PORT of the first machine, where there are several",
+        ),
+    ):
+        if not holds:
+            raise ValueError(f"--{flag}={value}: must be {allowed}")
+
+
+def _child(main: Main, args: argparse.Namespace) -> None:
+    with mistakes_for_parent():
+        main(args)
+    dist.destroy_process_group()
+
+
+def _join_torchrun() -> None:
+    """Do what Detectron2's launcher does in each process."""
+    join_torchrun()
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+    else:  # v0.6
+        for first in range(0, dist.get_world_size(), local_size):
+            ranks = range(first, first + local_size)
+            group = dist.new_group(list(ranks))
+            if dist.get_rank() in ranks:
+                comm._LOCAL_PROCESS_GROUP = group
+    comm.synchronize()

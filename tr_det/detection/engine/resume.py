@@ -1,0 +1,174 @@
+"""What a run depends on besides weights and optimizer, so that a stopped run goes on exactly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from torch import nn
+
+from tr_det.core.optim.keys import QUANTIZER, TALR
+from tr_det.detection.data.loader import TrainLoader
+from tr_det.runtime.norms import average_statistics
+from tr_det.runtime.rng import seed_step
+
+NORMALIZER = "loss_normalizer"
+"""A moving average of the number of foreground anchors: a plain attribute of RetinaNet and FCOS."""
+
+
+class RunState(HookBase):
+    """Keeps the seed and the loss normalizers in checkpoints, and winds the data forward.
+
+    The place in the data follows from the iteration (`tr_det.detection.data.loader`), random states
+    from the seed and the iteration (`tr_det.runtime.rng`). Loss normalizers differ between
+    processes while only the first one saves, so they are gathered where a checkpoint is due; a
+    checkpoint written at another iteration holds the first process' normalizer for all.
+
+    Must be at the same place among the hooks of every process, before the checkpointer.
+
+    Args:
+        seed: of the run; a resumed run takes the checkpoint's.
+        batch_size: images per iteration of all processes.
+        period: iterations between checkpoints.
+        loaders: training loaders that follow the seed; the first one is wound forward.
+    """
+
+    def __init__(self, seed: int, batch_size: int, period: int, loaders: list[Any]) -> None:
+        self.seed, self.batch_size, self.period = seed, batch_size, period
+        self.loaders = [loader for loader in loaders if isinstance(loader, TrainLoader)]
+        self._use_seed(seed)
+        self._gathered: tuple[int, list[float | None]] = (-1, [])
+
+    def before_train(self) -> None:
+        """Let the training data begin at this run's first iteration."""
+        for loader in self.loaders[:1]:
+            loader.start = self.trainer.start_iter
+
+    def begin_step(self) -> None:
+        """Set the random states of the step that follows; to be called just before it."""
+        seed_step(self.seed, self.trainer.iter, comm.get_rank())
+
+    def after_step(self) -> None:
+        """Gather the normalizers, if a checkpoint is due."""
+        done = self.trainer.iter + 1
+        if comm.get_world_size() > 1 and (done % self.period == 0 or done >= self.trainer.max_iter):
+            self._gathered = (self.trainer.iter, comm.all_gather(self._normalizer()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed, the normalizer of each process, and what the data's order depends on."""
+        iteration, gathered = self._gathered
+        if iteration != self.trainer.iter:
+            gathered = [self._normalizer()]
+        return {
+            "seed": self.seed,
+            "loss_normalizers": gathered,
+            "processes": comm.get_world_size(),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the run that wrote the state."""
+        if state["seed"] != self.seed:
+            self._use_seed(state["seed"])
+            logging.getLogger(__name__).info("Going on with the stopped run's seed %d", self.seed)
+        theirs = state["processes"], state["batch_size"]
+        if theirs != (comm.get_world_size(), self.batch_size):
+            logging.getLogger(__name__).warning(
+                "The stopped run had %d processes and %d images per iteration; with other numbers "
+                "the order of the data is not continued exactly",
+                *theirs,
+            )
+        normalizers = state["loss_normalizers"]
+        own = normalizers[comm.get_rank()] if len(normalizers) > comm.get_rank() else normalizers[0]
+        if own is not None:
+            setattr(_bare(self.trainer.model), NORMALIZER, own)
+
+    def _use_seed(self, seed: int) -> None:
+        self.seed = seed
+        for loader in self.loaders:
+            loader.seed = seed
+
+    def _normalizer(self) -> float | None:
+        value = getattr(_bare(self.trainer.model), NORMALIZER, None)
+        return None if value is None else float(value)
+
+
+def check_resumed_groups(
+    saved: list[dict[str, Any]], own: list[dict[str, Any]], cfg: CfgNode
+) -> None:
+    """Look at what a resumed optimizer would take over, or stumble over, without a word.
+
+    Args:
+        saved: parameter groups in the checkpoint.
+        own: those of this run's optimizer, with its scheduler made.
+        cfg: this run's config.
+
+    Raises:
+        ValueError: a TR-scheduled run is to go on with a plain optimizer.
+    """
+    plain = not any(QUANTIZER in group for group in own)  # others name what differs themselves
+    if plain and any(TALR in group for group in saved):
+        raise ValueError(
+            f"SOLVER.OPTIMIZER={cfg.SOLVER.OPTIMIZER!r}: the run to resume was TR-scheduled; "
+            "resume with the optimizer that it was started with"
+        )
+    theirs, ours = (groups[0].get("initial_lr") for groups in (saved, own))
+    if theirs is not None and ours is not None and theirs != ours:
+        logging.getLogger(__name__).warning(
+            "SOLVER.BASE_LR=%g has no effect: the resumed run goes on with its own, %g",
+            ours,
+            theirs,
+        )
+
+
+class RepeatablePreciseBN(hooks.PreciseBN):
+    """Detectron2's hook, on the same batches each time, without a trace in the loss normalizer.
+
+    Detectron2's goes on in its data stream, which a resumed run could not do, each of its forwards
+    moves RetinaNet's loss normalizer, and each process keeps what it has measured.
+    """
+
+    def update_stats(self) -> None:
+        """Measure the statistics of all batch norms."""
+        self._data_iter = None
+        with kept_normalizer(self._model):
+            super().update_stats()
+        average_statistics(self._model)
+
+
+@contextmanager
+def kept_normalizer(model: nn.Module) -> Iterator[None]:
+    """Restore a detector's loss normalizer at the end; a forward in training mode moves it."""
+    attributes = _bare(model).__dict__
+    before = {key: attributes[key] for key in (NORMALIZER,) if key in attributes}
+    try:
+        yield
+    finally:
+        attributes.pop(NORMALIZER, None)
+        attributes.update(before)
+
+
+@contextmanager
+def repeatable_scripts(device: torch.device) -> Iterator[None]:
+    """Run TorchScript functions on the CPU without its optimizing executor.
+
+    That one watches a process' first calls and then changes to fused kernels, which round
+    differently, so that the first iterations after a restart would differ. On a GPU the fused
+    kernels save memory, and training is not repeatable bit for bit anyway.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    with torch.jit.optimized_execution(False):
+        yield
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,0 +1,226 @@
+"""Detectron2's DefaultTrainer with the project's optimizer, checkpointer and COCO evaluation."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from tr_det.core import ConfigError, TransitionScheduled, quantized_layers
+from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
+from tr_det.detection.config.checks import check_rules
+from tr_det.detection.config.quantization import under_quant_key
+from tr_det.detection.data.datasets import check_test_dataset, named_dataset_errors
+from tr_det.detection.data.loader import build_train_loader
+from tr_det.detection.engine.amp import build_loop
+from tr_det.detection.engine.resume import (
+    RepeatablePreciseBN,
+    RunState,
+    check_resumed_groups,
+    repeatable_scripts,
+)
+from tr_det.detection.modeling.cost import log_cost
+from tr_det.detection.modeling.quantize import quantize_detector
+from tr_det.detection.modeling.resnet import freeze_scales_of_frozen_layers
+from tr_det.detection.solver.methods import as_evaluated
+from tr_det.detection.solver.optimizers import build_optimizer
+from tr_det.runtime.norms import share_statistics
+
+
+class QuantTrainer(DefaultTrainer):
+    """Trains quantized and full-precision detectors; everything not named here is DefaultTrainer's.
+
+    A run that is stopped and resumed, in another process and with any number of loader workers,
+    goes on as if it had not been stopped: on the CPU bit for bit.
+
+    Args:
+        cfg: the config; ``SEED`` < 0 draws a seed, which the checkpoints keep.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's own, but the same in the same order: that one chooses the training
+        # loop and wraps the model for processes with GPUs only.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
+        model = self.build_model(cfg)
+        log_cost(model, cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
+            self._check_test_dataset(cfg, name)
+        loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
+        self._trainer = build_loop(cfg, model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = QuantCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model; quantization that is asked for must happen."""
+        try:
+            model = super().build_model(cfg)
+        except (KeyError, AssertionError) as error:
+            # Detectron2's way to refuse a value of the config.
+            raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
+        except ConfigError as error:
+            raise under_quant_key(cfg, error) from None
+        try:
+            quantize_detector(model, cfg)
+        except ConfigError as error:
+            raise under_quant_key(cfg, error) from None
+        freeze_scales_of_frozen_layers(model)
+        if cfg.MODEL.QUANT.ENABLED:
+            if not any(quantized_layers(model)):
+                raise ValueError(
+                    f"MODEL.QUANT.ENABLED=True, but no layer of {cfg.MODEL.META_ARCHITECTURE} with "
+                    f"{cfg.MODEL.BACKBONE.NAME} is quantized"
+                )
+            check_rules(cfg, model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build ``cfg.SOLVER.OPTIMIZER``."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> COCOEvaluator:
+        """Return COCO evaluation with pycocotools' official implementation."""
+        return COCOEvaluator(
+            dataset_name,
+            output_dir=output_folder or _inference_folder(cfg, dataset_name),
+            use_fast_impl=False,
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate what methods make of the model, in all processes with the same statistics."""
+        with as_evaluated(model):
+            share_statistics(model)
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+        return results
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build the training loader; a broken annotation file is named."""
+        with named_dataset_errors(cfg.DATASETS.TRAIN):
+            return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build a test loader; broken annotations and images are named."""
+        cls._check_test_dataset(cfg, dataset_name)
+        with named_dataset_errors([dataset_name]):
+            return super().build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def _check_test_dataset(cls, cfg: CfgNode, name: str) -> None:
+        own = cls.build_evaluator.__func__ is QuantTrainer.build_evaluator.__func__  # type: ignore[attr-defined]
+        check_test_dataset(cfg, name, scored_as_coco=own)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Build DefaultTrainer's hooks and our run state, writing when TR is recorded."""
+        built = super().build_hooks()
+        loaders = [self.data_loader]
+        for index, hook in enumerate(built):
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = max(1, min(hook._period, self.cfg.SOLVER.TR.LOG_PERIOD))
+            if isinstance(hook, hooks.PreciseBN) and not hook._disabled:
+                loaders.append(hook._data_loader)
+                built[index] = RepeatablePreciseBN(
+                    hook._period, hook._model, hook._data_loader, hook._num_iter
+                )
+        solver = self.cfg.SOLVER
+        self.run_state = RunState(
+            self.cfg.SEED, solver.IMS_PER_BATCH, solver.CHECKPOINT_PERIOD, loaders
+        )
+        # First, which is the same place in every process.
+        return [self.run_state, *built]
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        self.run_state.begin_step()
+        with repeatable_scripts(torch.device(self.cfg.MODEL.DEVICE)):
+            super().run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trainer's state, with the optimizer's also on v0.6."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the trainer's state.
+
+        Raises:
+            ValueError: TR scheduling is to go on from a checkpoint without the optimizer.
+        """
+        TrainerBase.load_state_dict(self, state_dict)
+        if RunState.__qualname__ not in state_dict.get("hooks", {}):
+            logging.getLogger(__name__).warning(
+                "The checkpoint holds no seed and no loss normalizer: the run goes on, but not "
+                "exactly as if it had not been stopped"
+            )
+        if "_trainer" in state_dict:
+            saved = state_dict["_trainer"]["optimizer"]["param_groups"]
+            check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            self._go_on_without_optimizer()
+
+    def _go_on_without_optimizer(self) -> None:
+        """Resume what Detectron2 v0.6's own trainer wrote, which is without the optimizer."""
+        if isinstance(self.optimizer, TransitionScheduled):
+            raise ValueError(
+                "the checkpoint to resume holds no optimizer, so its TR controllers cannot go on; "
+                "start a new run from its weights: MODEL.WEIGHTS, without --resume"
+            )
+        logging.getLogger(__name__).warning(
+            "The checkpoint holds no optimizer (Detectron2 v0.6's own trainer does not save it): "
+            "going on from iteration %d with the momentum at zero",
+            self.iter + 1,
+        )
+        self.scheduler.last_epoch = self.iter + 1
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _ddp_devices(cfg: CfgNode) -> dict[str, Any]:
+    """Return what keeps DistributedDataParallel from looking for a GPU."""
+    return {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
+
+
+def _with_seed(cfg: CfgNode) -> CfgNode:
+    """Return the config with a seed that all processes share, drawn if ``SEED`` < 0."""
+    if cfg.SEED >= 0:
+        return cfg
+    seeded = cfg.clone()
+    seeded.defrost()
+    seeded.SEED = comm.shared_random_seed()
+    if cfg.is_frozen():
+        seeded.freeze()
+    return seeded
+
+
+def _inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Return where detections are written: a folder for each test dataset, if there are several."""
+    folder = f"{cfg.OUTPUT_DIR}/inference"
+    return f"{folder}/{dataset_name}" if len(cfg.DATASETS.TEST) > 1 else folder

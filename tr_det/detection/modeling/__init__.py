@@ -1,0 +1,1 @@
+"""Quantized backbones and detectors, and what they cost."""

@@ -1,0 +1,1 @@
+"""Optimizers, gradient clipping, methods and their curves."""

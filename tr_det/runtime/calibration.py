@@ -1,0 +1,78 @@
+"""Scales and batch-norm statistics for a quantized model that was not trained as one.
+
+The scales come from one forward in training mode, layer by layer on inputs that are quantized
+already (EWGS, Lee et al., CVPR 2021). What enters a norm behind a fixed output grid is of another
+size than in full precision, so the running statistics are measured anew (fvcore's precise BN).
+
+Which estimator: the moments of all batches pooled, each batch weighed by its elements, with the
+population variance; on the same batches whose first one set the scales. The alternative, the plain
+mean of the batches' variances, leaves out the spread of the batches' means, which is most of the
+variance where batches are small or alike, as a detector's are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from tr_det.core import set_scales
+from tr_det.core.errors import check
+from tr_det.runtime.norms import average_statistics
+
+Around = Callable[[], AbstractContextManager[Any]]
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], num_batches: int, around: Around = nullcontext
+) -> None:
+    """Set the scales that are unset, and measure the statistics of all batch norms anew.
+
+    Args:
+        model: left in the mode it was in. Under torchrun every process calls this on its own share
+            of the data; all end with the same numbers.
+        batches: what ``model(batch)`` takes, on its device; at least ``num_batches`` of them.
+        num_batches: how many the statistics are of, >= 1; the first one sets the scales.
+        around: a context for the forwards, e.g. to keep their numbers out of a log.
+
+    Raises:
+        ConfigError: ``num_batches`` is less than 1.
+        ValueError: data that cannot set a scale (see `tr_det.core.set_scales`).
+    """
+    check("num_batches", num_batches, num_batches >= 1, "at least 1")
+    with _in_training(model, around):
+        stream = iter(batches)
+        first = next(stream)
+        set_scales(model, lambda: model(first))
+        _measure_norms(model, itertools.chain([first], stream), num_batches)
+    logging.getLogger(__name__).info("Scales and batch norms are of %d batches", num_batches)
+
+
+def update_norms(
+    model: nn.Module, batches: Iterable[Any], num_batches: int, around: Around = nullcontext
+) -> None:
+    """Measure the statistics of all batch norms anew; arguments as for `calibrate`."""
+    with _in_training(model, around):
+        _measure_norms(model, batches, num_batches)
+
+
+@contextmanager
+def _in_training(model: nn.Module, around: Around) -> Iterator[None]:
+    was_training = model.training
+    model.train()
+    with around():
+        yield
+    model.train(was_training)
+
+
+def _measure_norms(model: nn.Module, batches: Iterable[Any], num_batches: int) -> None:
+    # fvcore.nn takes long to import, and warns of torch.jit.
+    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
+    if get_bn_modules(model):
+        update_bn_stats(model, batches, num_batches)
+        average_statistics(model)

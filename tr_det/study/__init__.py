@@ -1,0 +1,1 @@
+"""Studies: runs that are repeated over settings and seeds, their tables and figures."""
