@@ -2,7 +2,7 @@
 
 The dependencies below are lower bounds for people who manage their own environment; the exact
 versions that the project is tested with are pinned in ``requirements.txt``. Detectron2 is not on
-the package index under its own name, so it is not listed: ``tools/install_detectron2.py`` installs
+the package index under its own name, so it is not listed: ``tools/install/detectron2.py`` installs
 it.
 """
 
@@ -31,7 +31,7 @@ def read_readme() -> str:
 
 DEMO = ["scikit-learn>=1.2"]
 TIMM = ["timm>=1.0,<2"]  # DeiT and EfficientNet-lite0 of the classification companion
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "pytest-cov>=5", "hypothesis>=6.80"]
 TEST += ["ruff>=0.9", "mypy>=1.11", "torchao>=0.18,<1"]
 
 setup(
@@ -57,12 +57,13 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.6",
         "pillow>=9.1",
+        "filelock>=3.13",
         # What Detectron2 itself imports; it is installed without its dependencies.
         "cloudpickle",
         "hydra-core>=1.1",
         "iopath>=0.1.7",
         "matplotlib>=3.6",
-        "omegaconf>=2.1",
+        "omegaconf>=2.3",
         "packaging",
         "tabulate",
         "tensorboard>=2.12",

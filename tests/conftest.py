@@ -1,6 +1,5 @@
 """What all tests share: one thread, and a tiny detection dataset with a config for it."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Return the module tiny.py; loaded by path because tests are not packages."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Return the module tiny.py; imported late, because the core's tests need no detectron2."""
+    from tests import tiny
+
+    return tiny
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +38,26 @@ def storage():
 
     with EventStorage() as opened:
         yield opened
+
+
+@pytest.fixture
+def check_results():
+    """Return ``check(results)``, which holds results.json to the form that both sides write."""
+
+    def check(results):
+        parts = {"config", "seed", "versions", "metrics", "updates", "tr", "cost", "seconds"}
+        assert results.keys() == parts | {"paths"}
+        assert {"tr_det", "torch", "python"} <= results["versions"].keys()
+        assert isinstance(results["config"], dict)
+        assert isinstance(results["seed"], int)
+        assert results["updates"] > 0 < results["seconds"]
+        assert results["metrics"]
+        tr = {"first_target", "last_target", "running_tr", "mean_rate"}
+        assert results["tr"].keys() in (tr, {"mean_rate"}, set())
+        cost = results["cost"]
+        assert 0 < cost["storage_mb"] <= cost["storage_mb_at_32_bits"]
+        assert cost.keys() <= {"storage_mb", "storage_mb_at_32_bits", "bops"}
+        assert results["paths"].keys() == {"folder", "checkpoint", "start"}
+        assert Path(results["paths"]["checkpoint"]).is_file()
+
+    return check

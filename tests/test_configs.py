@@ -15,7 +15,7 @@ from tr_det.detection import QuantTrainer, add_tr_det_config, build_optimizer
 from tr_det.detection.config.checks import check_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-LEAVES = sorted(
+PATHS = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith("Base") and path.relative_to(CONFIGS).parts[0] != "classification"
@@ -35,7 +35,7 @@ def load(path):
     return cfg
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=name_of)
+@pytest.mark.parametrize("path", PATHS, ids=name_of)
 def test_a_config_builds_what_its_name_says(path):
     cfg = load(path)
     cfg.MODEL.DEVICE = "cpu"  # the check refuses "cuda" where there is none
@@ -44,20 +44,15 @@ def test_a_config_builds_what_its_name_says(path):
     with torch.device("meta"):
         model = build_model(cfg)
         optimizer = build_optimizer(cfg, model)
-    bits = re.search(r"_w(\d)a(\d)_", path.stem)
-    if bits:
-        inner = [x for x in model.quant_report.quantized if x.name not in FIRST_AND_LAST]
-        assert {(x.weight_bits, x.act_bits) for x in inner} == {(int(bits[1]), int(bits[2]))}
-        outer = [x for x in model.quant_report.layers if x.name in FIRST_AND_LAST]
-        expected = (8, 8) if path.parent.name == "all" else (32, 32)
-        assert [(x.weight_bits, x.act_bits) for x in outer] == [expected] * 3
-        assert len(inner) + len(outer) == len(model.quant_report.layers)
+    if path.stem.endswith("_fp"):
+        assert model.quant_report is None
+    else:
+        bits = {x.name: (x.weight_bits, x.act_bits) for x in model.quant_report.layers}
+        assert {bits.pop(name) for name in FIRST_AND_LAST} == {(32, 32)}
+        assert set(bits.values()) == {(4, 4)}
         # TR scheduling needs frozen weight scales, the paper's plain baselines train them.
         learned = {layer.weight_quantizer.scale.requires_grad for layer in quantized(model)}
         assert learned == {path.stem.endswith("_sgd")}
-    else:
-        assert "_fp" in path.stem
-        assert model.quant_report is None
     scheduled = any("talr" in group for group in optimizer.param_groups)
     assert scheduled == path.stem.endswith("_sgdt")
     depth = re.search(r"_R_?(\d+)", path.stem)
@@ -82,18 +77,9 @@ def test_a_coco_config_has_the_papers_hyperparameters(path):
     assert cfg.MODEL.QUANT.HEAD_INPUT_RELU
 
 
-def test_there_is_a_coco_config_for_every_row():
-    bits = [f"w{b}a{b}_{optimizer}" for b in (8, 4, 3, 2) for optimizer in ("sgd", "sgdt")]
-    stems = [f"retinanet_R_{depth}_FPN_{row}" for depth in (18, 34, 50) for row in bits]
-    rows = {f"COCO-Detection/{stem}" for stem in stems}
-    rows |= {f"COCO-Detection/all/{stem}" for stem in stems}
-    rows |= {f"COCO-Detection/retinanet_R_{depth}_FPN_fp" for depth in (18, 34, 50)}
-    assert {name_of(path) for path in LEAVES if COCO in path.parents} == rows
-
-
 def test_output_folders_are_all_different():
-    folders = [load(path).OUTPUT_DIR for path in LEAVES]
-    assert len(set(folders)) == len(folders) > 50
+    folders = [load(path).OUTPUT_DIR for path in PATHS]
+    assert len(set(folders)) == len(folders) > 10
 
 
 def keys_in(path):
@@ -138,18 +124,15 @@ def keys_read(monkeypatch):
     return read
 
 
-# Leaves that set the same keys read the same: one of each kind is enough.
-KINDS = {
-    (frozenset(keys_in(path)), load(path).SOLVER.OPTIMIZER, path.parent.name): path
-    for path in LEAVES
-}
+# Configs that set the same keys read the same: one of each kind is enough.
+KINDS = {(frozenset(keys_in(path)), path.parent.name): path for path in PATHS}
 
 
 @pytest.mark.parametrize("path", sorted(KINDS.values()), ids=name_of)
 def test_every_key_of_a_config_is_read_by_something(path, tiny, scenes, tmp_path, keys_read):
     cfg = load(path)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (tiny.TRAIN,), (tiny.VAL,)
-    cfg.MODEL.RETINANET.NUM_CLASSES = 10  # theirs
+    cfg.MODEL.RETINANET.NUM_CLASSES = 10  # as the data set has
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(tmp_path / "no.pth"), str(tmp_path)
     cfg.DATALOADER.NUM_WORKERS = 0

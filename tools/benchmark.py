@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Measure what quantization costs, beside what others cost, on this machine.
+"""Measure the costs of quantization on this machine, beside those of other libraries.
 
     tools/benchmark.py                       all, on the GPU if there is one
     tools/benchmark.py fake-quant            one fake-quantizer, by tensor size
-    tools/benchmark.py train-step            full precision, torch's fake-quantizers, ours
+    tools/benchmark.py train-step            full precision, torch's fake-quantizers, tr_det's
     tools/benchmark.py quantizer-step        a step with each registered quantizer
     tools/benchmark.py optimizer-step        SGD and Adam, plain and TR-scheduled
 
-Contestants run in turns in one process; tables give medians and the median of ratios within a
+Contestants take turns in one process; tables give medians and the median of ratios within a
 turn. Writes NAME-DEVICE.md and NAME-DEVICE.json to output/benchmarks. See tools/benchmarks.
 """
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each (default 15)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to try it out")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, for a quick try")
     parser.add_argument("--output", type=Path, default=Path("output/benchmarks"))
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHMARKS]

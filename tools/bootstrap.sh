@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh. Makes .venv at the root of the repository and keeps it right:
+# Sourced by demo.sh and test.sh. Makes .venv at the root of the repository and keeps it current:
 #
 #   bootstrap runtime    what the demo and training need
 #   bootstrap test       the same, and what the tests need
@@ -38,8 +38,7 @@ hash_of_stdin() {
 
 wanted_stamp() { # runtime|test
   local files=(requirements.txt requirements-detectron2.txt setup.py tools/bootstrap.sh
-    tools/install_detectron2.py tools/detectron2_fetch.py tools/detectron2_fixes.py
-    tools/detectron2_messages.py tools/detectron2_wheel.py)
+    tools/install/detectron2.py tools/install/fixes.py)
   if [ "$1" = test ]; then files+=(requirements-test.txt); fi
   {
     printf '%s\n' "$ROOT"
@@ -60,19 +59,19 @@ write_stamp() { # runtime|test
 
 # --- running a step ---------------------------------------------------------------------------------
 
-# Say every now and then that a long step is alive; ends with the script, however that ends.
+# Say now and then that a long step is still running; ends with the script, however that ends.
 tick() { # name of the step
   local began=$SECONDS
   while sleep 1 && kill -0 "$$" 2>/dev/null; do
     if [ -t 2 ]; then
       printf '\r[tr_det %4ds] %s ... ' "$SECONDS" "$1" >&2
     elif [ $(((SECONDS - began) % 30)) -eq 29 ]; then
-      note "$1 ... still working"
+      note "$1 ... still running"
     fi
   done
 }
 
-# Run a command with its output in the log; report its time. Returns the command's status.
+# Run a command with its output in the log and report its time. Returns the command's status.
 attempt() { # name of the step, command...
   local what=$1 began=$SECONDS status=0 ticker
   shift
@@ -96,7 +95,7 @@ step() { # name of the step, command...
 }
 
 stop_after() { # name of the step that failed
-  rm -f "$UNFINISHED" # failed, but not half-way: what is there can be built upon
+  rm -f "$UNFINISHED" # failed, but not interrupted: the next run can go on from here
   grep -v -e '^WARNING' -e '^--- ' -e '^ *$' "$INSTALL_LOG" | tail -n 6 | cut -c 1-240 >&2 || true
   fail "$1: failed (is the package index reachable?); all of the output is in $INSTALL_LOG"
 }
@@ -180,9 +179,7 @@ find_uv() {
     --disable-pip-version-check --force-reinstall -c "$ROOT/requirements-detectron2.txt" uv &&
     "$UV" --version >/dev/null 2>&1; then return; fi
   UV=$(command -v uv || true)
-  if [ -n "$UV" ]; then return; fi
-  has_pip || fail "uv can't be installed and .venv has no pip; remove .venv and try again"
-  note "uv can't be installed here; using pip, which takes longer"
+  if [ -z "$UV" ]; then note "uv can't be installed here; using pip, which takes longer"; fi
 }
 
 install_packages() { # name of the step, arguments of `pip install`...
@@ -202,7 +199,7 @@ install_packages() { # name of the step, arguments of `pip install`...
 install_runtime() { # requirements file
   install_packages "installing the packages of $1 (torch is large)" \
     -r "$ROOT/$1" -r "$ROOT/requirements-detectron2.txt"
-  step "installing Detectron2" "$VENV_PYTHON" "$ROOT/tools/install_detectron2.py"
+  step "installing Detectron2" "$VENV_PYTHON" "$ROOT/tools/install/detectron2.py"
   install_packages "installing tr_det" --no-deps --no-build-isolation -e "$ROOT"
 }
 

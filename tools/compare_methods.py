@@ -7,9 +7,9 @@
     tools/compare_methods.py methods         what accompanies training, with SGD and with SGDT
     tools/compare_methods.py scales          TR scheduling with frozen and with trained scales
 
-Each contestant is one change of the config of configs/digits (SGD, W4A4) and one run of
-tools/train_net.py. A contestant whose result is there already is not run again. Writes
-methods.json and methods.md to output/methods.
+Each variant is one change of the config of configs/digits (SGD, W4A4) and one run of
+tools/train_net.py. A variant that has a result is not run again. Writes methods.json and
+methods.md to output/methods.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgd.yaml"
 TR = ["SOLVER.OPTIMIZER", "SGDT", "MODEL.QUANT.LEARN_WEIGHT_SCALE", "False"]
 TR += ["SOLVER.TR.FACTOR", "0.005", "SOLVER.TR.MOMENTUM", "0.9", "SOLVER.TR.UPDATE", "momentum"]
-SHORT = {  # defaults are made for ten thousands of updates
+SHORT = {  # the defaults are for tens of thousands of updates
     "tracker": "momentum=0.02",
     "freezing": "threshold=0.06",
     "weight_average": "decay=0.98",
     "bn_reestimation": "batches=20",
 }
-Contestant = tuple[str, str, list[str]]
+Variant = tuple[str, str, list[str]]
 """Group, name, config pairs."""
 
 
 def main() -> None:
-    """Run the contestants that are asked for and print the table."""
+    """Run the groups of variants and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,16 +62,16 @@ def main() -> None:
         parser.error(f"{unknown[0]!r}: must be one of {list(GROUPS)}")
     results = []
     for group in args.groups or GROUPS:
-        for contestant in GROUPS[group]():
-            results.append(result_of(contestant, args))
+        for variant in GROUPS[group]():
+            results.append(result_of(variant, args))
             write_json(args.output / "methods.json", results)
     text = table(results)
     (args.output / "methods.md").write_text(text)
     print(text)
 
 
-def quantizers() -> Iterator[Contestant]:
-    """Every quantizer, for weights and inputs if it can."""
+def quantizers() -> Iterator[Variant]:
+    """Yield every quantizer, for weights and inputs as far as it supports them."""
     for name, cls in sorted(QUANTIZERS.items()):
         pairs, label = [], name
         for part, role in (("WEIGHT", "weight"), ("ACT", "input")):
@@ -86,12 +86,12 @@ def quantizers() -> Iterator[Contestant]:
                 pairs += ["MODEL.QUANT.WEIGHT_BITS", "2"]
                 label += ", W2A4"
         yield "quantizers", label, pairs
-        if name in ("dorefa", "qnet"):  # whose inputs ruin a pre-trained detector: docs/methods.md
+        if name in ("dorefa", "qnet"):  # on inputs they ruin a trained detector: docs/methods.md
             yield "quantizers", f"{name}, weights only", pairs[:2]
 
 
-def maps() -> Iterator[Contestant]:
-    """PARQ's maps over the levels that are fitted to weights."""
+def maps() -> Iterator[Variant]:
+    """Yield PARQ's and BinaryRelax's maps over each kind of fitted levels."""
     for levels in ("lsbq", "uniform"):
         for prox in ("parq", "binary_relax"):
             pairs = ["MODEL.QUANT.WEIGHT_QUANTIZER", levels]
@@ -99,29 +99,26 @@ def maps() -> Iterator[Contestant]:
             yield "maps", f"{prox} over {levels}", pairs
 
 
-def methods() -> Iterator[Contestant]:
-    """Every method alone and all of them together."""
+def methods() -> Iterator[Variant]:
+    """Yield every method alone and all of them together."""
     named = [f"{name} {SHORT.get(name, '')}".strip() for name in sorted(METHODS)]
     alone = {text.split()[0]: [text] for text in named if text.split()[0] != "tracker"}
     chosen = {"none": [], **alone, "all": named}  # the tracker alone changes no number
     for optimizer, pairs in (("SGD", []), ("SGDT", TR)):
         for label, texts in chosen.items():
-            if label == "freezing":  # which brings the tracker, with its long memory
+            if label == "freezing":  # which adds the tracker, with its long memory
                 texts = [f"tracker {SHORT['tracker']}", *texts]
             yield "methods", f"{optimizer}, {label}", [*pairs, "SOLVER.METHODS", json.dumps(texts)]
 
 
-def scales() -> Iterator[Contestant]:
-    """TR scheduling with frozen scales, and with trained ones in both ways."""
+def scales() -> Iterator[Variant]:
+    """Yield TR scheduling with frozen scales, and with trained ones in both ways."""
     for bits in ("4", "2"):
         for quantizer in ("fixed_grid", "lsq"):
-            own = [
-                "MODEL.QUANT.WEIGHT_QUANTIZER",
-                quantizer,
-                "MODEL.QUANT.ACT_QUANTIZER",
-                quantizer,
-            ]
-            own += ["MODEL.QUANT.WEIGHT_BITS", bits, "MODEL.QUANT.ACT_BITS", bits]
+            own = []
+            for part in ("WEIGHT", "ACT"):
+                own += [f"MODEL.QUANT.{part}_QUANTIZER", quantizer]
+                own += [f"MODEL.QUANT.{part}_BITS", bits]
             for way in ("frozen", "by_weight", "sum"):
                 trained = ["MODEL.QUANT.LEARN_WEIGHT_SCALE", str(way != "frozen")]
                 pairs = [*TR, *own, *trained, "SOLVER.TR.SCALES", way]
@@ -131,14 +128,14 @@ def scales() -> Iterator[Contestant]:
 GROUPS = {"quantizers": quantizers, "maps": maps, "methods": methods, "scales": scales}
 
 
-def result_of(contestant: Contestant, args: argparse.Namespace) -> dict[str, Any]:
-    """Return a contestant's result, by a run if there is none yet."""
-    group, name, pairs = contestant
+def result_of(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
+    """Return a variant's result, from a run if there is none yet."""
+    group, name, pairs = variant
     words = "".join(c if c.isalnum() else " " for c in f"{group} {name}").split()
     folder = args.output / f"{'_'.join(words)}_{args.iterations}_{args.seed}"
-    kept = folder / "result.json"
-    if kept.is_file():
-        return dict(json.loads(kept.read_text()))
+    path = folder / "result.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
     pairs = [*pairs, "SOLVER.MAX_ITER", str(args.iterations), "SEED", str(args.seed)]
     pairs += ["OUTPUT_DIR", str(folder), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(CONFIG)]
@@ -161,14 +158,14 @@ def result_of(contestant: Contestant, args: argparse.Namespace) -> dict[str, Any
         for key in ("rate", "by_scale", "frozen"):
             result[key] = statistics.mean(r[f"tr/{key}"] for r in curves) if curves else 0.0
     result |= {"torch": torch.__version__, "cpu": platform.processor(), "threads": args.threads}
-    write_json(kept, result)
+    write_json(path, result)
     print(f"{name}: AP {result.get('AP', float('nan')):.1f}", flush=True)
     return result
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as Markdown."""
-    head = ["contestant", "AP", "s per iteration", "peak MB", "mean TR, %", "by scales, %"]
+    head = ["variant", "AP", "s per iteration", "peak MB", "mean TR, %", "by scales, %"]
     rows = [head, ["---"] * len(head)]
     for result in results:
         if "AP" not in result:

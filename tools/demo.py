@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""The main job on the embedded dataset: RetinaNet before and after 4-bit QAT, in one table.
+"""Run the demo: RetinaNet before and after 4-bit QAT on the embedded dataset, in one table.
 
-Run by tools/demo.sh, which installs what is needed first.
+tools/demo.sh installs what is needed first. The phases are in tr_det/detection/demo.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -21,25 +20,22 @@ SHORT, FULL = 1000, 5000
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--bits", type=int, default=4, help="of weights and activations, 1 to 8")
+    parser.add_argument("--optimizer", default="SGDT", help="SGD, SGDT, Adam, AdamT, AdamW, ...")
+    parser.add_argument("--iters", type=int, default=SHORT, help="QAT iterations")
     parser.add_argument(
-        "--bits", type=int, default=4, help="bits of weights and activations, 1 to 8 (default 4)"
+        "--full",
+        dest="iters",
+        action="store_const",
+        const=FULL,
+        default=argparse.SUPPRESS,
+        help=f"train longer, for a better result: {FULL} iterations",
     )
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
     parser.add_argument(
-        "--optimizer",
-        default="SGDT",
-        help="SGD, SGDT, Adam, AdamT, AdamW, AdamWT, ... (default SGDT)",
-    )
-    parser.add_argument("--iters", type=int, help=f"QAT iterations (default {SHORT})")
-    parser.add_argument(
-        "--full", action="store_true", help=f"train longer, for a better result: {FULL} iterations"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)"
-    )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="more config keys, e.g. SOLVER.BASE_LR 0.02"
+        "opts", nargs="*", default=[], metavar="KEY VALUE", help="e.g. SOLVER.BASE_LR 0.02"
     )
     args = parser.parse_args()
 
@@ -56,11 +52,11 @@ def main() -> None:
             output=args.output,
             bits=args.bits,
             optimizer=args.optimizer,
-            iterations=args.iters or (FULL if args.full else SHORT),
+            iterations=args.iters,
             overrides=tuple(args.opts),
         )
         run_demo(options, say=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

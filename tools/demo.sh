@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job, from nothing: sets up .venv if needed, then runs tools/demo.py with your arguments.
+# The demo from nothing: sets up .venv if needed, then runs tools/demo.py with your arguments.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
 

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 
 from tr_det.core import dequantize_model
-from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
-from tr_det.detection.config.checks import check_config
-from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection import QuantCheckpointer, QuantTrainer
+from tr_det.detection.config.reading import load_config
 from tr_det.runtime.checkpoints import check_folder, save_weights
 from tr_det.runtime.cli import one_line_errors
 
@@ -29,11 +27,7 @@ from tr_det.runtime.cli import one_line_errors
 def dequantize(output: str, config_file: str, opts: list[str]) -> None:
     """Convert one checkpoint."""
     check_folder("--output", output)
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    merge_file(cfg, config_file)
-    merge_pairs(cfg, [*opts, "MODEL.DEVICE", "cpu"])
-    check_config(cfg)
+    cfg = load_config(config_file, [*opts, "MODEL.DEVICE", "cpu"])
     if not (cfg.MODEL.QUANT.ENABLED and cfg.MODEL.WEIGHTS):
         raise ValueError("MODEL.QUANT.ENABLED, MODEL.WEIGHTS: must be True and name a checkpoint")
     model = QuantTrainer.build_model(cfg)

@@ -10,7 +10,8 @@ whatever data, from the metrics.json and the checkpoints in their folders. run.l
 run.eval_period set how fine they are; run.checkpoint_period and run.keep_checkpoints, of when there
 are latent weights (four times at most).
 
-Writes NAME.png and NAME.json to output/studies. Table S3 is `tools/study.py step-decay`.
+Writes NAME.png and NAME.json to output/studies; runs that are made here are in folders below
+output/studies/NAME and are made once. Table S3 is `tools/study.py step-decay`.
 """
 
 from __future__ import annotations
@@ -25,17 +26,11 @@ import torch
 from tr_det.core.transition import AUTO
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_json
-from tr_det.study.course import Course
-from tr_det.study.experiment import Laboratory, Run
-from tr_det.study.figures import (
-    COLOURS,
-    draw_step_decay,
-    draw_step_sizes,
-    draw_tr_scheduling,
-)
-from tr_det.study.recorded import read_run
+from tr_det.study.figures import COLOURS, FIGURES, draw
+from tr_det.study.grid import settings
+from tr_det.study.history import History, read_history
+from tr_det.study.runner import run_cell
 
-NAMES = ("tr-scheduling", "step-sizes", "step-decay")
 OWN = ("steps", "bits", "optimizer", "factor", "seed")
 """Options of the runs that are made here."""
 
@@ -45,106 +40,103 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("figure", choices=NAMES)
-    parser.add_argument(
-        "--run",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="run.output_dir of runs, finished or not",
-    )
+    parser.add_argument("figure", choices=FIGURES)
+    parser.add_argument("--run", type=Path, nargs="+", metavar="FOLDER", help="draw these runs")
     parser.add_argument("--steps", type=int, default=1200, help="updates of a run (default 1200)")
     parser.add_argument("--bits", type=int, default=2, help="of weights and inputs (default 2)")
     parser.add_argument("--optimizer", default="SGD", choices=["SGD", "Adam"], help="plain one")
-    parser.add_argument("--factor", type=float, help="lambda; found by the optimizer if not given")
+    parser.add_argument("--factor", default=AUTO, help="lambda; auto (the default) finds it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("output/studies"))
     args = parser.parse_args()
-    if args.steps < 40 or not 1 <= args.bits <= 8:
-        parser.error("--steps must be at least 40, --bits from 1 to 8")
-    if args.factor is not None and not args.factor > 0:
-        parser.error("--factor must be above 0")
+    if args.steps < 40:
+        parser.error("--steps must be at least 40")
     own = [key for key in OWN if getattr(args, key) != parser.get_default(key)]
     if args.run and own:
         parser.error(f"--{own[0]} is of runs that are made here, not of those given by --run")
     with one_line_errors():
-        args.output.mkdir(parents=True, exist_ok=True)
-        title, courses = recorded(args) if args.run else repeated(args)
-        draw(args, title, courses)
+        write(args, read(args, args.run or make(args)))
 
 
-def recorded(args: argparse.Namespace) -> tuple[str, dict[str, Course]]:
-    """Read the runs; return the picture's title and their courses by label."""
+def make(args: argparse.Namespace) -> list[Path]:
+    """Make the runs that are not there yet; return their folders."""
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    more = {
+        "tr.factor": args.factor,
+        "solver.schedule": "step" if args.figure == "step-decay" else "cosine",
+        "solver.iterations": args.steps,
+        "run.eval_period": max(1, args.steps // 30),
+        "run.checkpoint_period": max(1, args.steps // 12),
+        "run.keep_checkpoints": 0,
+    }
+    plain = [] if args.figure == "tr-scheduling" else [args.optimizer]
+    folders = []
+    for name in [f"{args.optimizer}T", *plain]:
+        cell = f"{name}_w{args.bits}_lambda_{args.factor}_{args.steps}_updates_seed{args.seed}"
+        folders.append(args.output / args.figure / cell)
+        run_cell(folders[-1], settings(name, args.bits, more), args.seed, args.output)
+    return folders
+
+
+def read(args: argparse.Namespace, folders: list[Path]) -> dict[str, History]:
+    """Return the histories of runs by labels; a folder's name alone may be that of another."""
     alone = args.figure == "tr-scheduling"
     most = 1 if alone else len(COLOURS)
-    if len(args.run) > most:
-        raise ValueError(f"--run: {len(args.run)} folders; {args.figure} draws at most {most}")
-    # Names alone may be the same.
-    above = os.path.commonpath([folder.resolve().parent for folder in args.run])
-    titles, courses = [], {}
-    for folder in args.run:
-        config, course = read_run(folder)
-        optimizer, schedule = config.solver.optimizer, config.solver.schedule
-        if alone and not config.solver.scheduled:
+    if len(folders) > most:
+        raise ValueError(f"--run: {len(folders)} folders; {args.figure} draws at most {most}")
+    above = os.path.commonpath([folder.resolve().parent for folder in folders])
+    histories = {}
+    for folder in folders:
+        history = read_history(folder)
+        optimizer = history.config.solver.optimizer
+        if alone and not history.config.solver.scheduled:
             raise ValueError(f"{folder}: a run of {optimizer}, which has no TR scheduling")
-        if alone and not course.latents:
+        if alone and not history.latents:
             raise ValueError(f"{folder}: has no checkpoint, whose weights would be shown")
-        courses[f"{optimizer}, {folder.resolve().relative_to(above)}"] = course
-        bits = config.quant.bits.upper()
-        titles.append(f"{config.model.name} on {config.data.name}, {bits}, {schedule} schedule")
-    return titles[0] if len(set(titles)) == 1 else "runs of several settings", courses
+        histories[f"{optimizer}, {folder.resolve().relative_to(above)}"] = history
+    return histories
 
 
-def repeated(args: argparse.Namespace) -> tuple[str, dict[str, Course]]:
-    """Make the runs; return the picture's title and their courses by optimizer."""
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    schedule = "step" if args.figure == "step-decay" else "cosine"
-    tr = {"tr_factor": args.factor or AUTO, "tr_update": "pi", "tr_momentum": None}
-    plain, scheduled = args.optimizer, f"{args.optimizer}T"
-    names = [scheduled] if args.figure == "tr-scheduling" else [plain, scheduled]
-    common = {"steps": args.steps, "bits": args.bits, "seed": args.seed, "watch": True}
-    laboratory = Laboratory()
-    courses = {
-        name: laboratory.run(Run(optimizer=name, schedule=schedule, tr=tr, **common)).course()
-        for name in names
-    }
-    return f"ResNet-8 on 8 x 8 digits, W{args.bits}A{args.bits}, {schedule} schedule", courses
-
-
-def draw(args: argparse.Namespace, title: str, courses: dict[str, Course]) -> None:
+def write(args: argparse.Namespace, histories: dict[str, History]) -> None:
     """Write the picture and its numbers."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    titles = {title(history) for history in histories.values()}
+    common = titles.pop() if len(titles) == 1 else "runs of several settings"
+    alone = f"{next(iter(histories))}: " if len(histories) == 1 else ""
     picture = args.output / f"{args.figure}.png"
-    if args.figure == "tr-scheduling":
-        ((label, course),) = courses.items()
-        draw_tr_scheduling(picture, course, f"{label}: {title}")
-    else:
-        draw_all = draw_step_sizes if args.figure == "step-sizes" else draw_step_decay
-        draw_all(picture, courses, title)
-    curves = {label: summary(course) for label, course in courses.items()}
+    draw(picture, args.figure, histories, alone + common)
+    numbers = {label: summary(history) for label, history in histories.items()}
     made = {} if args.run else {"steps": args.steps}
-    write_json(args.output / f"{args.figure}.json", {**made, "runs": curves})
-    width = max(6, *(len(label) + 2 for label in curves))
-    for label, values in curves.items():
-        numbers = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
-        print(f"{label:<{width}}{numbers}")
+    write_json(args.output / f"{args.figure}.json", {**made, "runs": numbers})
+    width = max(6, *(len(label) + 2 for label in numbers))
+    for label, values in numbers.items():
+        text = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
+        print(f"{label:<{width}}{text}")
     print(picture)
 
 
-def summary(course: Course) -> dict[str, Any]:
+def title(history: History) -> str:
+    """Return what a run was of."""
+    config = history.config
+    bits, schedule = config.quant.bits.upper(), config.solver.schedule
+    return f"{config.model.name} on {config.data.name}, {bits}, {schedule} schedule"
+
+
+def summary(history: History) -> dict[str, Any]:
     """Return the numbers that the pictures are read for: first and last tenth of a run."""
-    size, distance = course.step_size.values, course.distance.values
+    size, distance = history.step_size.values, history.distance.values
     tenth = max(1, len(size) // 10)
     numbers = {
-        "accuracy": course.final_accuracy,
+        "accuracy": history.final_accuracy,
         "first step size": size[:tenth].mean().item(),
         "last step size": size[-tenth:].mean().item(),
         "first distance": distance[:tenth].mean().item(),
         "last distance": distance[-tenth:].mean().item(),
     }
-    if course.latents:
-        last = course.latents[max(course.latents)]
+    if history.latents:
+        last = history.latents[max(history.latents)]
         clipped = (last == last.min()) | (last == last.max())  # beyond them no gradient passes
-        numbers[f"clipped in {course.layer}, %"] = 100 * clipped.float().mean().item()
+        numbers[f"clipped in {history.layer}, %"] = 100 * clipped.float().mean().item()
     return numbers
 
 

@@ -14,6 +14,8 @@ import sys
 
 import torch
 
+from tr_det.runtime.files import written_aside
+
 
 def pack(source: str, target: str) -> None:
     """Convert one checkpoint."""
@@ -22,8 +24,8 @@ def pack(source: str, target: str) -> None:
         key: value.half() if value.dtype == torch.float32 and value.dim() > 1 else value
         for key, value in model.items()
     }
-    torch.save({"model": packed, "__author__": "tr_det"}, f"{target}.part")
-    os.replace(f"{target}.part", target)
+    with written_aside(target) as aside:
+        torch.save({"model": packed, "__author__": "tr_det"}, aside)
     print(f"{target}: {os.path.getsize(target) / 1e6:.1f} MB")
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, type check and tests, from nothing: sets up .venv if needed. With arguments, only pytest runs,
-# with these arguments. The exit status is the worst of the three.
+# Format, lint, types and tests with coverage, from nothing: sets up .venv if needed. With arguments,
+# only pytest runs, with these arguments. The exit status is the worst of all.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
 
@@ -17,8 +17,10 @@ check() { # name, command...
   if [ "$status" -gt "$worst" ]; then worst=$status; fi
 }
 
-check "ruff" "$VENV_PYTHON" -m ruff check .
-check "mypy" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
+check "format" "$VENV_PYTHON" -m ruff format --check .
+check "lint" "$VENV_PYTHON" -m ruff check .
+check "types" "$VENV_PYTHON" -m mypy
+check "types of the core" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
 export OMP_NUM_THREADS=1 # a process for each core
-check "pytest" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal
+check "tests" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal --cov
 exit "$worst"

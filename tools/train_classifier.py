@@ -16,11 +16,10 @@ import sys
 from pathlib import Path
 
 from tr_det.classification.config.file import load_config
-from tr_det.classification.engine.evaluate_only import evaluate_only
-from tr_det.classification.engine.results import table
-from tr_det.classification.engine.run import run
+from tr_det.classification.engine.run import evaluate_only, run
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.processes import rank, torchrun_processes
+from tr_det.runtime.results import RESULTS, Results, read_results
 
 DEFAULT = Path(__file__).parents[1] / "configs/classification/digits/resnet8_sgdt.yaml"
 
@@ -28,6 +27,30 @@ EVAL_ONLY = (
     "evaluate the run's average of weights if it keeps one, else its last checkpoint, or "
     "model.weights if there is none or it is given"
 )
+
+
+def with_pretraining(results: Results) -> list[Results]:
+    """Return the results of the runs that a run builds on, and then its own."""
+    folder = Path(results["paths"]["start"]).parent
+    if results["config"]["model"]["pretraining"] and (folder / RESULTS).is_file():
+        return [*with_pretraining(read_results(folder)), results]
+    return [results]
+
+
+def table(runs: list[Results]) -> str:
+    """Return results as text, a line for each run."""
+    head = f"{'model':<20}{'bits':>7}{'optimizer':>11}{'top-1':>8}{'top-5':>8}{'loss':>8}"
+    lines = [f"{head}{'weight MB':>11}{'updates':>10}{'seconds':>9}"]
+    for row in runs:
+        config, metrics, updates = row["config"], row["metrics"], row["updates"]
+        optimizer = config["solver"]["optimizer"] if updates else "-"
+        lines.append(
+            f"{config['model']['name']:<20}{config['quant']['bits'].upper():>7}{optimizer:>11}"
+            f"{metrics['accuracy']:>8.2f}{metrics['top5']:>8.2f}{metrics['loss']:>8.3f}"
+            f"{row['cost']['storage_mb']:>11.3f}{updates:>10,}{row['seconds']:>9.0f}"
+        )
+    rule = "-" * len(lines[0])
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
 def main() -> None:
@@ -49,11 +72,11 @@ def main() -> None:
             if args.eval_only:
                 # Weights named on the command line are wanted, as with Detectron2's train_net.py.
                 named = "model.weights" in args.opts[::2] and not args.resume
-                rows = evaluate_only(config, start_weights=named)
+                runs = [evaluate_only(config, start_weights=named)]
             else:
-                rows = run(config, args.resume)
+                runs = with_pretraining(run(config, args.resume))
             if rank() == 0:
-                print(table(rows))
+                print(table(runs))
 
 
 if __name__ == "__main__":

@@ -9,24 +9,17 @@ tools/train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-o
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from tr_det.core import is_calibrated
-from tr_det.detection import (
-    QuantCheckpointer,
-    QuantTrainer,
-    add_tr_det_config,
-    calibrate,
-)
-from tr_det.detection.config.checks import check_config
-from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection import QuantCheckpointer, QuantTrainer, calibrate
+from tr_det.detection.config import reading
 from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.engine.calibration import update_norms
 from tr_det.detection.engine.processes import run_processes
@@ -35,11 +28,7 @@ from tr_det.runtime.cli import one_line_errors
 
 def load_config(args: argparse.Namespace) -> CfgNode:
     """Return the frozen, checked config of a command line."""
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    merge_file(cfg, args.config_file)
-    merge_pairs(cfg, args.opts)
-    check_config(cfg)
+    cfg = reading.load_config(args.config_file, args.opts)
     trains = not args.eval_only or cfg.TEST.PRECISE_BN.ENABLED
     check_datasets(cfg, ("TRAIN", "TEST") if trains else ("TEST",))
     cfg.freeze()
@@ -57,7 +46,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS``.
 
-    A model without scales is calibrated first; with TEST.PRECISE_BN batch norms are measured anew.
+    A model without scales is calibrated first; with TEST.PRECISE_BN batch norms are measured again.
     """
     model = QuantTrainer.build_model(cfg)
     checkpointer = QuantCheckpointer(
@@ -95,4 +84,4 @@ def invoke_main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(invoke_main())
+    invoke_main()

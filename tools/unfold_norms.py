@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 
-from tr_det.detection import QuantCheckpointer, QuantTrainer, add_tr_det_config
-from tr_det.detection.config.checks import check_config
-from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection import QuantCheckpointer, QuantTrainer
+from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.modeling.unfold import unfold_norms
 from tr_det.runtime.checkpoints import check_folder, save_weights
@@ -27,11 +25,8 @@ from tr_det.runtime.cli import one_line_errors
 def unfold(output: str, config_file: str, batches: int, opts: list[str]) -> None:
     """Convert one checkpoint."""
     check_folder("--output", output)
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    merge_file(cfg, config_file)
-    merge_pairs(cfg, [*opts, "MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.NORM", "FrozenBN"])
-    check_config(cfg)
+    own = ["MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.NORM", "FrozenBN"]
+    cfg = load_config(config_file, [*opts, *own])
     check_datasets(cfg, ("TRAIN",))
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS='': must name the checkpoint")

@@ -17,7 +17,7 @@ CODES = st.lists(st.tuples(*[st.integers(-128, 127)] * 3), min_size=1, max_size=
 
 
 def update(codes, previous, step=1.0, signed=True, held=None):
-    """Return what a book says of weights that go from some 8-bit codes to others."""
+    """Return the update of weights that go from some 8-bit codes to others."""
     quantizer = build_quantizer("lsq", 8 if held is None else 7, signed, role="weight")
     with torch.no_grad():
         quantizer.scale.fill_(step)
@@ -32,27 +32,27 @@ def update(codes, previous, step=1.0, signed=True, held=None):
 
 
 @pytest.mark.parametrize(
-    ("codes", "previous", "rate"),
+    ("codes", "previous", "step", "rate", "size"),
     [
-        ([3], [3], 0.0),
-        ([3], [2], 1.0),
-        ([1, 0, -2, 1], [1, 0, -1, 1], 0.25),
-        ([-1, 1, 1, -1], [1, -1, -1, 1], 1.0),
-        ([[0, 1], [2, 3], [4, 5]], [[0, 0], [2, -8], [7, 5]], 0.5),
-        (np.zeros((0, 3)), np.zeros((0, 3)), 0.0),
+        ([3], [3], 0.25, 0.0, 0.0),
+        ([1, 0, -2, 1], [1, 0, 0, 0], 0.5, 0.5, 0.375),
+        ([[0, 1], [2, 3], [4, 5]], [[0, 0], [2, -8], [7, 5]], 1.0, 0.5, 2.5),
+        ([127], [-128], 2**-7, 1.0, 255 / 128),
+        (np.zeros((0, 3)), np.zeros((0, 3)), 1.0, 0.0, 0.0),
     ],
 )
-def test_rate_counts_changes_whatever_their_size(codes, previous, rate) -> None:
-    result = transition_rate(update(codes, previous))
-    assert result.shape == ()
-    assert result.dtype == torch.float32
-    assert result.item() == rate
+def test_signals_by_hand(codes, previous, step, rate, size) -> None:
+    change = update(codes, previous, step)
+    for signal, expected in ((transition_rate, rate), (effective_step_size, size)):
+        result = signal(change)
+        assert (result.shape, result.dtype) == ((), torch.float32)
+        assert result.item() == expected
 
 
 def test_unsigned_codes_do_not_wrap() -> None:
-    seen = update([255, 0], [0, 255], step=0.5, signed=False)
-    assert transition_rate(seen).item() == 1.0
-    assert effective_step_size(seen).item() == 0.5 * 255
+    change = update([255, 0], [0, 255], step=0.5, signed=False)
+    assert transition_rate(change).item() == 1.0
+    assert effective_step_size(change).item() == 0.5 * 255
 
 
 def test_held_weights_count_neither_as_changed_nor_as_weights() -> None:
@@ -64,24 +64,11 @@ def test_held_weights_count_neither_as_changed_nor_as_weights() -> None:
     assert transition_rate(update(codes, previous, held=[True] * 5)).item() == 0.0
 
 
-@pytest.mark.parametrize(
-    ("codes", "previous", "step", "size"),
-    [
-        ([3], [3], 0.25, 0.0),
-        ([1, 0, -2, 1], [1, 0, 0, 0], 0.5, 0.375),
-        ([-1, 1], [1, 1], 1.0, 1.0),
-        ([127], [-128], 2**-7, 255 / 128),
-    ],
-)
-def test_effective_step_size_is_the_mean_change_of_levels(codes, previous, step, size) -> None:
-    assert effective_step_size(update(codes, previous, step)).item() == size
-
-
 @given(CODES, st.sampled_from([1.0, 0.5, 0.125]))
 def test_signals_are_their_formulas(codes, step) -> None:
     a, b, c = codes
-    seen = update(a, b, step)
-    rate, size = (SIGNALS[key](seen).item() for key in ("transition_rate", "effective_step_size"))
+    change = update(a, b, step)
+    rate, size = (SIGNALS[key](change).item() for key in ("transition_rate", "effective_step_size"))
     assert rate == pytest.approx(np.mean(a != b))
     assert size == pytest.approx(step * np.mean(np.abs(a - b)))
     single = update(np.clip(b + np.sign(c), -128, 127), b, step)
@@ -108,9 +95,9 @@ def test_an_optimizer_follows_the_signal_and_others_may_read_its_book(signal) ->
     optimizer.step()
     updates = optimizer.codes.moved()
     assert tuple(updates) == optimizer.transition_metrics().names
-    said = torch.stack([SIGNALS[signal](update) for update in updates.values()])
-    torch.testing.assert_close(optimizer.transition_metrics().rate, said)
-    assert said.sum() > 0
+    signals = torch.stack([SIGNALS[signal](update) for update in updates.values()])
+    torch.testing.assert_close(optimizer.transition_metrics().rate, signals)
+    assert signals.sum() > 0
 
 
 def test_without_quantized_weights_there_is_nothing() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 
 @pytest.fixture
@@ -22,10 +21,7 @@ def broken(tiny, scenes, tmp_path):
         change(coco, folder)
         (tmp_path / f"{split}.json").write_text(json.dumps(coco))
         name = f"broken_{split}"
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, str(tmp_path / f"{split}.json"), str(folder))
+        tiny.register(name, tmp_path / f"{split}.json", folder)
         return name
 
     return make

@@ -1,27 +1,46 @@
-"""Run a tool of Detectron2's several times, as a process with DETECTRON2_ENV_MODULE would.
+"""Run tools of Detectron2's one after another, in a process with DETECTRON2_ENV_MODULE.
 
-    env_process.py TOOL DATASET_FOLDER JSON  (a list of command lines)
+    env_process.py FIRST DATASETS JSON
 
-The datasets of the tests are registered in between; one process, because importing takes longest.
+FIRST is the package that is imported first, DATASETS the folder of the tests' datasets, JSON a list
+of command lines. All in one process, because importing takes longest.
 """
 
-import importlib.util
+import importlib
 import json
 import runpy
 import sys
-from pathlib import Path
 
-import detectron2  # noqa: F401  before anything of ours, as in the tools
-import torch
+first, folder, command_lines = sys.argv[1:]
+importlib.import_module(first)
+# In this order: where ours comes first, it is half imported when Detectron2 calls for it.
+import detectron2.engine.defaults  # noqa: E402
+import detectron2.modeling  # noqa: E402
+import detectron2.solver  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
 
-torch.set_num_threads(1)
 assert "tr_det.detection.env" in sys.modules, "Detectron2 did not import the environment module"
 
-spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "tiny.py")
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
-tool, folder, command_lines = sys.argv[1:]
+import tr_det.detection  # noqa: E402
+from tests import tiny  # noqa: E402
+
+
+def check_replaced_functions():
+    """Check what stock tools find, also after another call of `setup_environment`."""
+    assert detectron2.solver.build_optimizer is tr_det.detection.build_optimizer
+    assert detectron2.engine.defaults.build_optimizer is tr_det.detection.build_optimizer
+    built = detectron2.modeling.build_model
+    tr_det.detection.env.setup_environment()
+    assert built is detectron2.modeling.build_model is detectron2.engine.defaults.build_model
+    cfg = get_cfg()
+    assert cfg.SOLVER.TR.FACTOR == 1e-3
+    tr_det.detection.add_tr_det_config(cfg)  # as our own train_net.py does
+    assert cfg.MODEL.QUANT.WEIGHT_BITS == 4
+
+
+torch.set_num_threads(1)
+check_replaced_functions()
 tiny.register_tiny_scenes(folder)
-for arguments in json.loads(command_lines):
-    sys.argv = [tool, *arguments]
-    runpy.run_path(tool, run_name="__main__")
+for sys.argv in json.loads(command_lines):
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,5 +1,7 @@
-"""The LazyConfig of a row builds what its YAML config builds."""
+"""The LazyConfig builds what the YAML configs build, for every row of the table in the README."""
 
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,22 +10,42 @@ import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
+from detectron2.structures import Boxes, Instances
 from torch.nn import Parameter
 
 from tr_det.core import QuantConv2d, set_scales
 from tr_det.detection import add_tr_det_config, build_optimizer
-from tr_det.detection.lazy import make_optimizer, quant_config, retinanet_coco
+from tr_det.detection.lazy import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO-Detection"
-ROWS = sorted(CONFIGS.rglob("retinanet*.py"))
+FIRST_AND_LAST = ("backbone.bottom_up.stem.conv1", "head.cls_score", "head.bbox_pred")
+DEPTH = "model.backbone.bottom_up.stages.depth"
 
 
-def load(path):
+def table():
+    """Return (row, YAML file, its pairs, options of the LazyConfig) from the README's table."""
+    text = (CONFIGS.parent / "README.md").read_text()
+    protocol_all = re.search("^ALL='(.*)'$", text, re.MULTILINE)[1]
+    rows = []
+    for line in text.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.split("|")]
+        if len(cells) == 6 and cells[3].startswith("retinanet_R_50_FPN_"):
+            words = [word.replace("$ALL", protocol_all) for word in shlex.split(cells[3])]
+            rows.append((cells[1], words[0], words[1:], shlex.split(cells[4])))
+    return rows
+
+
+ROWS = table()
+
+
+def load(file, pairs=(), options=()):
     cfg = get_cfg()
     add_tr_det_config(cfg)
-    cfg.merge_from_file(str(path.with_suffix(".yaml")))
+    cfg.merge_from_file(str(CONFIGS / file))
+    cfg.merge_from_list(list(pairs))
     cfg.MODEL.DEVICE = "meta"
-    return LazyConfig.load(str(path)), cfg
+    lazy = LazyConfig.load(str(CONFIGS / "retinanet.py"))
+    return LazyConfig.apply_overrides(lazy, list(options)), cfg
 
 
 def built(lazy, cfg):
@@ -31,33 +53,51 @@ def built(lazy, cfg):
         return instantiate(lazy.model), build_model(cfg)
 
 
-def name_of(path):
-    return str(path.relative_to(CONFIGS).with_suffix(""))
-
-
-def test_every_coco_yaml_has_a_twin():
-    assert {p.with_suffix(".yaml") for p in ROWS} == set(CONFIGS.rglob("retinanet*.yaml"))
-
-
-@pytest.mark.parametrize("path", ROWS, ids=name_of)
-def test_twins_build_the_same_model_and_optimizer(path):
-    lazy, cfg = load(path)
-    ours, theirs = built(lazy, cfg)
-    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in (ours, theirs)]
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize(("row", "file", "pairs", "options"), ROWS, ids=[row[0] for row in ROWS])
+def test_both_commands_of_a_row_build_it(row, file, pairs, options, depth):
+    file = file.replace("R_50", f"R_{depth}")
+    lazy, cfg = load(file, pairs, [*options, f"{DEPTH}={depth}"])
+    from_lazy, from_yaml = built(lazy, cfg)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (from_lazy, from_yaml)]
     assert shapes[0] == shapes[1]
-    assert layers_of(ours) == layers_of(theirs)
-    assert type(ours.head) is type(theirs.head)
-    trained = [[p.requires_grad for p in model.parameters()] for model in (ours, theirs)]
+    assert layers_of(from_lazy) == layers_of(from_yaml)
+    assert bits_of(from_yaml) == expected_bits(row)
+    assert type(from_lazy.head) is type(from_yaml.head)
+    trained = [[p.requires_grad for p in m.parameters()] for m in (from_lazy, from_yaml)]
     assert trained[0] == trained[1]
-    lazy.optimizer.params.model = ours
-    optimizer, expected = instantiate(lazy.optimizer), build_optimizer(cfg, theirs)
+    lazy.optimizer.params.model = from_lazy
+    optimizer, expected = instantiate(lazy.optimizer), build_optimizer(cfg, from_yaml)
     assert type(optimizer) is type(expected)
+    assert type(optimizer).__name__ == ("SGDT" if "SGDT" in row else "SGD")
     assert settings(optimizer) == settings(expected)
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
-    assert (lazy.train.init_checkpoint, lazy.train.output_dir) == (
-        cfg.MODEL.WEIGHTS,
-        cfg.OUTPUT_DIR,
-    )
+    assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
+    if "full" not in row:  # starts from the result of full precision
+        _, full = load(f"retinanet_R_{depth}_FPN_fp.yaml")
+        assert f"{full.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
+
+
+def bits_of(model):
+    """Return ({bits of first and last layers}, {bits of the others}); None in full precision."""
+    if model.quant_report is None:
+        return None
+    bits = {x.name: (x.weight_bits, x.act_bits) for x in model.quant_report.layers}
+    return {bits.pop(name) for name in FIRST_AND_LAST}, set(bits.values())
+
+
+def expected_bits(row):
+    bits = re.match(r"W(\d)A(\d)", row)
+    outer = 8 if "all" in row else 32
+    return bits and ({(outer, outer)}, {(int(bits[1]), int(bits[2]))})
+
+
+def test_the_rows_write_to_different_folders():
+    loaded = [load(file, pairs, options) for _, file, pairs, options in ROWS]
+    for folders in ([cfg.OUTPUT_DIR for _, cfg in loaded], [x.train.output_dir for x, _ in loaded]):
+        assert len(set(folders)) == len(ROWS) > 5
+    lazy, cfg = loaded[0]
+    assert lazy.train.output_dir == cfg.OUTPUT_DIR  # of full precision: either can start QAT
 
 
 def layers_of(model):
@@ -82,9 +122,9 @@ def settings(optimizer):
     ]
 
 
-@pytest.mark.parametrize("stem", ["retinanet_R_18_FPN_fp", "retinanet_R_18_FPN_w4a4_sgdt"])
-def test_twins_have_the_same_data_and_learning_rates(stem):
-    lazy, cfg = load(CONFIGS / f"{stem}.py")
+@pytest.mark.parametrize("row", ROWS[:3:2], ids=["fp", "sgdt"])
+def test_both_have_the_same_data_and_learning_rates(row):
+    lazy, cfg = load(*row[1:])
     multiplier = instantiate(lazy.lr_multiplier)
     scheduler = build_lr_scheduler(cfg, torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0))
     for where in (0, 100, 999, 1000, 45_000, 89_999):
@@ -104,55 +144,51 @@ def test_twins_have_the_same_data_and_learning_rates(stem):
     assert lazy.model.pixel_std == cfg.MODEL.PIXEL_STD
 
 
-def test_twins_compute_the_same_losses(storage):
-    lazy, cfg = load(CONFIGS / "retinanet_R_18_FPN_w4a4_sgdt.py")
+def test_both_compute_the_same_losses(storage):
+    lazy, cfg = load("retinanet_R_18_FPN_qat_sgdt.yaml", options=[f"{DEPTH}=18"])
     cfg.MODEL.DEVICE = "cpu"
     lazy.model.backbone.bottom_up.stem.norm = "BN"
     lazy.model.backbone.bottom_up.stages.norm = cfg.MODEL.RESNETS.NORM = "BN"
-    ours, theirs = instantiate(lazy.model), build_model(cfg)
-    theirs.load_state_dict(ours.state_dict())
-    from detectron2.structures import Boxes, Instances
-
+    from_lazy, from_yaml = instantiate(lazy.model), build_model(cfg)
+    from_yaml.load_state_dict(from_lazy.state_dict())
     instances = Instances((64, 64))
     instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 48.0]]))
     instances.gt_classes = torch.tensor([3])
     image = torch.arange(3 * 64 * 64, dtype=torch.uint8).view(3, 64, 64)
     batch = [{"image": image, "instances": instances}]
-    for model in (ours, theirs):
+    for model in (from_lazy, from_yaml):
         set_scales(model, lambda model=model: model(batch))
-    got, expected = ours(batch), theirs(batch)
+    got, expected = from_lazy(batch), from_yaml(batch)
     assert set(got) == {"loss_cls", "loss_box_reg"}
     assert all(torch.equal(got[key], expected[key]) for key in expected)
-    assert ours.test_nms_thresh == theirs.test_nms_thresh
-    assert ours.test_score_thresh == theirs.test_score_thresh
+    assert from_lazy.test_nms_thresh == from_yaml.test_nms_thresh
+    assert from_lazy.test_score_thresh == from_yaml.test_score_thresh
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("option", "message"),
     [
-        ({"depth": 19}, "depth=19: must be one of"),
-        ({"depth": 18, "optimizer": "SGDX"}, "optimizer='SGDX': must be"),
-        ({"depth": 18, "protocol": "none"}, "protocol='none': must be"),
+        (f"{DEPTH}=19", f"^{DEPTH}=19: must be one of"),
+        ("model.quant.weight_bits=9", "weight_bits=9: must be from 1 to 8"),
+        ("model.quant.protocol=none", r"^model\.quant\.protocol='none': must be one of"),
     ],
 )
-def test_a_row_that_does_not_exist_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        retinanet_coco(**arguments)
+def test_an_option_that_does_not_exist_is_refused(option, message):
+    lazy, _ = load("retinanet_R_50_FPN_qat_sgdt.yaml", options=[option])
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        instantiate(lazy.model)
 
 
-def test_bits_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="weight_bits=9: must be from 1 to 8"):
-        quant_config(weight_bits=9)
-    model = torch.nn.Linear(1, 1)
+def test_an_optimizer_that_does_not_exist_is_refused():
+    params = {"model": torch.nn.Linear(1, 1), "base_lr": 0.1, "weight_decay": 0.0}
     with pytest.raises(ValueError, match=r"^optimizer\.name='Nothing': must be one of \['Adag"):
-        make_optimizer((model, [{"params": model.parameters()}]), "Nothing", 1, lr=0.1)
+        make_optimizer(params, "Nothing", 1, lr=0.1)
 
 
 def test_parts_can_be_overridden_as_on_the_command_line():
-    lazy, _ = load(CONFIGS / "retinanet_R_18_FPN_w4a4_sgdt.py")
-    lazy = LazyConfig.apply_overrides(
-        lazy,
-        [
+    lazy, _ = load(
+        "retinanet_R_18_FPN_qat_sgdt.yaml",
+        options=[
             *("model.quant.weight_bits=2", "train.max_iter=7", "optimizer.lr=0.5"),
             *("model.quant.weight_quantizer=lsbq", "model.quant.weight_options={prox: parq}"),
             *("optimizer.methods=[bn_reestimation]", "+optimizer.tr_scales=sum"),

@@ -9,9 +9,9 @@ def network(width=3):
     return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Linear(width, 2))
 
 
-def quantized(bits=4):
+def quantized(bits=4, act_bits=32):
     model = network()
-    quantize_model(model, QuantConfig(weight_bits=bits, act_bits=32))
+    quantize_model(model, QuantConfig(weight_bits=bits, act_bits=act_bits))
     return model
 
 
@@ -32,9 +32,9 @@ def test_a_bare_state_dict_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (network(width=4), r"keys of other shape: 0.weight \(4, 2\) \(here \(3, 2\)\)"),
-        (torch.nn.Sequential(torch.nn.Linear(2, 3)), "missing: 1.weight, 1.bias"),
-        (torch.nn.Sequential(*network(), torch.nn.Linear(2, 2)), "unexpected: 2.weight"),
+        (network(width=4), r"keys 3 of another shape \(0.weight \(4, 2\) for \(3, 2\)"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 3)), r"2 missing \(1.weight, 1.bias\)"),
+        (torch.nn.Sequential(*network(), torch.nn.Linear(2, 2)), r"2 unexpected \(2.weight"),
         (quantized(bits=2), "0.weight_quantizer: .* codes -2 to 1, this .* codes -8 to 7"),
     ],
 )
@@ -44,12 +44,19 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, saved, message):
         StrictCheckpointer(quantized()).load(str(tmp_path / "other.pth"))
 
 
-def test_state_of_some_quantizers_only_is_refused(tmp_path):
-    state = quantized().state_dict()
-    lost = {key: value for key, value in state.items() if "1.weight_quantizer" not in key}
-    torch.save(lost, tmp_path / "lost.pth")
-    with pytest.raises(ValueError, match=r"missing: 1\.weight_quantizer\.scale"):
-        StrictCheckpointer(quantized()).load(str(tmp_path / "lost.pth"))
+def without(state, name):
+    return {key: value for key, value in state.items() if name not in key}
+
+
+@pytest.mark.parametrize(
+    ("act_bits", "lost"),
+    [(32, "1.weight_quantizer"), (2, "1.input_quantizer"), (2, "output_scale")],
+)
+def test_state_of_some_quantizers_only_is_refused(tmp_path, act_bits, lost):
+    model = quantized(act_bits=act_bits)
+    torch.save(without(model.state_dict(), lost), tmp_path / "lost.pth")
+    with pytest.raises(ValueError, match=rf"missing \((\d\.)?{lost}"):
+        StrictCheckpointer(model).load(str(tmp_path / "lost.pth"))
 
 
 def test_inputs_may_be_quantized_before_weights_are(tmp_path):
@@ -88,8 +95,8 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(tmp_path, monkey
     checkpointer.save("model_final", iteration=1)
     whole = (tmp_path / "model_final.pth").read_bytes()
 
-    def full(data, file):
-        file.write(b"half")
+    def full(data, path):
+        path.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -104,7 +111,7 @@ def test_the_newest_by_number_are_kept(tmp_path, count, left):
     checkpointer = StrictCheckpointer(network(), str(tmp_path))
     for name in ("final", "8", "9", "10"):
         (tmp_path / f"model_{name}.pth").touch()
-    (tmp_path / "model_7.part.pth").write_bytes(b"half of one")
+    (tmp_path / ".model_7.0a1b.pth").write_bytes(b"half of one")
     checkpointer.keep_newest(count)
     found = {path.stem.removeprefix("model_") for path in tmp_path.iterdir()}
     assert found == {"final", *left}

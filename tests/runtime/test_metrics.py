@@ -20,3 +20,17 @@ def test_a_resumed_run_drops_what_was_written_past_its_checkpoint(tmp_path):
         {"iteration": 2, "loss": 7.0},
     ]
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_s_values_replace_those_of_the_stopped_one(tmp_path):
+    """Detectron2 appends; evaluations are records of their own."""
+    path = tmp_path / "metrics.json"
+    path.write_text(
+        '{"iteration": 1, "loss": 1}\n{"iteration": 3, "loss": 9}\n{"iteration": 2, "loss": 2}\n'
+        '{"iteration": 3, "loss": NaN}\n{"iteration": 3, "bbox/AP": 5}\n{"iteration": 4, "lo'
+    )
+    first, second, third = read_records(path)
+    assert (first, second) == ({"iteration": 1, "loss": 1}, {"iteration": 2, "loss": 2})
+    assert third["bbox/AP"] == 5
+    assert math.isnan(third["loss"])
+    assert read_records(tmp_path / "missing.json") == []

@@ -6,21 +6,24 @@ import figures
 import pytest
 
 from tr_det.classification.config.file import load_config
-from tr_det.classification.engine.run import run
+from tr_det.study import runner
 
-CONFIGS = Path(__file__).parents[2] / "configs/classification/digits"
+NAMES = ("SGDT", "SGD")
+DIGITS = Path(__file__).parents[2] / "configs/classification/digits"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of a TR-scheduled and a plain run, with two checkpoints each."""
-    folder = tmp_path_factory.mktemp("runs")
-    short = {"solver.iterations": 4, "run.log_period": 1, "run.checkpoint_period": 2}
-    for name in ("sgdt", "sgd"):
-        keys = {**short, "model.pretraining": "", "run.output_dir": folder / name}
-        overrides = [str(part) for pair in keys.items() for part in pair]
-        run(load_config(CONFIGS / f"resnet8_{name}.yaml", overrides))
-    return folder
+    """Return a folder with a figure of SGDT beside SGD, and the folders of the two runs."""
+    output = tmp_path_factory.mktemp("runs")
+    for name, text in (("fp", "solver: {iterations: 4}"), ("sgd", "")):
+        text = f"_BASE_: {DIGITS}/resnet8_{name}.yaml\n{text}"
+        (output / f"resnet8_{name}.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "CONFIGS", output)
+        call(patch, "step-decay", "--steps", 40, "--factor", 0.01, "--output", output)
+    found = {name: output / f"step-decay/{name}_w2_lambda_0.01_40_updates_seed0" for name in NAMES}
+    return output, found
 
 
 def call(monkeypatch, *arguments):
@@ -28,40 +31,47 @@ def call(monkeypatch, *arguments):
     figures.main()
 
 
-def test_runs_are_drawn_and_their_numbers_written(runs, monkeypatch, tmp_path, capsys):
-    both = [runs / "sgdt", runs / "sgd"]
-    for name, folders in (("tr-scheduling", both[:1]), ("step-sizes", both), ("step-decay", both)):
-        call(monkeypatch, name, "--output", tmp_path, "--run", *folders)
+def test_a_figure_makes_ordinary_runs(runs):
+    output, folders = runs
+    written = json.loads((output / "step-decay.json").read_text())
+    assert list(written["runs"]) == [f"{n}, {folder.name}" for n, folder in folders.items()]
+    assert (output / "step-decay.png").stat().st_size > 10_000
+    config = load_config(folders["SGDT"] / "config.yaml")
+    assert (config.solver.schedule, config.tr.factor, config.run.log_period) == ("step", 0.01, 1)
+
+
+def test_recorded_runs_are_drawn_and_their_numbers_written(runs, monkeypatch, tmp_path, capsys):
+    output, folders = runs
+    call(monkeypatch, "tr-scheduling", "--output", tmp_path, "--run", folders["SGDT"])
+    call(monkeypatch, "step-decay", "--output", tmp_path, "--run", *folders.values())
+    for name in ("tr-scheduling", "step-decay"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    written = json.loads((tmp_path / "step-sizes.json").read_text())["runs"]
-    assert list(written) == ["SGDT, sgdt", "SGD, sgd"]
-    accuracy = json.loads((runs / "sgd/results.json").read_text())[-1]["accuracy"]
-    assert written["SGD, sgd"]["accuracy"] == accuracy
-    assert "SGDT, sgdt  accuracy" in capsys.readouterr().out
+    made = json.loads((output / "step-decay.json").read_text())["runs"]
+    read = json.loads((tmp_path / "step-decay.json").read_text())["runs"]
+    assert read == made
+    assert f"SGDT, {folders['SGDT'].name}  accuracy" in capsys.readouterr().out
 
 
 def test_runs_of_one_name_are_told_apart(runs, monkeypatch, tmp_path, capsys):
-    shutil.copytree(runs / "sgd", tmp_path / "other/sgd")
-    shutil.copytree(runs / "sgd", tmp_path / "one/sgd")
-    folders = [tmp_path / "one/sgd", tmp_path / "other/sgd"]
+    folders = [shutil.copytree(runs[1]["SGD"], tmp_path / name / "sgd") for name in ("one", "two")]
     call(monkeypatch, "step-sizes", "--output", tmp_path, "--run", *folders)
-    assert {"SGD, one/sgd", "SGD, other/sgd"} == {
-        line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[:2]
-    }
+    labels = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[:2]}
+    assert labels == {"SGD, one/sgd", "SGD, two/sgd"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tr-scheduling", "--run", "sgd"], "sgd: a run of SGD, which has no TR scheduling"),
-        (["tr-scheduling", "--run", "sgdt", "sgd"], "2 folders; tr-scheduling draws at most 1"),
-        (["step-sizes", "--run", *["sgd"] * 9], "9 folders; step-sizes draws at most 8"),
-        (["step-sizes", "--run", "lost"], "lost: no such folder"),
-        (["step-sizes", "--run", "sgd", "--seed", "1"], "--seed is of runs that are made here"),
+        (["tr-scheduling", "--run", "SGD"], ": a run of SGD, which has no TR scheduling"),
+        (["tr-scheduling", "--run", "SGDT", "SGD"], "2 folders; tr-scheduling draws at most 1"),
+        (["step-sizes", "--run", *["SGD"] * 9], "9 folders; step-sizes draws at most 8"),
+        (["step-sizes", "--run", "lost"], "lost: has no config.yaml"),
+        (["step-sizes", "--run", "SGD", "--seed", "1"], "--seed is of runs that are made here"),
+        (["step-sizes", "--factor", "nan"], "tr.factor='nan': must be in (0, 1]"),
     ],
 )
 def test_what_cannot_be_drawn_is_told(runs, monkeypatch, tmp_path, capsys, arguments, message):
-    monkeypatch.chdir(runs)
+    arguments = [runs[1].get(text, text) for text in arguments]
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch, *arguments, "--output", tmp_path)
     assert message in capsys.readouterr().err
@@ -69,17 +79,10 @@ def test_what_cannot_be_drawn_is_told(runs, monkeypatch, tmp_path, capsys, argum
 
 
 def test_weights_are_not_shown_without_a_checkpoint(runs, monkeypatch, tmp_path, capsys):
-    shutil.copytree(runs / "sgdt", tmp_path / "a", ignore=shutil.ignore_patterns("*.pth"))
+    ignored = shutil.ignore_patterns("*.pth")
+    shutil.copytree(runs[1]["SGDT"], tmp_path / "a", ignore=ignored)
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch, "tr-scheduling", "--run", tmp_path / "a", "--output", tmp_path)
     assert "a: has no checkpoint" in capsys.readouterr().err
     call(monkeypatch, "step-sizes", "--run", tmp_path / "a", "--output", tmp_path)
     assert "clipped" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("factor", ["0", "-1", "nan"])
-def test_a_factor_must_be_positive(monkeypatch, capsys, factor):
-    monkeypatch.setattr("sys.argv", ["figures.py", "step-sizes", "--factor", factor])
-    with pytest.raises(SystemExit, match="2"):
-        figures.main()
-    assert "--factor must be above 0" in capsys.readouterr().err

@@ -1,17 +1,25 @@
 import json
-import math
 
 import pytest
 import study
 
+from tr_det.study import runner
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, arguments)])
+    study.main()
+
 
 def test_a_study_writes_its_table_and_what_it_was_run_with(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        "sys.argv",
-        ["study.py", "final-target", "--steps", "20", "--seeds", "2", "--output", str(tmp_path)],
-    )
-    monkeypatch.setattr(study, "Laboratory", lambda: _Laboratory())
-    study.main()
+    class History:
+        running = ()
+
+        def __init__(self, seed):
+            self.final_accuracy = 90.0 + 2 * seed
+
+    monkeypatch.setattr(runner, "run_cell", lambda folder, keys, seed, output: History(seed))
+    call(monkeypatch, "final-target", "--steps", 20, "--seeds", 2, "--output", tmp_path)
     stored = json.loads((tmp_path / "final-target.json").read_text())
     assert stored["steps"] == 20
     assert [row["setting"] for row in stored["rows"]][0] == "final target 0"
@@ -21,28 +29,14 @@ def test_a_study_writes_its_table_and_what_it_was_run_with(monkeypatch, tmp_path
     assert text.strip() == capsys.readouterr().out.strip()
 
 
-class _Laboratory:
-    """Stands in for the training: accuracy tells the seed, nothing is tracked."""
-
-    def run(self, run):
-        from tr_det.study.experiment import Outcome, torch
-
-        assert run.steps == 20
-        return Outcome(90.0 + 2 * run.seed, *[torch.zeros(0)] * 3, math.nan, torch.zeros(0))
-
-
-def test_an_output_folder_that_cannot_be_is_told_before_training(monkeypatch, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_made_is_one_line(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
-    arguments = ["final-target", "--output", str(tmp_path / "file" / "x")]
-    monkeypatch.setattr("sys.argv", ["study.py", *arguments])
-    monkeypatch.setattr(study, "Laboratory", None)
     with pytest.raises(SystemExit, match="2"):
-        study.main()
-    assert capsys.readouterr().err.startswith("error: [Errno 20]")
+        call(monkeypatch, "final-target", "--output", tmp_path / "file" / "x")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [Errno 20]")
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["tracking", "--seeds", "0"]])
 def test_bad_arguments_are_refused(monkeypatch, arguments):
-    monkeypatch.setattr("sys.argv", ["study.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        study.main()
+        call(monkeypatch, *arguments)

@@ -1,7 +1,5 @@
 """The command line: what it does with good and, above all, with bad input."""
 
-import re
-
 import pytest
 import torch
 import train_net
@@ -37,38 +35,32 @@ def run(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config-file", CONFIG, "MODEL.QUANT.BITS", 4], "Non-existent key: MODEL.QUANT.BITS"),
-        (
-            ["--config-file", CONFIG, "MODEL.QUANT.WEIGHT_BITS", 0],
-            "MODEL.QUANT.WEIGHT_BITS=0: must",
-        ),
-        (["--config-file", CONFIG, "MODEL.QUANT.ACT_BITS", 9], "MODEL.QUANT.ACT_BITS=9: must be"),
-        (["--config-file", CONFIG, "MODEL.QUANT.WEIGHT_BITS", "four"], "MODEL.QUANT.WEIGHT_BITS"),
-        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
         ([], "--config-file: must name a YAML file"),
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+        (["MODEL.QUANT.BITS", 4], "Non-existent key: MODEL.QUANT.BITS"),
+        (["MODEL.QUANT.WEIGHT_BITS", 0], "MODEL.QUANT.WEIGHT_BITS=0: must be"),
+        (["MODEL.QUANT.WEIGHT_BITS", "four"], "MODEL.QUANT.WEIGHT_BITS"),
+        (["DATASETS.TEST", "('nothing',)"], "DATASETS.TEST='nothing': must be a dataset"),
         (
-            ["--config-file", CONFIG, "DATASETS.TEST", "('nothing',)"],
-            "DATASETS.TEST='nothing': no such dataset",
-        ),
-        (
-            ["--config-file", CONFIG, "DATASETS.TRAIN", "('coco_2017_train',)"],
+            ["DATASETS.TRAIN", "('coco_2017_train',)"],
             "DATASETS.TRAIN='coco_2017_train': json_file",
         ),
+        (["SOLVER.OPTIMIZER", "SGDX"], "SOLVER.OPTIMIZER='SGDX': must be one of"),
+        (["SOLVER.OPTIMIZER", "SGD", "SOLVER.TR.LOG_PERIOD", 0], "SOLVER.TR.LOG_PERIOD=0: must be"),
+        (["MODEL.QUANT.WEIGHT_QUANTIZER", "lsqq"], "WEIGHT_QUANTIZER='lsqq': must be one of"),
         (
-            ["--config-file", CONFIG, "SOLVER.OPTIMIZER", "SGDX"],
-            "SOLVER.OPTIMIZER='SGDX': must be one of",
+            ["MODEL.QUANT.WEIGHT_OPTIONS", "['per_channel=3']"],
+            "WEIGHT_OPTIONS: per_channel=3: must",
         ),
-        (
-            ["--config-file", CONFIG, "SOLVER.OPTIMIZER", "SGD", "SOLVER.TR.LOG_PERIOD", 0],
-            "SOLVER.TR.LOG_PERIOD=0: must be at least 1",
-        ),
-        (
-            ["--config-file", CONFIG, "MODEL.QUANT.LEARN_WEIGHT_SCALE", "True"],
-            "MODEL.QUANT.LEARN_WEIGHT_SCALE=True: must be False",
-        ),
+        (["SOLVER.METHODS", "['frezing']"], "SOLVER.METHODS='frezing': must be one of"),
+        (["SOLVER.METHODS", "['freezing threshold=2']"], "SOLVER.METHODS: threshold=2: must be in"),
+        (["SOLVER.TR.FACTOR", "1.5"], "SOLVER.TR.FACTOR=1.5: must be in (0, 1]"),
     ],
 )
-def test_bad_input_gives_one_line_and_a_nonzero_exit(run, arguments, message):
+def test_bad_input_gives_one_line_before_anything_is_built(run, monkeypatch, arguments, message):
+    monkeypatch.setattr(QuantTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    if arguments and not arguments[0].startswith("--"):
+        arguments = ["--config-file", CONFIG, *arguments]
     status, line = run(*arguments)
     assert status == 2
     assert line.startswith("error: ")
@@ -76,50 +68,27 @@ def test_bad_input_gives_one_line_and_a_nonzero_exit(run, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "message"),
+    ("key", "value", "message"),
     [
-        ("MODEL.QUANT.WEIGHT_QUANTIZER", "lsqq", r"='lsqq': must be one of .*'lsq'"),
-        (
-            "MODEL.QUANT.WEIGHT_OPTIONS",
-            "['per_chanel=True']",
-            r": per_chanel=True: must be .*'per_channel'",
-        ),
-        ("MODEL.QUANT.WEIGHT_OPTIONS", "['per_channel=3']", ": per_channel=3: must be True or Fal"),
-        ("MODEL.QUANT.ACT_QUANTIZER", "lsbq", r"='lsbq': must be one of \[(?!.*'lsbq').*'lsq'"),
-        ("SOLVER.METHODS", "['frezing']", r"='frezing': must be one of .*'freezing'"),
-        ("SOLVER.METHODS", "['freezing treshold=1']", r": treshold=1: must be .*'threshold'"),
-        ("SOLVER.METHODS", "['freezing threshold=2']", r": threshold=2: must be in \(0, 1\)"),
-        ("SOLVER.TR.FACTOR", "1.5", r"=1\.5: must be in \(0, 1\]"),
+        ("MODEL.WEIGHTS", "nowhere.pth", "nowhere.pth"),
+        ("MODEL.QUANT.LEARN_WEIGHT_SCALE", "True", "LEARN_WEIGHT_SCALE=True: must be False"),
     ],
 )
-def test_a_bad_method_or_option_is_reported_before_anything_is_built(
-    run, monkeypatch, key, text, message
-):
-    monkeypatch.setattr(QuantTrainer, "build_model", lambda cfg: pytest.fail("built"))
-    status, line = run("--config-file", CONFIG, key, text)
-    assert status == 2
-    assert re.match(f"error: {re.escape(key)}{message}", line), line
-
-
-def test_a_missing_checkpoint_is_named(run, tiny, scenes):
+def test_what_only_a_model_shows_is_one_line_too(run, tiny, scenes, key, value, message):
     data = ("DATASETS.TRAIN", f"('{tiny.TRAIN}',)", "DATASETS.TEST", f"('{tiny.VAL}',)")
-    status, line = run("--config-file", CONFIG, *data, "MODEL.WEIGHTS", "nowhere.pth")
+    status, line = run("--config-file", CONFIG, *data, key, value)
     assert status == 2
-    assert "nowhere.pth" in line
+    assert message in line
 
 
-def test_a_config_with_an_unknown_key_is_refused(run, tmp_path):
-    (tmp_path / "bad.yaml").write_text("MODEL:\n  QUANT:\n    WEIGHT_BIT: 4\n")
+@pytest.mark.parametrize(
+    ("text", "message"), [("MODEL: {QUANT: {BIT: 4}}", "MODEL.QUANT.BIT"), ("MODEL: {", "bad.yaml")]
+)
+def test_a_config_that_cannot_be_read_is_refused(run, tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
     status, line = run("--config-file", tmp_path / "bad.yaml")
     assert status == 2
-    assert "MODEL.QUANT.WEIGHT_BIT" in line
-
-
-def test_a_config_that_is_no_yaml_is_refused(run, tmp_path):
-    (tmp_path / "bad.yaml").write_text("MODEL: {QUANT: [\n")
-    status, line = run("--config-file", tmp_path / "bad.yaml")
-    assert status == 2
-    assert "bad.yaml" in line
+    assert message in line
 
 
 @pytest.mark.parametrize("flags", [[], ["--eval-only"]])

@@ -1,23 +1,22 @@
-"""Forward and backward of one 4-bit fake-quantizer, by tensor size: ours and others'.
+"""Forward and backward of one 4-bit fake-quantizer by tensor size: tr_det's and others.
 
-All round to the same codes; Eq. 13's values are multiples of 1/16, the others' of the step.
+All give the same codes. Levels of Eq. 13 are multiples of 1/16, the others multiples of the step.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.measure import Call, Settings, alternate, ratio
+from benchmarks.measure import Call, Settings, alternate, timings
 from torch import Tensor
 
 from tr_det.core import Quantizer, build_quantizer
 
 TITLE = "Fake quantization, forward and backward, 4 bits unsigned, float32"
 BYTES = 20
-"""Per element, at least: forward reads x, writes x_q; backward reads g and x, writes dL/dx."""
+"""Least number for each element: x read and x_q written; g and x read and dL/dx written."""
 COPY_BYTES = 8
 SCALE = 2.0
 STEP = SCALE / 16
@@ -34,7 +33,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def missing() -> list[str]:
-    """Return a line per rival that is not installed or does not run here."""
+    """Return a line for each optional library that is not installed or does not run here."""
     return [f"{name}: left out, {reason}" for name, (_, reason) in _optional().items() if reason]
 
 
@@ -46,16 +45,13 @@ def _rows_of(size: int, settings: Settings) -> list[dict[str, Any]]:
     for name, (quantize, parameters) in _contestants(settings.device).items():
         calls[name] = _forward_backward(quantize, parameters, x.clone().requires_grad_(), grad)
     samples = alternate(calls, settings)
-    copy = statistics.median(samples["copy"])
-    table = []
-    for name, times in samples.items():
-        median = statistics.median(times)
-        row: dict[str, Any] = {"elements": size, "what": name, "median, us": median * 1e6}
-        if name != "copy":
-            row["over ours"] = ratio(samples, name, OURS)
-            row["share of copy bandwidth, %"] = 100 * copy * BYTES / COPY_BYTES / median
-        table.append({**row, "_seconds": times})
-    return table
+    table = timings(samples, OURS, "over ours", "us")
+    floor = table["copy"]["median, us"] * BYTES / COPY_BYTES
+    for row in table.values():
+        row["share of copy bandwidth, %"] = 100 * floor / row["median, us"]
+    for column in ("over ours", "share of copy bandwidth, %"):
+        del table["copy"][column]
+    return [{"elements": size, "what": name, **row} for name, row in table.items()]
 
 
 def _forward_backward(
@@ -107,14 +103,13 @@ def _ours(
 
 def _optional() -> dict[str, tuple[Callable[[str], Any], str]]:
     """Return name -> (builder, why it is left out or "")."""
-    builders = {"Brevitas, learned scale": _brevitas, "torchao, frozen": _torchao}
-    found = {}
-    for name, build in builders.items():
+    found: dict[str, tuple[Callable[[str], Any], str]] = {}
+    for name, build in (("Brevitas, learned scale", _brevitas), ("torchao, frozen", _torchao)):
         reason = ""
         try:
             quantize, _ = build("cpu")
             quantize(torch.rand(4, requires_grad=True)).sum().backward()
-        except Exception as error:  # an optional rival of any version: whatever it raises
+        except Exception as error:  # an optional library of any version may raise anything
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         found[name] = (build, reason)
     return found

@@ -1,10 +1,11 @@
-"""Times as ratios: alternating runs in one process, medians, and what they were measured on."""
+"""Measurements of time and memory: contestants in turns, medians, ratios, and the conditions."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -27,9 +28,9 @@ class Settings:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         rounds: samples of each contestant, taken in turns.
-        warm_up: rounds before those.
-        sample_seconds: a sample repeats its call until it lasts about this long.
-        tiny: smallest sizes, to try the benchmarks out.
+        warm_up: rounds before the first sample.
+        sample_seconds: a sample repeats its call until it takes about this long.
+        tiny: use the smallest sizes, for a quick try.
     """
 
     device: str
@@ -40,10 +41,10 @@ class Settings:
 
 
 def alternate(calls: dict[str, Call], settings: Settings) -> dict[str, list[float]]:
-    """Return seconds per call, one list per contestant, all of one length.
+    """Return contestant -> seconds per call, one for each round.
 
-    Every round runs each contestant once, one after the other, so that what the machine does
-    besides falls on all of them alike.
+    Every round runs each contestant once, one after the other, so that other load on the machine
+    affects all of them alike.
     """
     repeats = {}
     for name, call in calls.items():
@@ -59,9 +60,26 @@ def alternate(calls: dict[str, Call], settings: Settings) -> dict[str, list[floa
     return samples
 
 
-def ratio(samples: dict[str, list[float]], name: str, base: str) -> float:
-    """Return the median over rounds of one contestant's time over another's."""
-    return statistics.median(a / b for a, b in zip(samples[name], samples[base], strict=True))
+def timings(
+    samples: dict[str, list[float]], base: str, over: str, unit: str = "ms"
+) -> dict[str, dict[str, Any]]:
+    """Return contestant -> cells of its row.
+
+    Args:
+        samples: contestant -> seconds.
+        base: the contestant that others are compared with.
+        over: title of the column with the median over rounds of the time relative to the base's.
+        unit: of the column with medians, ``"ms"`` or ``"us"``.
+    """
+    factor = {"ms": 1e3, "us": 1e6}[unit]
+    return {
+        name: {
+            f"median, {unit}": statistics.median(times) * factor,
+            over: statistics.median(a / b for a, b in zip(times, samples[base], strict=True)),
+            "_seconds": times,
+        }
+        for name, times in samples.items()
+    }
 
 
 def _seconds(call: Call, repeats: int, device: str) -> float:
@@ -79,9 +97,9 @@ def _synchronize(device: str) -> None:
 
 
 def kept_megabytes(forward: Call, device: str) -> float:
-    """Return what a forward pass leaves allocated for its backward pass, in MB.
+    """Return the memory that a forward pass leaves allocated for its backward pass, in MB.
 
-    From the allocator, not by saved-tensor hooks: those do not see what inner hooks keep.
+    It is measured at the allocator; saved-tensor hooks do not see the tensors of inner hooks.
     """
     if device == "cuda":
         _synchronize(device)
@@ -109,8 +127,8 @@ def peak_megabytes(step: Call, device: str) -> float | None:
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """Return hardware, versions and settings, for the head of a report."""
-    versions = {}
+    """Return hardware, versions and settings for a report."""
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -129,10 +147,7 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the processor's name, where the system has one."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.M)
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The networks that are timed: full precision, with torch's fake-quantizers, and ours."""
+"""The measured networks: full precision, with torch's fake-quantizers, and with tr_det's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tr_det.core.quantizers import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 QUANTIZERS = ("fixed_grid", "lsq")
-"""Eq. 13 as under TR scheduling, with frozen weight scales, and LSQ, which learns its steps."""
+"""Eq. 13 as under TR scheduling, with frozen weight scales, and LSQ with learned steps."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
 
     Attributes:
         model: in training mode.
-        loss: what a step minimises; a 0-d tensor.
+        loss: returns the loss of a step, a 0-d tensor.
     """
 
     model: nn.Module
@@ -50,22 +50,30 @@ class Task:
         """Return the loss."""
         return self.loss(self.model)
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make a training step."""
+        optimizer.zero_grad()
+        self.forward().backward()
+        optimizer.step()
+
 
 def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
-    """Return contestant -> task; the quantized ones are W4A4 and have their scales."""
+    """Return contestant -> task; the quantized ones are W4A4 and calibrated."""
     build = _resnet20 if name == "resnet20" else _retinanet
-    full, ours, lsq = (build(name, device, tiny, quantizer) for quantizer in ("", *QUANTIZERS))
-    for task in (ours, lsq):
+    full, fixed_grid, lsq = (
+        build(name, device, tiny, quantizer) for quantizer in ("", *QUANTIZERS)
+    )
+    for task in (fixed_grid, lsq):
         set_scales(task.model, task.forward)
-    recomputing = replace(ours, model=copy.deepcopy(ours.model))
-    quantized = [layer for layer, _ in quantized_layers(ours.model)]
+    recomputing = replace(fixed_grid, model=copy.deepcopy(fixed_grid.model))
+    quantized = [layer for layer, _ in quantized_layers(fixed_grid.model)]
     for _, layer in quantized_layers(recomputing.model):
         layer.recompute_input = True
-    theirs = replace(full, model=_with_torch_fake_quantizers(full.model, quantized, device))
+    fake = _with_torch_fake_quantizers(full.model, quantized, device)
     tasks = {
         "full precision": full,
-        "torch FakeQuantize (fused)": theirs,
-        "tr_det W4A4": ours,
+        "torch FakeQuantize (fused)": replace(full, model=fake),
+        "tr_det W4A4": fixed_grid,
         "tr_det W4A4, recomputed inputs": recomputing,
         "tr_det W4A4, LSQ": lsq,
     }
@@ -75,9 +83,9 @@ def variants(name: str, device: str, tiny: bool) -> dict[str, Task]:
 
 
 def each_quantizer(name: str, device: str, tiny: bool) -> dict[str, Task]:
-    """Return full precision and every registered quantizer -> task, with scales.
+    """Return full precision and every registered quantizer -> calibrated task.
 
-    What quantizes weights only has Eq. 13 on the inputs, and the other way round.
+    A quantizer for weights only is combined with Eq. 13 on the inputs, and the other way round.
     """
     tasks = {q or "full precision": _retinanet(name, device, tiny, q) for q in ("", *REGISTRY)}
     for label, task in tasks.items():
@@ -87,7 +95,7 @@ def each_quantizer(name: str, device: str, tiny: bool) -> dict[str, Task]:
 
 
 def bits_of(quantizer: str) -> int:
-    """Return 4, or 2 where a quantizer of weights has no more."""
+    """Return 4, or 2 for a weight quantizer that has no 4 bits."""
     try:
         REGISTRY[quantizer](Spec(4, True, "weight"))
     except ConfigError:
@@ -96,7 +104,7 @@ def bits_of(quantizer: str) -> int:
 
 
 def _with_torch_fake_quantizers(model: nn.Module, names: list[str], device: str) -> nn.Module:
-    """Return a copy whose layers of those names quantize input and weight torch's way."""
+    """Return a copy whose named layers quantize input and weight with torch's fake-quantizers."""
 
     def build(low: int, high: int, **options: Any) -> FakeQuantizeBase:
         return FusedMovingAvgObsFakeQuantize(
@@ -139,25 +147,21 @@ def _resnet20(name: str, device: str, tiny: bool, quantizer: str) -> Task:
 
 CONFIGS = {
     "retinanet-r18-half": ("configs/digits/Base-RetinaNet-R18-half.yaml", 8, 128),
-    "retinanet-r18": ("configs/COCO-Detection/retinanet_R_18_FPN_w4a4_sgdt.yaml", 2, 256),
-    "retinanet-r50": ("configs/COCO-Detection/retinanet_R_50_FPN_w4a4_sgdt.yaml", 2, 256),
+    "retinanet-r18": ("configs/COCO-Detection/retinanet_R_18_FPN_qat_sgdt.yaml", 2, 256),
+    "retinanet-r50": ("configs/COCO-Detection/retinanet_R_50_FPN_qat_sgdt.yaml", 2, 256),
 }
-"""Name -> config, images and their side; on a GPU 4 images of 800 px."""
+"""Name -> config, number of images and their side in pixels; on a GPU 4 images of 800 px."""
 
 
 def _retinanet(name: str, device: str, tiny: bool, quantizer: str) -> Task:
-    from detectron2.config import get_cfg
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
-    from tr_det.detection import add_tr_det_config
+    from tr_det.detection.config.reading import load_config
 
     path, count, side = CONFIGS[name]
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    cfg.merge_from_file(str(ROOT / path))
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
+    cfg = load_config(ROOT / path, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
     cfg.MODEL.QUANT.ENABLED = bool(quantizer)
     if quantizer:
         roles = REGISTRY[quantizer].roles

@@ -1,11 +1,10 @@
-"""A whole training step with each quantizer: what it costs over full precision."""
+"""A whole training step with each quantizer, against full precision."""
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
-from benchmarks.measure import Settings, alternate, kept_megabytes, ratio
+from benchmarks.measure import Settings, alternate, kept_megabytes, timings
 from benchmarks.networks import each_quantizer
 from benchmarks.train_step import BASE, step_of
 
@@ -19,12 +18,6 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     samples = alternate({name: step_of(task) for name, task in tasks.items()}, settings)
     kept = {name: kept_megabytes(task.forward, settings.device) for name, task in tasks.items()}
     return [
-        {
-            "quantizer": name,
-            "median, ms": statistics.median(times) * 1e3,
-            "over full precision": ratio(samples, name, BASE),
-            "kept for backward, MB": kept[name],
-            "_seconds": times,
-        }
-        for name, times in samples.items()
+        {"quantizer": name, **timing, "kept for backward, MB": kept[name]}
+        for name, timing in timings(samples, BASE, f"over {BASE}").items()
     ]

@@ -1,4 +1,4 @@
-"""Rows to a Markdown table and a JSON file."""
+"""Output of rows as a Markdown table and a JSON file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def markdown(rows: list[Row]) -> str:
-    """Return rows as a table; columns in the order of first use, ``-`` where a row lacks one."""
+    """Return rows as a table; columns in order of first use, ``-`` for missing cells."""
     columns = list(dict.fromkeys(key for row in rows for key in row if not key.startswith("_")))
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
@@ -29,7 +29,7 @@ def _cell(value: Any) -> str:
 def write(folder: Path, name: str, title: str, rows: list[Row], conditions: Row) -> str:
     """Write ``NAME.md`` and ``NAME.json`` and return the Markdown.
 
-    Keys of a row that start with an underscore, such as single samples, go to the JSON only.
+    Keys that start with an underscore, such as single samples, go to the JSON file only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     versions = conditions["versions"].items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
+from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.measure import Settings, alternate, kept_megabytes, peak_megabytes, ratio
+from benchmarks.measure import Call, Settings, alternate, kept_megabytes, peak_megabytes, timings
 from benchmarks.networks import Task, variants
 
 from tr_det.core import Quantizer, attach, tr_param_groups, without_transition
@@ -28,33 +28,24 @@ def _rows_of(name: str, settings: Settings) -> list[dict[str, Any]]:
     samples = alternate(steps, settings)
     kept = {v: kept_megabytes(task.forward, settings.device) for v, task in tasks.items()}
     peak = {v: peak_megabytes(step, settings.device) for v, step in steps.items()}
-    table = []
-    for variant, times in samples.items():
-        row: dict[str, Any] = {
+    return [
+        {
             "network": name,
             "what": variant,
-            "median, ms": statistics.median(times) * 1e3,
-            "over full precision": ratio(samples, variant, BASE),
+            **timing,
             "kept for backward, MB": kept[variant],
             "kept over full precision": kept[variant] / kept[BASE],
+            **({} if peak[variant] is None else {"peak, MB": peak[variant]}),
         }
-        if peak[variant] is not None:
-            row["peak, MB"] = peak[variant]
-        table.append({**row, "_seconds": times})
-    return table
+        for variant, timing in timings(samples, BASE, f"over {BASE}").items()
+    ]
 
 
-def step_of(task: Task) -> Any:
+def step_of(task: Task) -> Call:
     """Return a function that makes a step of plain SGD."""
-    # A learning rate of almost nothing: the network must not drift while it is timed.
+    # An almost vanishing learning rate: the network must not change while it is timed.
     groups = without_transition(tr_param_groups(task.model, lr=1e-8))
     optimizer = torch.optim.SGD(groups, lr=1e-8, momentum=0.9)
     if any(isinstance(m, Quantizer) and m.adapts for m in task.model.modules()):
         attach([], task.model, optimizer, 10**6)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        task.forward().backward()
-        optimizer.step()
-
-    return step
+    return partial(task.step, optimizer)

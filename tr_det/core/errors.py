@@ -1,4 +1,4 @@
-"""Errors about what a user asked for."""
+"""The error for settings that are not allowed, and checks that raise it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import difflib
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be followed: its key, its value and what is allowed.
+    """A setting that is not allowed: its key, its value and what is allowed.
 
-    The core names its own arguments. An edge that has other names for them (``SOLVER.TR.FACTOR``
-    for ``tr_factor``) raises the same error under its own key, by `renamed`; nobody takes messages
-    apart.
+    The core names its own arguments. A config with other names for them (``SOLVER.TR.FACTOR`` for
+    ``tr_factor``) raises the same error under its own key, by `renamed`.
 
     Args:
         key: name of the setting.
@@ -35,7 +34,7 @@ class ConfigError(ValueError):
 
 
 def check(key: str, value: object, holds: bool, allowed: str) -> None:
-    """Raise ConfigError unless it holds."""
+    """Raise ConfigError unless ``holds``."""
     if not holds:
         raise ConfigError(key, value, allowed)
 

@@ -1,4 +1,4 @@
-"""Registries that find a new file by themselves: one class a file, named like the file."""
+"""The registry type of quantizers and methods: one class per file, named like the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Registry(dict[str, type[C]], Generic[C]):
     """Name -> class.
 
     Args:
-        kind: what is registered, for messages: ``"quantizer"``.
+        kind: the noun for messages, e.g. ``"quantizer"``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -37,7 +37,7 @@ class Registry(dict[str, type[C]], Generic[C]):
         return cls
 
     def discover(self, package: str) -> None:
-        """Import every module of a package, so that those which register something do."""
+        """Import every module of a package, so that its classes are registered."""
         path = importlib.import_module(package).__path__
         for module in pkgutil.iter_modules(path, f"{package}."):
             importlib.import_module(module.name)

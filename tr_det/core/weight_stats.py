@@ -1,4 +1,4 @@
-"""What one update did to the quantized weights (Lee et al., ICCV 2025, Eqs. 5 and S3, Fig. S3d)."""
+"""Statistics of an update of quantized weights (Lee et al., ICCV 2025, Eqs. 5 and S3, Fig. S3d)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tr_det.core.quantizers import FREE, Quantizer
 
 
 def transition_rate(update: Update) -> Tensor:
-    """Return the share of codes that the update changed, Eq. 5, held weights left out.
+    """Return the share of codes that the update changed, Eq. 5, without held weights.
 
-    Codes are compared, never levels: those also change with a scale (supplement S5.1).
+    Codes are compared, never levels, which also change with a scale (supplement S5.1).
 
     Returns:
-        0-d float32 in [0, 1], on the weight's device; nothing is synchronised.
+        0-d float32 in [0, 1], on the weight's device.
     """
     return update.rate()
 
@@ -26,8 +26,8 @@ def transition_rate(update: Update) -> Tensor:
 def effective_step_size(update: Update) -> Tensor:
     """Return the mean change of the quantized weights' levels, Eq. S3.
 
-    It equals the transition rate times the distance of two levels where no code moves by more than
-    one and the levels themselves stay.
+    It equals the transition rate times the distance between levels if no code moves by more than
+    one and the levels stay.
 
     Args:
         update: with the previous codes.
@@ -44,16 +44,16 @@ def effective_step_size(update: Update) -> Tensor:
 
 @torch.no_grad()
 def scale_drift(update: Update) -> Tensor:
-    """Return by how much the update changed the quantizer's numbers, relative to their size.
+    """Return the relative change of the quantizer's parameters by the update.
 
     Returns:
         0-d float32, the mean over its trained or refitted tensors of ``|new - old| / |old|`` in
-        Euclidean norms; 0 where nothing moves them.
+        Euclidean norms; 0 where it has none.
     """
     now = update.quantizer.moving_tensors()
     changes = [
         (now[name] - before).norm() / before.norm().clamp_min(SCALE_FLOOR)
-        for name, before in update.numbers.items()
+        for name, before in update.parameters.items()
     ]
     if not changes:
         return torch.zeros((), device=update.codes.device)
@@ -63,6 +63,9 @@ def scale_drift(update: Update) -> Tensor:
 @torch.no_grad()
 def distances(quantizer: Quantizer, weight: Tensor) -> Tensor:
     """Return each weight's distance to the nearest transition point, in units of codes.
+
+    Returns:
+        Float32, as many elements as the weight, 1-d.
 
     >>> from tr_det.core import build_quantizer
     >>> quantizer = build_quantizer("lsq", bits=2, signed=True)
@@ -78,7 +81,7 @@ def distances(quantizer: Quantizer, weight: Tensor) -> Tensor:
 
 
 def held_share(weights: Mapping[str, tuple[Tensor, Quantizer]]) -> Tensor:
-    """Return the share of all quantized weights that are held; 0-d float32, where they are.
+    """Return the share of all quantized weights that are held: 0-d float32, on their device.
 
     Args:
         weights: of `CodeBook.weights`, at least one.
@@ -96,4 +99,4 @@ SIGNALS: dict[str, Callable[[Update], Tensor]] = {
     "transition_rate": transition_rate,
     "effective_step_size": effective_step_size,
 }
-"""Name -> what is measured and followed."""
+"""Name -> what controllers measure and follow."""

@@ -8,8 +8,8 @@ imported, so what follows is in place before any script has read a name:
   * our keys are among the defaults of ``get_cfg``;
   * backbones, ``QuantRetinaNet`` and the embedded datasets are registered;
   * ``build_optimizer`` is ours, wherever Detectron2 has it by name;
-  * ``build_model`` quantizes detectors that do not do so themselves (`quantize_detector`);
-  * evaluations see what methods make of the model for them, e.g. the average of its weights;
+  * ``build_model`` quantizes detectors that do not do so themselves (`build_detector`);
+  * evaluations use the model that methods make for them, e.g. the average of its weights;
   * a run that starts from another one's checkpoint starts at iteration 0 (plain_train_net.py takes
     that of the checkpoint);
   * on v0.6 ``DefaultTrainer`` saves its optimizer, as upstream has it since.
@@ -21,6 +21,7 @@ an unquantized checkpoint in ``--eval-only``, exact resume, and processes withou
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 _OPTIMIZER_PLACES = ("detectron2.solver.build", "detectron2.solver", "detectron2.engine.defaults")
@@ -44,35 +45,21 @@ def setup_environment() -> None:
     add_tr_det_config(defaults._C)
 
     import tr_det.detection  # noqa: F401  registers backbones, architecture, datasets
+    from tr_det.detection.modeling.quantize import build_detector
     from tr_det.detection.solver.methods import evaluate_through_methods
     from tr_det.detection.solver.optimizers import build_optimizer
 
     _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
-    _replace("build_model", _MODEL_PLACES, _quantizing(_original("build_model", _MODEL_PLACES[0])))
+    build_model = importlib.import_module(_MODEL_PLACES[0]).build_model
+    _replace("build_model", _MODEL_PLACES, partial(build_detector, build_model=build_model))
     evaluate_through_methods()
     _start_at_iteration_0()
     _save_optimizer_on_v06()
 
 
-def _original(name: str, place: str) -> Any:
-    return getattr(importlib.import_module(place), name)
-
-
 def _replace(name: str, places: tuple[str, ...], function: Any) -> None:
     for place in places:
         setattr(importlib.import_module(place), name, function)
-
-
-def _quantizing(build_model: Any) -> Any:
-    """Return build_model followed by `quantize_detector`."""
-    from tr_det.detection.modeling.quantize import quantize_detector
-
-    def build_quantized_model(cfg: Any) -> Any:
-        model = build_model(cfg)
-        quantize_detector(model, cfg)
-        return model
-
-    return build_quantized_model
 
 
 def _start_at_iteration_0() -> None:

@@ -1,9 +1,9 @@
-"""LazyConfigs: the rows of ``configs/COCO-Detection`` for Detectron2's lazyconfig_train_net.py.
+"""Parts of the COCO LazyConfig, for Detectron2's lazyconfig_train_net.py.
 
-`retinanet_coco` returns the five objects that the tool asks of a config file, as lazy nodes: any
-part can be changed on the command line (``model.quant.weight_bits=3``) or in a file of one's own.
-TR scheduling is inside the optimizer, so the tool needs no change. It knows no learning rate
-but the optimizer's, no strict loading and no exact resume: for those there is tools/train_net.py.
+``configs/COCO-Detection/retinanet.py`` puts them together. They are lazy nodes, so any part can be
+changed on the command line (``model.quant.weight_bits=3``) or in a file of one's own; what depends
+on the depth, the bits or the optimizer follows. TR scheduling is inside the optimizer, so the tool
+needs no change. What only tools/train_net.py has: strict loading, exact resuming.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tr_det.core import QuantConfig
-from tr_det.core.errors import check
+from tr_det.core.errors import check, check_among
 from tr_det.core.optim.registry import OPTIMIZERS
 from tr_det.detection.config.keys import FIRST_AND_LAST
 from tr_det.detection.config.quantization import retinanet_quant_config
@@ -45,77 +45,60 @@ from tr_det.detection.solver.methods import attach_all, evaluate_through_methods
 from tr_det.detection.solver.optimizers import optimizer_groups
 
 PROTOCOLS = ("paper", "all")
+DEPTH = "${model.backbone.bottom_up.stages.depth}"
+IMAGENET_WEIGHTS = {
+    "18": "r18.pkl",
+    "34": "r34.pkl",
+    "50": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+}
 ANCHORS = [
     [round(side * 2 ** (third / 3), 1) for third in range(3)] for side in (32, 64, 128, 256, 512)
 ]
 """Three octave scales per level, rounded as in the YAML configs."""
 
 
-def retinanet_coco(
-    depth: int, bits: int = 32, optimizer: str = "SGD", protocol: str = "paper"
-) -> tuple[DictConfig, DictConfig, DictConfig, DictConfig, DictConfig]:
-    """Return a row of the paper's COCO tables: model, dataloader, optimizer, lr_multiplier, train.
-
-    Args:
-        depth: of the ResNet: 18, 34 or 50.
-        bits: of weights and activations; 32 is full precision.
-        optimizer: ``"SGD"``, which trains the scales of weight quantizers, or ``"SGDT"``.
-        protocol: ``"paper"`` keeps the first and the last layers in full precision; ``"all"``
-            quantizes them to 8 bits.
-
-    Raises:
-        ConfigError: an argument that is none of these.
-    """
-    for name, value, allowed in (
-        ("depth", depth, (18, 34, 50)),
-        ("optimizer", optimizer, ("SGD", "SGDT")),
-        ("protocol", protocol, PROTOCOLS),
-    ):
-        check(name, value, value in allowed, f"one of {list(allowed)}")
-    row = f"w{bits}a{bits}_{optimizer.lower()}" if bits < 32 else "fp"
-    folder = "output/coco/all" if protocol == "all" and bits < 32 else "output/coco"
-    name = f"retinanet_R_{depth}_FPN"
-    model = retinanet(depth)
-    if bits < 32:
-        weights = f"output/coco/{name}_fp/model_final.pth"
-        model.quant = L(quant_config)(
-            weight_bits=bits,
-            act_bits=bits,
-            protocol=protocol,
-            learn_weight_scale=optimizer == "SGD",
-        )
-    elif depth == 50:
-        weights = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-    else:
-        weights = f"r{depth}.pkl"
-    return (
-        model,
-        coco_loaders(),
-        sgd(optimizer),
-        cosine(warmup_share=0.0 if bits < 32 else 1000 / 90_000),
-        DictConfig(train_options(f"{folder}/{name}_{row}", weights)),
-    )
-
-
 def quant_config(
+    enabled: bool = True,
     weight_bits: int = 4,
     act_bits: int = 4,
     protocol: str = "paper",
-    learn_weight_scale: bool = False,
+    optimizer: str = "SGDT",
+    learn_weight_scale: bool | None = None,
     head_input_relu: bool = True,
     weight_quantizer: str = "fixed_grid",
     act_quantizer: str = "fixed_grid",
     weight_options: Mapping[str, Any] | None = None,
     act_options: Mapping[str, Any] | None = None,
-) -> QuantConfig:
-    """Return how to quantize a RetinaNet by a protocol; see `retinanet_coco`."""
-    if protocol == "all":
-        skip, rules = [], [f"{pattern} weight_bits=8 act_bits=8" for pattern in FIRST_AND_LAST]
-    else:
-        skip, rules = list(FIRST_AND_LAST), []
+) -> QuantConfig | None:
+    """Return how to quantize a RetinaNet; None if not enabled.
+
+    Args:
+        enabled: False for full precision.
+        weight_bits: of weights, 1 to 8.
+        act_bits: of the layers' inputs, 1 to 8.
+        protocol: ``"paper"`` keeps the first and the last layers in full precision; ``"all"``
+            quantizes them to 8 bits.
+        optimizer: its name.
+        learn_weight_scale: whether the scales of weight quantizers are trained; None: unless the
+            optimizer schedules transition rates.
+        head_input_relu: whether the head has a ReLU on its inputs.
+        weight_quantizer: name of the quantizer.
+        act_quantizer: the same for inputs.
+        weight_options: options of the quantizer.
+        act_options: the same for inputs.
+
+    Raises:
+        ConfigError: naming the argument, its value and what is allowed.
+    """
+    check_among("model.quant.protocol", protocol, PROTOCOLS)
+    if not enabled:
+        return None
+    if learn_weight_scale is None:
+        learn_weight_scale = not is_scheduled(optimizer)
+    eight_bits = [f"{pattern} weight_bits=8 act_bits=8" for pattern in FIRST_AND_LAST]
     return retinanet_quant_config(
-        skip,
-        rules,
+        FIRST_AND_LAST,
+        eight_bits if protocol == "all" else [],
         head_input_relu=head_input_relu,
         weight_bits=weight_bits,
         act_bits=act_bits,
@@ -127,20 +110,20 @@ def quant_config(
     )
 
 
-def retinanet(depth: int, norm: str = "SyncBN", num_classes: int = 80) -> DictConfig:
-    """Return RetinaNet with ResNet and FPN, in full precision: ``quant`` is None."""
-    channels = 2048 if depth == 50 else 512
-    stages = {"stride_in_1x1": False} if depth == 50 else {}  # a basic block has no 1x1
+def retinanet(depth: int = 50, norm: str = "SyncBN", num_classes: int = 80) -> DictConfig:
+    """Return RetinaNet with ResNet and FPN, quantized to 4 bits by the paper's protocol."""
     return L(QuantRetinaNet)(
         backbone=L(FPN)(
             bottom_up=L(ResNet)(
                 stem=L(BasicStem)(in_channels=3, out_channels=64, norm=norm),
-                stages=L(ResNet.make_default_stages)(depth=depth, norm=norm, **stages),
+                stages=L(resnet_stages)(depth=depth, norm=norm),
                 out_features=["res3", "res4", "res5"],
             ),
             in_features="${.bottom_up.out_features}",
             out_channels=256,
-            top_block=L(LastLevelP6P7)(in_channels=channels, out_channels="${..out_channels}"),
+            top_block=L(p6_and_p7)(
+                depth="${..bottom_up.stages.depth}", out_channels="${..out_channels}"
+            ),
         ),
         head=L(RetinaNetHead)(
             input_shape=[ShapeSpec(channels=256)] * 5,
@@ -164,44 +147,62 @@ def retinanet(depth: int, norm: str = "SyncBN", num_classes: int = 80) -> DictCo
         pixel_mean=[123.675, 116.280, 103.530],
         pixel_std=[58.395, 57.120, 57.375],
         input_format="RGB",
-        quant=None,
+        quant=L(quant_config)(
+            enabled=True,
+            weight_bits=4,
+            act_bits=4,
+            protocol="paper",
+            optimizer="${optimizer.name}",
+        ),
         head_input_relu=True,
     )
 
 
+def resnet_stages(depth: int, norm: str) -> list[list[nn.Module]]:
+    """Return a ResNet's stages, with the stride in the 3x3 convolutions of bottlenecks."""
+    known = depth in (18, 34, 50)
+    check("model.backbone.bottom_up.stages.depth", depth, known, "one of [18, 34, 50]")
+    options = {"stride_in_1x1": False} if depth == 50 else {}  # a basic block has no 1x1
+    return ResNet.make_default_stages(depth=depth, norm=norm, **options)
+
+
+def p6_and_p7(depth: int, out_channels: int) -> LastLevelP6P7:
+    """Return the FPN's two levels that are computed from res5."""
+    return LastLevelP6P7(in_channels=2048 if depth == 50 else 512, out_channels=out_channels)
+
+
 def sgd(name: str = "SGDT") -> DictConfig:
-    """Return SGD or SGDT with the paper's hyperparameters."""
-    transition = name.endswith("T")
+    """Return SGDT, or another optimizer by name, with the paper's hyperparameters."""
     return L(make_optimizer)(
         # The tool sets params.model before it instantiates the optimizer.
-        params=L(model_and_groups)(
-            transition=transition,
-            base_lr="${..lr}",
-            weight_decay="${..weight_decay}",
-            weight_decay_norm=0.0,
-            scale_lr_factor=0.1,
-        ),
+        params={
+            "base_lr": "${..lr}",
+            "weight_decay": "${..weight_decay}",
+            "weight_decay_norm": 0.0,
+            "scale_lr_factor": 0.1,
+        },
         name=name,
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
+        tr_factor=1e-3,
+        tr_momentum=0.99,
         max_iter="${train.max_iter}",
         methods=[],
         output_dir="${train.output_dir}",
         # For methods that run the model on training batches. In a dict, so that the loader is not
-        # made before one of them asks for it.
+        # built unless a method asks for it.
         train_data={"loader": "${dataloader.train}"},
-        **({"tr_factor": 1e-3, "tr_momentum": 0.99} if transition else {}),
     )
 
 
-def model_and_groups(model: nn.Module, **options: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Return a model and its optimizer's groups; see `optimizer_groups`."""
-    return model, optimizer_groups(model, **options)
+def is_scheduled(optimizer: str) -> bool:
+    """Return whether an optimizer, by name, schedules transition rates."""
+    return optimizer in OPTIMIZERS and OPTIMIZERS[optimizer].transition
 
 
 def make_optimizer(
-    params: tuple[nn.Module, list[dict[str, Any]]],
+    params: Mapping[str, Any],
     name: str,
     max_iter: int,
     methods: Sequence[str] = (),
@@ -213,41 +214,45 @@ def make_optimizer(
     """Build an optimizer by name, with methods and the curves attached.
 
     Args:
-        params: see `model_and_groups`.
+        params: arguments of `optimizer_groups`, all but ``transition``.
         name: in `tr_det.core.optim.registry.OPTIMIZERS`, or another class of torch.optim.
         max_iter: length of the run.
         methods: with their options, as in ``SOLVER.METHODS``.
         log_period: iterations between two records of the curves in the EventStorage.
-        output_dir: where what evaluations see is written, if a method changes that.
+        output_dir: where a method that changes the evaluated model saves it.
         train_data: its ``loader`` is the lazy node of the training batches, for methods that run
             the model on some.
-        **options: of the optimizer.
+        **options: of the optimizer; those of TR scheduling (``tr_...``) reach only optimizers
+            that have it.
 
     Raises:
         ConfigError: there is no optimizer or method of that name.
     """
-    model, groups = params
-    own = getattr(torch.optim, name, None)
+    model, scheduled = params["model"], is_scheduled(name)
     entry = OPTIMIZERS.get(name)
-    known = entry is not None or isinstance(own, type)
-    check("optimizer.name", name, known, f"one of {sorted(OPTIMIZERS)} or a class of torch.optim")
-    if entry is not None and entry.transition:
+    make: Any = getattr(torch.optim, name, None) if entry is None else entry.make
+    allowed = f"one of {sorted(OPTIMIZERS)} or a class of torch.optim"
+    check("optimizer.name", name, isinstance(make, type), allowed)
+    if scheduled:
         options["total_steps"] = max_iter
-    optimizer = (own if entry is None else entry.make)(groups, **options)
-    key = "optimizer.methods"
+    else:
+        options = {key: value for key, value in options.items() if not key.startswith("tr_")}
+    groups = optimizer_groups(transition=scheduled, **params)
+    optimizer: torch.optim.Optimizer = make(groups, **options)
     loader = None if train_data is None else lambda: instantiate(train_data["loader"])
+    key = "optimizer.methods"
     attach_all(methods, key, model, optimizer, max_iter, log_period, output_dir, train_data=loader)
     evaluate_through_methods()
     return optimizer
 
 
-def cosine(warmup_share: float = 0.0) -> DictConfig:
-    """Return the learning rate's course: cosine to zero, after a warm-up from a thousandth."""
-    course = L(CosineParamScheduler)(start_value=1.0, end_value=0.0)
-    if not warmup_share:
-        return course
+def cosine() -> DictConfig:
+    """Return the factor of the learning rate: cosine to zero; full precision warms up first."""
     return L(WarmupParamScheduler)(
-        scheduler=course, warmup_length=warmup_share, warmup_factor=1e-3, warmup_method="linear"
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+        warmup_length=_when_quantized("warmup_length"),
+        warmup_factor=1e-3,
+        warmup_method="linear",
     )
 
 
@@ -289,20 +294,44 @@ def coco_loaders() -> DictConfig:
     )
 
 
-def train_options(output_dir: str, init_checkpoint: str) -> dict[str, Any]:
-    """Return what the tool looks up under ``train``."""
-    return {
-        "output_dir": output_dir,
-        "init_checkpoint": init_checkpoint,
-        "max_iter": 90_000,
-        "amp": {"enabled": False},
-        "ddp": {
-            "broadcast_buffers": False,
-            "find_unused_parameters": False,
-            "fp16_compression": False,
-        },
-        "checkpointer": {"period": 5000, "max_to_keep": 100},
-        "eval_period": 5000,
-        "log_period": 20,
-        "device": "cuda",
-    }
+def train_options() -> DictConfig:
+    """Return what the tool looks up under ``train``.
+
+    Under ``when_quantized``: what depends on ``model.quant.enabled``.
+    """
+    name = f"output/coco/retinanet_R_{DEPTH}_FPN"
+    bits = "w${model.quant.weight_bits}a${model.quant.act_bits}"
+    return DictConfig(
+        {
+            "when_quantized": {
+                "False": {
+                    "output_dir": f"{name}_fp",
+                    "init_checkpoint": f"${{oc.select:train.imagenet.{DEPTH}}}",
+                    "warmup_length": 1000 / 90_000,
+                },
+                "True": {
+                    "output_dir": f"{name}_{bits}_${{model.quant.protocol}}_${{optimizer.name}}",
+                    "init_checkpoint": f"{name}_fp/model_final.pth",
+                    "warmup_length": 0.0,
+                },
+            },
+            "imagenet": IMAGENET_WEIGHTS,
+            "output_dir": _when_quantized("output_dir"),
+            "init_checkpoint": _when_quantized("init_checkpoint"),
+            "max_iter": 90_000,
+            "amp": {"enabled": False},
+            "ddp": {
+                "broadcast_buffers": False,
+                "find_unused_parameters": False,
+                "fp16_compression": False,
+            },
+            "checkpointer": {"period": 5000, "max_to_keep": 100},
+            "eval_period": 5000,
+            "log_period": 20,
+            "device": "cuda",
+        }
+    )
+
+
+def _when_quantized(key: str) -> str:
+    return f"${{oc.select:train.when_quantized.${{model.quant.enabled}}.{key}}}"

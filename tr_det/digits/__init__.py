@@ -1,1 +1,1 @@
-"""The embedded dataset and what the first command needs. Importing it costs nothing."""
+"""The embedded data of detection and classification."""

@@ -18,8 +18,8 @@ class DigitImages:
     Attributes:
         train_images: (N, 1, 8, 8) float32, normalised by the training images' mean and deviation.
         train_labels: (N,) int64.
-        test_images: likewise.
-        test_labels: likewise.
+        test_images: like the training images.
+        test_labels: like the training labels.
     """
 
     train_images: Tensor
@@ -32,8 +32,7 @@ def load_digit_images(test_share: float = 0.25) -> DigitImages:
     """Load the digits.
 
     Args:
-        test_share: share of each class that is held out, in (0, 1). The split does not depend on
-            any seed.
+        test_share: share of each class that is held out, in (0, 1).
 
     Raises:
         ValueError: if test_share is out of range.
@@ -45,12 +44,25 @@ def load_digit_images(test_share: float = 0.25) -> DigitImages:
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16.0).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(digits.target.astype(np.int64))
-    held_out = np.zeros(len(labels), dtype=bool)
-    generator = np.random.default_rng(1797)
-    for label in range(NUM_CLASSES):
-        members = generator.permutation(np.flatnonzero(digits.target == label))
-        held_out[members[: round(test_share * len(members))]] = True
-    test = torch.from_numpy(held_out)
+    test = torch.from_numpy(held_out(digits.target, test_share))
     mean, std = images[~test].mean(), images[~test].std()
     images = (images - mean) / std
     return DigitImages(images[~test], labels[~test], images[test], labels[test])
+
+
+def held_out(labels: np.ndarray, share: float) -> np.ndarray:
+    """Return which digits are kept out of training: a share of each class, whatever the run's seed.
+
+    Args:
+        labels: (N,) class of each digit.
+        share: share of each class, in (0, 1).
+
+    Returns:
+        (N,) bool.
+    """
+    chosen = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng(1797)
+    for label in range(NUM_CLASSES):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        chosen[members[: round(share * len(members))]] = True
+    return chosen

@@ -1,18 +1,18 @@
-"""Composes detection scenes from scikit-learn's real handwritten digits.
+"""Detection scenes composed of scikit-learn's handwritten digits.
 
 A scene is a pure function of a ``numpy.random.Generator``: a cluttered background, then one to
 eight digits painted from the largest to the smallest, then mild blur and noise. All coordinates are
 in pixels with the origin at the image's top left corner; luminance and colour are floats in 0..1
 until the last step.
 
-The 8x8 source is not enlarged as a picture. It is treated as a smooth scalar field that is sampled
-through an affine map and thresholded afterwards with a ramp about one output pixel wide (the trick
-of distance-field fonts), so that strokes have clean soft edges at 14 px and at 120 px alike.
+The 8x8 source is not enlarged as a picture. It is a smooth scalar field, sampled through an affine
+map and then thresholded with a ramp about one output pixel wide, as distance-field fonts are, so
+that strokes have clean soft edges at 14 px and at 120 px alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, cos, floor, radians, sin, tan
 
 import numpy as np
@@ -41,8 +41,7 @@ class Scene:
         boxes: (N, 4) float64, x, y, width, height in px, tight around the ink, inside the image.
         labels: (N,) class indices 0..9.
         sources: (N,) indices of the digits in ``sklearn.datasets.load_digits``.
-        ink: (N, size, size) bool, the whole ink of each digit (also where another one covers it).
-        visible: (N,) share of each digit's ink that is not covered by another digit.
+        ink: (N, size, size) bool, the whole ink of each digit, also where a later one covers it.
     """
 
     image: np.ndarray
@@ -50,20 +49,16 @@ class Scene:
     labels: np.ndarray
     sources: np.ndarray
     ink: np.ndarray
-    visible: np.ndarray
 
 
 @dataclass
 class _Placed:
-    """A digit on the canvas: (size, size) alpha, what of it is still visible, and its box."""
+    """A digit on the canvas."""
 
     source: int
-    alpha: np.ndarray
+    alpha: np.ndarray  # (size, size)
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
-    shown: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shown = self.alpha
+    shown: np.ndarray  # the alpha that later digits leave visible, (size, size)
 
 
 class Glyphs:
@@ -82,7 +77,7 @@ class Glyphs:
         self._fields: dict[int, Image.Image] = {}
 
     def field(self, source: int) -> Image.Image:
-        """Returns the digit's ink density, 0..1, as a 96x96 float image (8 samples per cell)."""
+        """Return the digit's ink density, 0..1, as a 96x96 float image (8 samples per cell)."""
         if source not in self._fields:
             cells = np.pad(self._pixels[source] / self._pixels[source].max(), _PAD)
             side = cells.shape[0] * _CELL
@@ -94,28 +89,23 @@ class Glyphs:
 def compose_scene(
     rng: np.random.Generator, size: int, glyphs: Glyphs, pools: list[np.ndarray]
 ) -> Scene:
-    """Composes one scene.
+    """Compose one scene of at least one digit.
 
     Args:
         rng: the only source of randomness.
         size: side of the square image in px.
         glyphs: the source digits.
         pools: for each class 0..9 the indices of the source digits that may be used.
-
-    Returns:
-        The scene; it has at least one digit.
     """
-    while True:  # an unlucky background may refuse every digit; the next one will not
+    placed: list[_Placed] = []
+    while not placed:  # on an unlucky background no digit is readable
         canvas = _background(rng, size)
-        placed: list[_Placed] = []
         for height, width in _draw_sizes(rng, size):
             label = int(rng.integers(10))
             source = int(rng.choice(pools[label]))
             digit = _place(rng, canvas, placed, glyphs, source, height, width)
             if digit is not None:
                 placed.append(digit)
-        if placed:
-            break
     boxes = np.array([d.box for d in placed])
     boxes[:, 2:] -= boxes[:, :2]
     return Scene(
@@ -124,18 +114,17 @@ def compose_scene(
         labels=glyphs.labels[[d.source for d in placed]],
         sources=np.array([d.source for d in placed]),
         ink=np.stack([d.alpha > 0.5 for d in placed]),
-        visible=np.array([d.shown.sum() / d.alpha.sum() for d in placed]),
     )
 
 
 def _draw_sizes(rng: np.random.Generator, size: int) -> list[tuple[float, float | None]]:
-    """Returns box heights in px, largest first, each with a wished-for width or None."""
+    """Draw box heights in px, largest first, each with a target width or None."""
     count = 1 + int(rng.choice(8, p=_COUNT_SHARES))
     sizes: list[tuple[float, float | None]] = []
     top = 0.72 if count <= 2 else 0.56 if count <= 4 else 0.42
     if rng.random() < LARGE_SHARE:
         # A digit's natural width is about 0.65 of its height, so at 128 px the area passes 96^2
-        # only when the width is asked for as well.
+        # only with a target width as well.
         sizes.append((size * rng.uniform(0.84, 0.96), size * rng.uniform(0.66, 0.86)))
         count, top = min(count, 5) - 1, 0.34
     low, high = np.log(MIN_HEIGHT), np.log(max(size * top, MIN_HEIGHT + 1))
@@ -152,7 +141,7 @@ def _place(
     height: float,
     width: float | None,
 ) -> _Placed | None:
-    """Paints one digit where it does no harm; returns None when no such place was found."""
+    """Paint one digit where all digits stay readable; return None if no such place was found."""
     size = canvas.shape[0]
     density = glyphs.field(source)
     threshold = rng.uniform(0.4, 0.52)  # stroke weight: lower fills 6, 8, 9, higher breaks 0
@@ -168,7 +157,7 @@ def _place(
         box = _ink_box(alpha)
         if box is None:
             continue
-        digit = _Placed(source, alpha, box)
+        digit = _Placed(source, alpha, box, shown=alpha)
         shown = [other.shown * (1 - alpha) for other in placed]
         if not _readable(digit, placed, shown):
             continue
@@ -189,11 +178,11 @@ def _shape(
     height: float,
     width: float | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws rotation, shear and aspect, scaled so that the ink gets the wished-for height.
+    """Draw rotation, shear and aspect ratio, scaled to the target height of the ink.
 
     Returns:
-        The 2x2 map from field samples to pixels, the field point that becomes the ink box's top
-        left corner after the map, and the box's (width, height) in px.
+        The 2x2 map from field samples to pixels, the field point that it takes to the top left
+        corner of the ink's box, and the box's (width, height) in px.
     """
     turn = radians(rng.normal(0, 7))
     shear = np.array([[1, tan(radians(rng.normal(0, 7)))], [0, 1]])
@@ -219,7 +208,7 @@ def _render(
     rough: tuple[float, float, float, float],
     size: int,
 ) -> np.ndarray:
-    """Returns the digit's alpha, (size, size) float32; only the rough box's surroundings are drawn.
+    """Return the digit's alpha, (size, size) float32; only the rough box's surroundings are drawn.
 
     The ramp around the threshold spans about 1.2 px: density rises by about 0.8 per source cell.
     """
@@ -232,15 +221,14 @@ def _render(
         (x1 - x0, y1 - y0), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
     )
     pixels_per_cell = _CELL * abs(np.linalg.det(linear)) ** 0.5
-    ramp = (np.asarray(window) - threshold) * pixels_per_cell + 0.5
+    ramp = np.clip((np.asarray(window) - threshold) * pixels_per_cell + 0.5, 0, 1)
     alpha = np.zeros((size, size), dtype=np.float32)
-    ramp = np.clip(ramp, 0, 1)
     alpha[y0:y1, x0:x1] = ramp * ramp * (3 - 2 * ramp)
     return alpha
 
 
 def _ink_box(alpha: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Returns x0, y0, x1, y1 around the pixels that are more ink than background."""
+    """Return x0, y0, x1, y1 around the pixels that are more ink than background."""
     ink = alpha > 0.5
     xs, ys = np.flatnonzero(ink.any(axis=0)), np.flatnonzero(ink.any(axis=1))
     if not xs.size:
@@ -249,10 +237,9 @@ def _ink_box(alpha: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union of two x0, y0, x1, y1 boxes."""
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
+    """Return the intersection over union of two x0, y0, x1, y1 boxes."""
+    w = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
+    h = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
     return w * h / (areas - w * h)
 
@@ -263,19 +250,18 @@ def _crop(values: np.ndarray, box: tuple[float, ...], margin: int = 0) -> np.nda
 
 
 def _readable(digit: _Placed, placed: list[_Placed], shown: list[np.ndarray]) -> bool:
-    """Whether the new digit and those that it partly covers can all still be told."""
+    """Return whether the new digit and those that it partly covers can all be recognised."""
     for other, left in zip(placed, shown):
-        if _iou(digit.box, other.box) > MAX_IOU:
-            return False
-        # A digit crossed by, or filled with, much ink of another one becomes a different shape.
-        if _crop(other.alpha, digit.box).mean() > MAX_FOREIGN_INK:
-            return False
-        if _crop(digit.alpha, other.box).mean() > MAX_FOREIGN_INK:
-            return False
-        if left.sum() < MIN_VISIBLE * other.alpha.sum():
-            return False
         left_box = _ink_box(left)
-        if left_box is None or _iou(left_box, other.box) < MIN_VISIBLE_BOX:
+        if (
+            _iou(digit.box, other.box) > MAX_IOU
+            # A digit crossed by, or filled with, much ink of another one becomes a different shape.
+            or _crop(other.alpha, digit.box).mean() > MAX_FOREIGN_INK
+            or _crop(digit.alpha, other.box).mean() > MAX_FOREIGN_INK
+            or left.sum() < MIN_VISIBLE * other.alpha.sum()
+            or left_box is None
+            or _iou(left_box, other.box) < MIN_VISIBLE_BOX
+        ):
             return False
     return True
 
@@ -283,20 +269,19 @@ def _readable(digit: _Placed, placed: list[_Placed], shown: list[np.ndarray]) ->
 def _ink_colour(
     rng: np.random.Generator, canvas: np.ndarray, digit: _Placed, placed: list[_Placed]
 ) -> np.ndarray | None:
-    """Draws an ink colour, lighter or darker than what lies below; None if it would drown there."""
+    """Draw an ink colour, lighter or darker than what lies below; None if contrast is too low."""
     around = (_crop(canvas, digit.box, margin=2) @ _LUMA).ravel()
     below, step = float(around.mean()), rng.uniform(0.33, 0.75)
     options = [v for v in (below - step, below + step) if 0.02 <= v <= 0.98]
+    level = 0.04 if below > 0.5 else 0.96
     if options:
         level = options[int(rng.integers(len(options)))]
-    else:
-        level = 0.04 if below > 0.5 else 0.96
     tint = rng.normal(0, 1, 3) * rng.uniform(0, 0.16)
     colour = np.clip(level + tint - tint @ _LUMA, 0, 1).astype(np.float32)
     contrast = np.abs(around - colour @ _LUMA)
     if np.quantile(contrast, 0.08) < MIN_CONTRAST:
         return None
-    for other in placed:  # strokes that touch must not melt into one shape
+    for other in placed:  # strokes that touch must stay distinct
         touched = _crop(other.alpha, digit.box, margin=2).ravel() > 0.5
         if touched.any() and np.median(contrast[touched]) < MIN_CONTRAST:
             return None
@@ -304,9 +289,9 @@ def _ink_colour(
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Returns a cluttered background, (size, size, 3) float32.
+    """Draw a cluttered background, (size, size, 3) float32.
 
-    No closed outlines and no short strokes: those would be unlabelled zeros and ones.
+    No closed outlines and no short strokes, which would look like unlabelled zeros and ones.
     """
     base = rng.uniform(0.1, 0.9)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
@@ -329,7 +314,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 def _clutter(
     rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: int, shade: np.ndarray
 ) -> None:
-    """Draws one filled shape or one long thin line."""
+    """Draw one filled shape or one long thin line."""
     fill = (*(int(v) for v in shade), int(rng.integers(90, 230)))
     kind = int(rng.integers(4))
     x, y = rng.uniform(-0.2, 1.0, 2) * size
@@ -354,7 +339,7 @@ def _clutter(
 
 
 def _finish(rng: np.random.Generator, canvas: np.ndarray, smallest: float) -> np.ndarray:
-    """Adds camera blur (less where digits are small) and sensor noise; returns uint8."""
+    """Add camera blur (less where digits are small) and sensor noise; return uint8."""
     image = Image.fromarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8))
     sigma = rng.uniform(0, 0.9 if smallest > 24 else 0.5)
     if sigma > 0.25:

@@ -1,13 +1,17 @@
-"""Scales and batch-norm statistics for a quantized model that was not trained as one.
+"""Calibration: scales and batch-norm statistics from a few batches, the same in all processes.
 
 The scales come from one forward in training mode, layer by layer on inputs that are quantized
 already (EWGS, Lee et al., CVPR 2021). What enters a norm behind a fixed output grid is of another
-size than in full precision, so the running statistics are measured anew (fvcore's precise BN).
+size than in full precision, so the running statistics are measured again (fvcore's precise BN).
 
 Which estimator: the moments of all batches pooled, each batch weighed by its elements, with the
 population variance; on the same batches whose first one set the scales. The alternative, the plain
 mean of the batches' variances, leaves out the spread of the batches' means, which is most of the
 variance where batches are small or alike, as a detector's are.
+
+Where several processes train, each gathers running statistics from its share of the data, and only
+the first one's are saved. So an evaluation in which each process takes a part of the images must
+not use each one's own.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from tr_det.core import set_scales
 from tr_det.core.errors import check
-from tr_det.runtime.norms import average_statistics
+from tr_det.runtime.processes import processes, take_from_first
 
 Around = Callable[[], AbstractContextManager[Any]]
 
@@ -30,7 +35,7 @@ Around = Callable[[], AbstractContextManager[Any]]
 def calibrate(
     model: nn.Module, batches: Iterable[Any], num_batches: int, around: Around = nullcontext
 ) -> None:
-    """Set the scales that are unset, and measure the statistics of all batch norms anew.
+    """Set the scales that are unset, and measure the statistics of all batch norms.
 
     Args:
         model: left in the mode it was in. Under torchrun every process calls this on its own share
@@ -55,7 +60,7 @@ def calibrate(
 def update_norms(
     model: nn.Module, batches: Iterable[Any], num_batches: int, around: Around = nullcontext
 ) -> None:
-    """Measure the statistics of all batch norms anew; arguments as for `calibrate`."""
+    """Measure the statistics of all batch norms; arguments as for `calibrate`."""
     with _in_training(model, around):
         _measure_norms(model, batches, num_batches)
 
@@ -76,3 +81,23 @@ def _measure_norms(model: nn.Module, batches: Iterable[Any], num_batches: int) -
     if get_bn_modules(model):
         update_bn_stats(model, batches, num_batches)
         average_statistics(model)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give every process the first one's, which are those of the checkpoint."""
+    take_from_first(_statistics(model))
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give every process the mean over all of them; each has measured its share of the data."""
+    if processes() > 1:
+        for statistic in _statistics(model):
+            dist.all_reduce(statistic)
+            statistic /= processes()
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            statistics = (module.running_mean, module.running_var)
+            yield from (statistic for statistic in statistics if statistic is not None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 import re
 import sys
@@ -14,9 +12,6 @@ import yaml
 from torch.multiprocessing import ProcessRaisedException
 
 _LINES = re.DOTALL | re.MULTILINE
-
-_LOGGERS = ("detectron2", "tr_det")
-"""Whose log files get the traceback."""
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, yaml.YAMLError)
 """What bad input and diverging runs raise; other exceptions are bugs and keep their tracebacks."""
@@ -30,15 +25,13 @@ class UserMistakeError(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turn an error from input into one line on stderr and exit status 2.
 
-    The traceback goes to the log file, if logging has been set up, and to stderr with
-    ``TR_DET_TRACEBACK=1``.
+    ``TR_DET_TRACEBACK=1`` shows the traceback instead.
     """
     try:
         yield
     except USER_ERRORS as error:
         if _wants_traceback():
             raise
-        _log_to_files(error)
         _stop(_one_line(error))
     except ProcessRaisedException as error:
         # Its text is the other process' traceback, which ends with the error.
@@ -56,7 +49,6 @@ def mistakes_for_parent() -> Iterator[None]:
     except USER_ERRORS as error:
         if _wants_traceback():
             raise
-        _log_to_files(error)
         raise UserMistakeError(_one_line(error)) from None
 
 
@@ -73,20 +65,3 @@ def _one_line(error: BaseException) -> str:
 
 def _wants_traceback() -> bool:
     return bool(os.environ.get("TR_DET_TRACEBACK"))
-
-
-def _log_to_files(error: BaseException) -> None:
-    """Write the traceback to the log files, each once; console handlers would show it as well."""
-    record = logging.LogRecord(
-        "tr_det", logging.ERROR, __file__, 0, "Stopped by an error", (), None
-    )
-    record.exc_info = (type(error), error, error.__traceback__)
-    files: dict[str, logging.Handler] = {}
-    for handler in itertools.chain(*(logging.getLogger(name).handlers for name in _LOGGERS)):
-        # Both kinds are StreamHandlers; a file's stream is named by its path.
-        stream = getattr(handler, "stream", None)
-        name = getattr(stream, "name", "")
-        if isinstance(name, str) and os.path.isfile(name) and not stream.closed:
-            files.setdefault(name, handler)
-    for handler in files.values():
-        handler.handle(record)

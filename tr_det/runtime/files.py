@@ -55,32 +55,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         value: mappings, sequences, strings, paths, numbers, bools, None and what has ``tolist()``.
 
     Raises:
-        TypeError: a value or key that JSON cannot hold; names its place. The old file is left.
+        TypeError: a value that JSON cannot hold. The old file is left.
     """
-    write_text(path, json.dumps(_plain(value, "$"), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(obj: Any, where: str) -> Any:
-    """Return a value made of plain, finite JSON types."""
-    if obj is None or isinstance(obj, (bool, str, int)):
-        return obj
-    if isinstance(obj, float):
-        return float(obj) if math.isfinite(obj) else None
-    if isinstance(obj, Mapping):
-        return {
-            _plain_key(key, where): _plain(value, f"{where}.{key}") for key, value in obj.items()
-        }
-    if isinstance(obj, (list, tuple)):
-        return [_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
-    if isinstance(obj, os.PathLike):
-        return os.fspath(obj)
-    if hasattr(obj, "tolist"):  # numpy scalars and arrays, tensors
-        return _plain(obj.tolist(), where)
-    raise TypeError(f"{where} is a {type(obj).__name__}, which JSON can't hold")
-
-
-def _plain_key(key: Any, where: str) -> str:
-    key = key.tolist() if hasattr(key, "tolist") else key
-    if isinstance(key, (str, int)) and not isinstance(key, bool):
-        return str(key)
-    raise TypeError(f"{where} has the key {key!r}; keys are strings or integers")
+def _plain(value: Any) -> Any:
+    """Return a value made of plain, finite JSON types, where it has any."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NAME = "metrics.json"
+METRICS = "metrics.json"
 
 
 class MetricsWriter:
@@ -22,7 +23,7 @@ class MetricsWriter:
     def __init__(self, folder: str | Path, start: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = Path(folder) / NAME
+        self.path = Path(folder) / METRICS
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_records(self.path) if row["iteration"] < start]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -42,13 +43,15 @@ class MetricsWriter:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return a file's records; of a line that a crash cut short, nothing."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """Return one record per iteration, in their order; the last value that was written counts.
+
+    A resumed run repeats the iterations since its checkpoint. Lines that a crash cut short are
+    left out.
+    """
+    records: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.setdefault(record["iteration"], {}).update(record)
+    return [records[iteration] for iteration in sorted(records)]

@@ -1,14 +1,18 @@
-"""The processes of a run that torchrun has started, and what they tell one another."""
+"""The processes of a run: torchrun's, what they send one another, and the lock against others."""
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 
@@ -69,6 +73,50 @@ def wait_for_all() -> None:
     """Return when every process is here."""
     if processes() > 1:
         dist.barrier()
+
+
+@contextmanager
+def only_writer(folder: str | Path, wait: bool = False, pause: float = 2.0) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if needed.
+
+    The system releases the lock when a process dies. Processes that torchrun has started together
+    are one run.
+
+    Args:
+        folder: of the run.
+        wait: until the other run has ended, instead of refusing.
+        pause: seconds between two attempts.
+
+    Raises:
+        ValueError: another run writes there.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / ".lock")
+    is_waiting = False
+    # The others ask the first one, again and again: no collective lasts as long as a run.
+    while not from_first(rank() != 0 or _acquire(lock)):
+        if not wait:
+            raise ValueError(
+                f"run.output_dir={str(folder)!r}: another run writes there; must be another "
+                "folder, or wait for its end"
+            )
+        if not is_waiting:
+            message = "Waiting for %s, which another run is training"
+            logging.getLogger(__name__).info(message, folder)
+            is_waiting = True
+        time.sleep(pause)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _is_joined() -> bool:

@@ -27,19 +27,31 @@ def seed_step(*key: int) -> None:
 
 @contextmanager
 def sample_states(*key: int) -> Iterator[None]:
-    """Set Python's, NumPy's and torch's CPU states from integers, and restore them at the end.
+    """Set Python's, NumPy's and torch's CPU states from integers, and restore them at the end."""
+    with restored_states():
+        seed_sample(*key)
+        yield
 
-    Augmentations use no other device, and seeding devices would reach out of the sample.
-    """
+
+@contextmanager
+def restored_states() -> Iterator[None]:
+    """Restore Python's, NumPy's and torch's CPU states at the end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    words = _seed_python_and_numpy(SAMPLE, *key)
-    torch.default_generator.manual_seed(_joined(words[:2]))
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+def seed_sample(*key: int) -> None:
+    """Set Python's, NumPy's and torch's CPU states from non-negative integers.
+
+    Augmentations use no other device, and seeding devices would reach out of the sample.
+    """
+    words = _seed_python_and_numpy(SAMPLE, *key)
+    torch.default_generator.manual_seed(_joined(words[:2]))
 
 
 def _seed_python_and_numpy(*key: int) -> np.ndarray:

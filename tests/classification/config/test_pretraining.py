@@ -4,12 +4,13 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import train_classifier
 
 from tr_det.classification.config.file import load_config
-from tr_det.classification.engine.results import table
 from tr_det.classification.engine.run import run
 from tr_det.classification.engine.trainer import ClassifierTrainer
-from tr_det.runtime.lock import only_writer
+from tr_det.runtime.processes import only_writer
+from tr_det.runtime.results import read_results
 
 
 def qat(*overrides):
@@ -17,16 +18,14 @@ def qat(*overrides):
 
 
 def test_what_a_run_builds_on_is_trained_once_and_heads_the_table(folder):
-    rows = run(qat())
-    assert [(row["bits"], row["optimizer"]) for row in rows] == [("FP", "SGD"), ("W2A2", "SGDT")]
-    fp = Path(rows[0]["folder"]) / "model_final.pth"
+    fp = Path(run(qat())["paths"]["start"])
     written = fp.stat().st_mtime_ns
     again = run(qat("run.output_dir", "again", "run.seed", "1"))
     assert fp.stat().st_mtime_ns == written
-    assert again[0] == rows[0]
-    lines = table(again).splitlines()
+    lines = train_classifier.table(train_classifier.with_pretraining(again)).splitlines()
     assert len(lines) == 6
     assert lines[3].split()[:3] == ["resnet_cifar", "FP", "SGD"]
+    assert lines[4].split()[:3] == ["resnet_cifar", "W2A2", "SGDT"]
     (folder / "fp.yaml").write_text((folder / "fp.yaml").read_text().replace("0.05", "0.06"))
     with pytest.raises(ValueError, match=r"solver\.lr=0\.06: .*fp_fp.* is of a run with 0\.05"):
         run(qat("run.output_dir", "third"))
@@ -73,8 +72,9 @@ def test_a_binary_network_starts_from_real_weights_with_inputs_of_its_own_bits(f
         "solver: {loss: distributional, teacher: resnet_cifar, "
         "teacher_weights: teacher/model_final.pth}\n"
     )
-    rows = run(load_config("binary.yaml", ["quant.bits", bits]))
-    assert [row["bits"] for row in rows] == [f"W32A{bits[-1]}", bits]
+    results = run(load_config("binary.yaml", ["quant.bits", bits]))
+    first = read_results(Path(results["paths"]["start"]).parent)
+    assert first["config"]["quant"]["bits"] == f"W32A{bits[-1]}"
 
 
 def test_runs_started_together_train_their_pretraining_once(folder, monkeypatch):
@@ -93,6 +93,5 @@ def test_runs_started_together_train_their_pretraining_once(folder, monkeypatch)
 
     monkeypatch.setattr(ClassifierTrainer, "train", train)
     monkeypatch.setattr("tr_det.classification.engine.run.only_writer", another_first)
-    rows = run(qat())
+    run(qat())
     assert trained == ["FP", "W2A2"]
-    assert [row["bits"] for row in rows] == trained

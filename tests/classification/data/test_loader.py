@@ -3,7 +3,12 @@ import itertools
 import pytest
 import torch
 
-from tr_det.classification.data.loader import evaluation_batches, planned_batches, train_batches
+from tr_det.classification.data.loader import (
+    check_batch_size,
+    evaluation_batches,
+    planned_batches,
+    train_batches,
+)
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -58,10 +63,10 @@ def test_processes_share_one_batch_out():
         assert sorted(shares[0][number] + shares[1][number]) == sorted(batch)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 12}, {"batch_size": 3, "processes": 2}])
-def test_a_batch_that_cannot_be_made_is_refused(options):
+@pytest.mark.parametrize(("batch_size", "processes"), [(12, 1), (3, 2)])
+def test_a_batch_that_cannot_be_made_is_refused(batch_size, processes):
     with pytest.raises(ValueError, match=r"solver\.batch_size=.*at most 11.*number of processes"):
-        take(1, **options)
+        check_batch_size(batch_size, 11, processes)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,8 +3,7 @@ import logging
 import pytest
 
 from tr_det.classification.config.file import load_config
-from tr_det.classification.engine.evaluate_only import evaluate_only
-from tr_det.classification.engine.run import run
+from tr_det.classification.engine.run import evaluate_only, run
 
 
 def qat(*overrides):
@@ -12,21 +11,19 @@ def qat(*overrides):
 
 
 def test_evaluation_alone_gives_what_training_ended_with(folder):
-    trained = run(qat())[-1]
+    trained = run(qat())
     evaluated = evaluate_only(qat())
-    assert len(evaluated) == 1
-    assert (evaluated[0]["accuracy"], evaluated[0]["loss"]) == (
-        trained["accuracy"],
-        trained["loss"],
-    )
+    for part in ("config", "metrics", "cost", "updates"):
+        assert evaluated[part] == trained[part]
 
 
 def test_a_full_precision_checkpoint_is_calibrated_before_it_is_evaluated(folder):
-    learnt = run(load_config("fp.yaml", ["run.output_dir", "fp", "solver.iterations", "60"]))[0]
+    longer = ["run.output_dir", "fp", "solver.iterations", "60"]
+    learnt = run(load_config("fp.yaml", longer))["metrics"]
     weights = ["model.pretraining", "", "model.weights", "fp/model_final.pth"]
-    row = evaluate_only(qat(*weights, "quant.bits", "W8A8"))[0]
+    quantized = evaluate_only(qat(*weights, "quant.bits", "W8A8"))["metrics"]
     assert learnt["accuracy"] > 40
-    assert row["accuracy"] > learnt["accuracy"] - 15
+    assert quantized["accuracy"] > learnt["accuracy"] - 15
 
 
 def test_evaluation_without_any_checkpoint_is_refused(folder):
@@ -37,36 +34,37 @@ def test_evaluation_without_any_checkpoint_is_refused(folder):
 @pytest.fixture
 def _own_logging():
     """Undo what a tool sets up for its process."""
-    root, theirs = logging.getLogger(), logging.getLogger("fvcore")
-    handlers, level, their_level = list(root.handlers), root.level, theirs.level
+    loggers = [logging.getLogger(), logging.getLogger("fvcore")]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    theirs.setLevel(their_level)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.mark.usefixtures("_own_logging")
 def test_evaluation_takes_the_trained_weights_unless_others_are_named(folder, monkeypatch, caplog):
     import train_classifier
 
-    def rows(*options):
+    table = train_classifier.table
+
+    def evaluated(*options):
         found = []
         arguments = ["--config-file", "own.yaml", "--eval-only", *options]
         monkeypatch.setattr("sys.argv", ["train_classifier.py", *arguments])
-        monkeypatch.setattr(train_classifier, "table", lambda rows: found.extend(rows))
+        monkeypatch.setattr(train_classifier, "table", found.extend)
         with caplog.at_level("INFO"):
             train_classifier.main()
-        return found[0], caplog.messages[-1]
+        optimizer = table(found).splitlines()[3].split()[2]
+        return found[0]["metrics"]["loss"], optimizer, caplog.messages[-1]
 
     run(load_config("fp.yaml", ["run.output_dir", "fp"]))
     (folder / "own.yaml").write_text(
         "_BASE_: fp.yaml\nmodel: {weights: fp/model_final.pth}\nrun: {output_dir: own}\n"
     )
-    start, told = rows()
-    assert (start["optimizer"], told) == ("-", "Evaluating fp/model_final.pth")
-    trained = run(load_config("own.yaml"))[0]
-    assert trained["loss"] != start["loss"]
-    again, told = rows()
-    assert (again["loss"], again["optimizer"]) == (trained["loss"], "SGD")
-    assert told == "Evaluating own/model_final.pth"
-    assert rows("model.weights", "fp/model_final.pth")[0]["loss"] == start["loss"]
+    start, *shown = evaluated()
+    assert shown == ["-", "Evaluating fp/model_final.pth"]
+    trained = run(load_config("own.yaml"))["metrics"]["loss"]
+    assert trained != start
+    assert evaluated() == (trained, "SGD", "Evaluating own/model_final.pth")
+    assert evaluated("model.weights", "fp/model_final.pth")[0] == start

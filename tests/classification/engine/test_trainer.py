@@ -1,7 +1,6 @@
 """The loop, through whole runs."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -22,43 +21,10 @@ def qat(*overrides):
     return load_config("qat.yaml", overrides)
 
 
-@pytest.mark.parametrize("optimizer", ["SGDT", "AdamWT", "Adam"])
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(
-    folder, optimizer, same, final, stop_at
-):
-    config = qat("solver.optimizer", optimizer, "run.output_dir", "whole")
-    whole = run(config)
-    stop_at(config, "model_0000004.pth", "stopped")
-    resumed = run(
-        qat("solver.optimizer", optimizer, "run.output_dir", "stopped", "data.workers", "1"),
-        resume=True,
-    )
-    first, second = final("whole"), final("stopped")
-    assert first["iteration"] == second["iteration"] == 8
-    for part in ("model", "optimizer", "scheduler"):
-        assert same(first[part], second[part]), part
-    assert resumed[-1]["accuracy"] == whole[-1]["accuracy"]
-    metrics = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "eta_seconds"}
-            for line in (Path(name) / "metrics.json").read_text().splitlines()
-        ]
-        for name in ("whole", "stopped")
-    ]
-    assert metrics[0] == metrics[1]
-
-
 def test_metrics_tell_what_updates_do_to_weights(folder):
-    run(qat("solver.iterations", "4"))
-    rows = [
-        json.loads(line)
-        for line in Path("output/classification")
-        .rglob("qat_w2a2/metrics.json")
-        .__next__()
-        .read_text()
-        .splitlines()
-    ]
-    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 3]
+    run(qat("solver.iterations", "4", "run.output_dir", "a"))
+    rows = read_records(Path("a/metrics.json"))
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
     for key in ("loss", "accuracy", "lr", "tr/target", "tr/running", "tr/talr"):
         assert key in rows[2], key
     assert rows[2]["tr/step_size"] >= rows[2]["tr/rate"] / 2 > 0
@@ -68,13 +34,9 @@ def test_metrics_tell_what_updates_do_to_weights(folder):
 
 
 def test_bfloat16_changes_the_forward_only(folder, final):
-    config = load_config("fp.yaml", ["run.output_dir", "a", "run.precision", "bfloat16"])
-    run(config)
-    assert all(
-        value.dtype == torch.float32
-        for key, value in final("a")["model"].items()
-        if value.is_floating_point()
-    )
+    run(load_config("fp.yaml", ["run.output_dir", "a", "run.precision", "bfloat16"]))
+    weights = final("a")["model"].values()
+    assert all(value.dtype == torch.float32 for value in weights if value.is_floating_point())
     run(load_config("fp.yaml", ["run.output_dir", "b"]))
     assert not torch.equal(final("a")["model"]["fc.weight"], final("b")["model"]["fc.weight"])
     with pytest.raises(ValueError, match=r"run\.precision='float16': must be"):
@@ -101,16 +63,15 @@ def test_a_failing_evaluation_does_not_lose_what_was_trained(folder, monkeypatch
             run(config)
     written = "model_0000004" if period else "model_final"
     assert (Path(config.run.output_dir) / f"{written}.pth").is_file()
-    assert run(config, resume=True)[0]["accuracy"] >= 0
+    assert run(config, resume=True)["metrics"]["accuracy"] >= 0
     rows = read_records(Path(config.run.output_dir) / "metrics.json")
     assert [row["iteration"] for row in rows if "loss" in row] == list(range(8))
 
 
-@pytest.mark.parametrize(("kept", "numbers"), [(2, [6, 7]), (0, [1, 2, 3, 4, 5, 6, 7])])
-def test_the_newest_checkpoints_are_kept_and_the_last_one(folder, kept, numbers):
-    overrides = ["run.checkpoint_period", "1", "run.keep_checkpoints", str(kept)]
+def test_the_newest_checkpoints_are_kept_and_the_last_one(folder):
+    overrides = ["run.checkpoint_period", "1", "run.keep_checkpoints", "2"]
     run(load_config("fp.yaml", [*overrides, "run.output_dir", "a"]))
-    expected = {f"model_{number:07d}.pth" for number in numbers} | {"model_final.pth"}
+    expected = {"model_0000006.pth", "model_0000007.pth", "model_final.pth"}
     assert {path.name for path in Path("a").glob("*.pth*")} == expected
 
 

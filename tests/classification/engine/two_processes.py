@@ -24,7 +24,7 @@ def train_and_compare(trainer):
 
 
 def run_and_resume(config, resume):
-    rows = run(config, resume)
+    results = run(config, resume)
     if dist.get_rank() == 0:
         shutil.copytree(config.run.output_dir, "stopped")
         Path("stopped/model_final.pth").unlink()
@@ -32,7 +32,7 @@ def run_and_resume(config, resume):
     dist.barrier()
     folder = dataclasses.replace(config.run, output_dir="stopped")
     run(dataclasses.replace(config, run=folder), resume=True)
-    return rows
+    return results
 
 
 ClassifierTrainer.train = train_and_compare

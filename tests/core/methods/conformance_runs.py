@@ -1,14 +1,10 @@
-"""Runs of every method; as a program, one that is resumed: ``python THIS IN.pth OUT.pth``.
+"""Runs of every method, also in other processes."""
 
-Also what two processes do, for ``torch.multiprocessing.spawn``.
-"""
-
-import sys
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from small_runs import batch, loss, make_model, make_optimizer, through_file, train
+from small_runs import batch, loss, make_model, make_optimizer, train
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +22,7 @@ STEPS = 16
 
 
 class StillNorm(nn.BatchNorm1d):
-    """Keeps its running statistics in training, as processes and skipped steps have other data."""
+    """Never changes its running statistics, since processes and skipped steps have other data."""
 
     def forward(self, x):
         out = super().forward(x)
@@ -65,7 +61,7 @@ def start(case, optimizer, seed=0):
 
 
 def data(model):
-    """Yield forwards on other batches in each process."""
+    """Yield functions that run the model on a batch; each process has its own batches."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     for index in range(4):
         x, _ = batch(1000 + 10 * rank + index)
@@ -76,21 +72,21 @@ def halfway(case, optimizer):
     """Return the state of a run after half of its updates."""
     model, made, _ = start(case, optimizer)
     train(model, made, range(STEPS // 2))
-    return {"model": model.state_dict(), "optimizer": made.state_dict()}
+    return [model.state_dict(), made.state_dict()]
 
 
 def finish(case, optimizer, state):
-    """Return the state of a run that goes on from the middle."""
+    """Return the state of a run that is resumed from the middle."""
     model, made, attached = start(case, optimizer, seed=1)
-    model.load_state_dict(state["model"])
-    made.load_state_dict(state["optimizer"])
+    model.load_state_dict(state[0])
+    made.load_state_dict(state[1])
     train(model, made, range(STEPS // 2, STEPS))
     assert attached.step == STEPS
-    return {"model": model.state_dict(), "optimizer": made.state_dict()}
+    return [model.state_dict(), made.state_dict()]
 
 
 def in_two_processes(rank, folder):
-    """Train on other data in each of two processes; write each one's state."""
+    """Train in one of two processes on data of its own; write the state."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
@@ -112,16 +108,9 @@ def in_two_processes(rank, folder):
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
+def resume(rank, folder):
+    """Resume every run in a process of its own."""
     torch.set_num_threads(1)
-    source, target = sys.argv[1:]
-    saved = torch.load(source, weights_only=True)
-    torch.save(
-        {
-            f"{case} {optimizer}": through_file(
-                finish(case, optimizer, saved[f"{case} {optimizer}"])
-            )
-            for case, optimizer in cases()
-        },
-        target,
-    )
+    states = torch.load(f"{folder}/in.pth", weights_only=True)
+    ends = {f"{c} {o}": finish(c, o, states[f"{c} {o}"]) for c, o in cases()}
+    torch.save(ends, f"{folder}/out.pth")

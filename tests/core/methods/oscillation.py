@@ -1,4 +1,4 @@
-"""Nagel et al.'s tracker and freezing in float64, and runs that show it to the methods."""
+"""Nagel et al.'s tracker and freezing in float64, and models and optimizers to compare with."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from tr_det.core.optim.groups import without_transition
 
 
 class Oscillation:
-    """One weight tensor's integers, call by call, in the order of the paper's algorithm 1."""
+    """The paper's algorithm 1 for one weight tensor, call by call."""
 
-    def __init__(self, m, threshold=0.0, use_average=True):
-        self.m, self.threshold, self.use_average = m, threshold, use_average
+    def __init__(self, m, use_average=True):
+        self.m, self.use_average = m, use_average
         self.previous = None
         self.events = 0
 
-    def __call__(self, x, threshold=None):
-        """Take the integers of this call; return them with frozen ones in their place.
+    def __call__(self, x, threshold=0.0):
+        """Return this call's integers with the frozen ones in place.
 
-        A threshold, if given, is this call's; while it is 0 there is neither freezing nor average.
+        While the threshold is 0 there is neither freezing nor an average.
         """
         x = np.array(x, np.float64)
-        threshold = self.threshold if threshold is None else threshold
         if self.previous is None:
             self.previous, self.average = x.copy(), None
             self.direction, self.f = np.zeros_like(x), np.zeros_like(x)
@@ -57,8 +56,8 @@ class Written(torch.optim.SGD):
         self.param_groups[0]["params"][0].fill_(next(self.values))
 
 
-class Witness(Method):
-    """Keeps the codes after each update, as methods are told."""
+class Recorder(Method):
+    """Stores the codes that methods are given after each update."""
 
     def __init__(self):
         self.codes = []
@@ -71,7 +70,7 @@ class Witness(Method):
 
 
 def one_weight(bits=3):
-    """Return a layer of one weight, zero, whose codes are its rounded values."""
+    """Return a layer with one weight, zero, whose code is its rounded value."""
     model = nn.Sequential(nn.Linear(1, 1, bias=False))
     config = QuantConfig(weight_bits=bits, act_bits=32, weight_quantizer="lsq")
     quantize_model(model, config)
@@ -83,7 +82,7 @@ def one_weight(bits=3):
 
 
 def layers():
-    """Return layers with 2, 3 and 8 bits; no forward is needed to train them at random."""
+    """Return layers with 2, 3 and 8 bits, for training with random gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 4))
     rules = (QuantRule(pattern="1", weight_bits=3), QuantRule(pattern="2", weight_bits=8))
@@ -99,7 +98,7 @@ def optimizer_of(model, name, steps):
     groups = tr_param_groups(model, 0.05, 1e-2)
     if name == "SGD":
         return torch.optim.SGD(without_transition(groups), lr=0.05, momentum=0.5)
-    # The rate is kept high, so that there is something to see until the end.
+    # A high rate, so that codes change until the end.
     tr = {"tr_factor": 0.2, "tr_schedule": "constant", "tr_momentum": 0.5}
     return SGDT(groups, lr=0.05, momentum=0.5, total_steps=steps, **tr)
 
@@ -112,7 +111,7 @@ def codes_of(layer):
 
 
 def at_random(model, step):
-    """Give every weight a random gradient that pulls it to and fro."""
+    """Give every weight a random gradient."""
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Re-estimated statistics against means over batches in float64; evaluations leave no trace."""
+"""Re-estimated statistics against means over batches in float64, and their removal."""
 
 import copy
 from functools import partial
@@ -15,11 +15,8 @@ from tr_det.core import (
     build_method,
     quantize_model,
     set_scales,
-    tr_param_groups,
 )
 from tr_det.core.methods import bn_reestimation
-from tr_det.core.optim import SGDT
-from tr_det.core.quantizers import Quantizer
 
 BATCHES = 4
 
@@ -43,20 +40,16 @@ def net(seed=0):
     return model
 
 
-def start(*others, batches=BATCHES, available=BATCHES + 3, scheduled=False, model=None):
+def start(*others, available=BATCHES + 3, model=None):
     """Return (model, optimizer, method, attached)."""
     model = model or net()
-    groups = tr_param_groups(model, 0.05, 1e-4)
-    if scheduled:
-        optimizer = SGDT(groups, lr=0.05, momentum=0.9, total_steps=20, tr_factor=0.1)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def data():
         for index in range(available):
             yield partial(model, images(1000 + index))
 
-    method = build_method("bn_reestimation", batches=batches)
+    method = build_method("bn_reestimation", batches=BATCHES)
     return model, optimizer, method, attach([method, *others], model, optimizer, 20, batches=data)
 
 
@@ -67,53 +60,36 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-def by_hand(model, indices):
-    """Return each norm's mean and variance over batches, float64, layer by layer."""
-    found = {}
-    activations = [images(1000 + index).double() for index in indices]
-    for name, module in copy.deepcopy(model).eval().double().named_children():
+def means_over_batches(model, indices):
+    """Return each norm's statistics by torch's own cumulative average, in float64."""
+    twin = copy.deepcopy(model).double().eval()
+    for module in twin.modules():
         if isinstance(module, nn.BatchNorm2d):
-            means = [x.mean((0, 2, 3)) for x in activations]
-            count = [x.numel() / x.shape[1] for x in activations]
-            variances = [
-                ((x - m.view(-1, 1, 1)) ** 2).sum((0, 2, 3)) / (n - 1)
-                for x, m, n in zip(activations, means, count, strict=True)
-            ]
-            found[f"{name}.running_mean"] = sum(means) / len(means)
-            found[f"{name}.running_var"] = sum(variances) / len(variances)
-            normalize = partial(torch.batch_norm, training=True, momentum=0.0, cudnn_enabled=False)
-            wide = {"running_mean": None, "running_var": None, "eps": module.eps}
-            activations = [
-                normalize(x, weight=module.weight, bias=module.bias, **wide) for x in activations
-            ]
-        else:
-            with torch.no_grad():
-                activations = [module(x) for x in activations]
-    return found
+            module.train().reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        for index in indices:
+            twin(images(1000 + index).double())
+    return {name: value for name, value in twin.state_dict().items() if "running_" in name}
 
 
 def check_statistics(model, expected):
     state = model.state_dict()
     assert len(expected) == 4
     for name, value in expected.items():
-        torch.testing.assert_close(state[name].double(), value.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(state[name].double(), value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize(("available", "used"), [(7, 4), (2, 2)])
-def test_statistics_are_means_over_batches(scheduled, available, used):
-    model, optimizer, _, attached = start(available=available, scheduled=scheduled)
+def test_statistics_are_means_over_batches(available, used):
+    model, optimizer, _, attached = start(available=available)
     train(model, optimizer, range(6))
-    expected = by_hand(model, range(used))
+    expected = means_over_batches(model, range(used))
     before = copy.deepcopy(model.state_dict())
     with attached.evaluating():
         check_statistics(model, expected)
-        changed = {
-            name
-            for name, value in model.state_dict().items()
-            if not torch.equal(value, before[name])
-        }
-        assert changed == expected.keys()
+        state = model.state_dict()
+        assert {name for name in state if not torch.equal(state[name], before[name])} == {*expected}
 
 
 def test_after_an_evaluation_everything_is_as_before():
@@ -122,31 +98,19 @@ def test_after_an_evaluation_everything_is_as_before():
     model[1].eval()  # a mode of its own
 
     def everything():
-        values = {f"{k}.training": m.training for k, m in model.named_modules()}
-        values |= {f"{k}.momentum": m.momentum for k, m in model.named_modules() if norm(m)}
-        values |= {
-            f"{k}.seen": m.seen.clone()
-            for k, m in model.named_modules()
-            if isinstance(m, Quantizer) and m.seen is not None
+        values = {
+            f"{name}.{key}": copy.deepcopy(getattr(module, key))
+            for name, module in model.named_modules()
+            for key in ("training", "momentum", "seen", "_forward_hooks")
+            if getattr(module, key, None) is not None
         }
-        hooks = sum(len(m._forward_hooks) for m in model.modules())
-        return {
-            **snapshot(model, optimizer),
-            **values,
-            "hooks": hooks,
-            "rng": torch.get_rng_state(),
-        }
-
-    def norm(module):
-        return isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return {**snapshot(model, optimizer), **values, "rng": torch.get_rng_state()}
 
     before = everything()
     assert any(key.endswith(".seen") for key in before)
     with attached.evaluating():
-        assert_equal(
-            {k: v for k, v in everything().items() if "running" not in k},
-            {k: v for k, v in before.items() if "running" not in k},
-        )
+        within = {key: value for key, value in everything().items() if "running" not in key}
+        assert_equal(within, {key: before[key] for key in within})
     assert_equal(everything(), before)
     with pytest.raises(ZeroDivisionError), attached.evaluating():
         1 / 0  # noqa: B018
@@ -163,25 +127,6 @@ def test_after_an_evaluation_everything_is_as_before():
     assert_equal(everything(), before)
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
-def test_a_run_with_evaluations_goes_on_as_one_without(scheduled):
-    runs = []
-    for evaluates in (True, False):
-        tracker = build_method("tracker", momentum=0.1)
-        freezing = build_method("freezing", threshold=0.15)
-        others = tracker, freezing, "dampening", "weight_average"
-        model, optimizer, _, attached = start(*others, scheduled=scheduled)
-        torch.manual_seed(1)
-        for step in range(8):
-            train(model, optimizer, [step])
-            if evaluates:
-                with attached.evaluating():
-                    model.eval()(images(99))
-                model.train()
-        runs.append(snapshot(model, optimizer))
-    assert_equal(*runs)
-
-
 def test_statistics_are_those_of_the_average():
     model, optimizer, _, attached = start(build_method("weight_average", decay=0.9))
     train(model, optimizer, range(8))
@@ -191,7 +136,7 @@ def test_statistics_are_those_of_the_average():
         for name, value in other.state_dict().items():
             if name in average:
                 value.copy_(average[name])
-    expected = by_hand(other, range(BATCHES))
+    expected = means_over_batches(other, range(BATCHES))
     before = copy.deepcopy(model.state_dict())
     with attached.evaluating():
         check_statistics(model, expected)
@@ -210,11 +155,11 @@ def test_processes_share_the_mean_over_all_batches(monkeypatch):
     )
     method._batches = lambda: [partial(model, images(i)) for i in (1002, 1003, 1004)]
     method._estimated(norms)
-    theirs, how = sent[0]
+    others, how = sent[0]
     assert how == "sum"
     method._batches = lambda: [partial(model, images(i)) for i in (1000, 1001)]
-    monkeypatch.setattr(bn_reestimation, "over_processes", lambda tensor, how: tensor + theirs)
-    expected = by_hand(model, range(5))
+    monkeypatch.setattr(bn_reestimation, "over_processes", lambda tensor, how: tensor + others)
+    expected = means_over_batches(model, range(5))
     with attached.evaluating():
         check_statistics(model, expected)
 
@@ -274,17 +219,13 @@ def test_a_function_may_set_the_mode_of_a_detector():
     assert on == ["Sequential", "BatchNorm2d", "BatchNorm2d"]
 
 
-def test_what_cannot_work_is_refused():
-    for value in (0, 2.5, True):
-        with pytest.raises(ConfigError) as error:
-            build_method("bn_reestimation", batches=value)
-        assert error.value.key == "batches"
-    bare = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
-    for model, data in ((bare, list), (net(), None)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(ConfigError, match="must be left out") as error:
-            attach(["bn_reestimation"], model, optimizer, 1, batches=data)
-        assert (error.value.key, error.value.value) == ("methods", "bn_reestimation")
+@pytest.mark.parametrize("value", [0, 2.5, True])
+def test_other_numbers_of_batches_are_refused(value):
+    with pytest.raises(ConfigError, match=f"^batches={value}: must be an integer"):
+        build_method("bn_reestimation", batches=value)
+
+
+def test_an_evaluation_without_a_batch_is_refused():
     *_, attached = start(available=0)
     with pytest.raises(RuntimeError, match="no batch has reached"), attached.evaluating():
         pass

@@ -1,4 +1,4 @@
-"""What methods need is looked up before they start, and everything else goes together."""
+"""Methods are refused where a need is not met; all other combinations train together."""
 
 import itertools
 
@@ -25,7 +25,7 @@ NET = {
     "batch norms": {"norm": nn.Identity},
     "batches": {"batches": None},
 }
-"""Need -> a run that does not have it."""
+"""Need -> options of a run that does not meet it."""
 
 
 def run(names, *, norm=nn.BatchNorm1d, batches=list, optimizer="SGDT", max_bits=4, **config):
@@ -51,7 +51,7 @@ def test_a_method_is_refused_where_it_lacks_what_it_needs(name):
             run([name], optimizer="SGD", **without)
 
 
-def test_every_need_is_somebodys():
+def test_every_need_is_that_of_a_method():
     assert set(itertools.chain(*(cls.needs for cls in METHODS.values()))) == set(NEEDS) == set(NET)
 
 

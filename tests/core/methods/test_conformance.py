@@ -1,53 +1,36 @@
 """What every registered method must do, alone and with all others, under SGD and SGDT."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import conformance_runs as runs
 import pytest
 import torch
-from small_runs import assert_equal, leaves, loss, train
+from small_runs import assert_equal, leaves, loss, snapshot, train
 
 from tr_det.core.weight_stats import held_share
 
 CASES = runs.cases()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+both = pytest.mark.parametrize(("case", "optimizer"), CASES)
 
 
 def test_a_run_resumed_in_another_process_ends_bit_for_bit_alike(tmp_path):
     states = {f"{c} {o}": runs.halfway(c, o) for c, o in CASES}
     torch.save(states, tmp_path / "in.pth")
-    program = Path(runs.__file__)
-    subprocess.run(
-        [sys.executable, program, tmp_path / "in.pth", tmp_path / "out.pth"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=True,
-    )
+    torch.multiprocessing.spawn(runs.resume, (str(tmp_path),))
     resumed = torch.load(tmp_path / "out.pth", weights_only=True)
     for case, optimizer in CASES:
         model, made, _ = runs.start(case, optimizer)
         train(model, made, range(runs.STEPS))
-        whole = {"model": model.state_dict(), "optimizer": made.state_dict()}
-        assert_equal(leaves(resumed[f"{case} {optimizer}"]), leaves(whole))
+        assert_equal(leaves(resumed[f"{case} {optimizer}"]), snapshot(model, made))
 
 
-@pytest.mark.parametrize(("case", "optimizer"), CASES)
-def test_going_on_leaves_the_loaded_state_as_it_was(case, optimizer):
-    """The methods' part; torch itself goes on in the momentum that it was given."""
+@both
+def test_a_resumed_run_leaves_the_loaded_state_alone(case, optimizer):
+    """The methods' part of it; torch itself updates the momentum buffers that it is given."""
     state = copy.deepcopy(runs.halfway(case, optimizer))
-    before = leaves(copy.deepcopy(state["optimizer"]["tr_det"]))
+    before = leaves(copy.deepcopy(state[1]["tr_det"]))
     runs.finish(case, optimizer, state)
-    assert_equal(leaves(state["optimizer"]["tr_det"]), before)
+    assert_equal(leaves(state[1]["tr_det"]), before)
 
 
 def test_two_processes_have_the_same_state(tmp_path):
@@ -60,7 +43,7 @@ def test_two_processes_have_the_same_state(tmp_path):
     assert sample.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 100.0]
 
 
-@pytest.mark.parametrize(("case", "optimizer"), CASES)
+@both
 def test_a_skipped_step_leaves_no_trace(case, optimizer):
     states = []
     for skips in (True, False):
@@ -78,11 +61,26 @@ def test_a_skipped_step_leaves_no_trace(case, optimizer):
             scaler.step(made)
             scaler.update(2.0)
         assert attached.step == 6
-        states.append(leaves([model.state_dict(), made.state_dict()]))
+        states.append(snapshot(model, made))
     assert_equal(*states)
 
 
-@pytest.mark.parametrize(("case", "optimizer"), CASES)
+@both
+def test_evaluations_leave_no_trace(case, optimizer):
+    states = []
+    for evaluates in (True, False):
+        model, made, attached = runs.start(case, optimizer)
+        for step in range(runs.STEPS):
+            train(model, made, [step])
+            if evaluates:
+                with attached.evaluating():
+                    loss(model.eval(), 50)
+                model.train()
+        states.append(snapshot(model, made))
+    assert_equal(*states)
+
+
+@both
 def test_a_copy_of_the_model_computes_the_same_and_is_left_alone(case, optimizer):
     model, made, _ = runs.start(case, optimizer)
     train(model, made, range(8))

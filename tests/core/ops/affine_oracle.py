@@ -1,4 +1,4 @@
-"""Affine grids and their gradients in NumPy, and what every implementation is asked; by path."""
+"""Affine grids and their gradients in NumPy, and the inputs that all implementations get."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,7 +22,7 @@ def eq13(bits: int, signed: bool, **options) -> Affine:
     return Affine(low, high, divisor=gamma, unit=1 / gamma, **options)
 
 
-EQ13 = {f"{b}{s}": eq13(b, s == "s") for b in (1, 2, 3, 4, 8) for s in "su"}
+EQ13 = {name: eq13(int(name[0]), name[1] == "s") for name in ("1s", "1u", "4s", "4u", "8u")}
 GRIDS = EQ13 | {
     "lsq": Affine(-4, 3),
     "lsq round": Affine(-3, 3, estimator="round"),

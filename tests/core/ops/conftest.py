@@ -1,36 +1,9 @@
-"""Implementations to choose from: built kernels or none, and Triton's, which run as programs.
-
-Triton decides when it is imported whether it interprets.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The implementations on CPUs to choose from."""
 
 import pytest
 
 from tr_det.core.ops import affine_compiled
 from tr_det.core.ops.build import library
-
-FOLDER = Path(__file__).parent
-
-
-@pytest.fixture
-def run_cases():
-    """Return a function that runs ``CASES.py DEVICE`` with environment variables."""
-
-    def run(cases: str, device: str, **environment: str) -> None:
-        path = os.pathsep.join([str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, str(FOLDER / f"{cases}.py"), device],
-            env={**os.environ, "PYTHONPATH": path, **environment},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-
-    return run
 
 
 @pytest.fixture(scope="module", params=["kernels", "torch operations"])

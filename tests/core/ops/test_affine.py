@@ -1,28 +1,15 @@
 """`affine_quantize` and friends on this machine: every grid, dtype, layout and odd value."""
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 
+import affine_oracle as oracle
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from tr_det.core.ops import (
-    Affine,
-    affine_codes,
-    affine_quantize,
-    affine_recode_,
-    affine_values,
-)
-
-_SPEC = importlib.util.spec_from_file_location(
-    "oracle", Path(__file__).with_name("affine_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(oracle)
+from tr_det.core.ops import affine_codes, affine_quantize, affine_recode_, affine_values
 
 pytestmark = pytest.mark.usefixtures("either")
 
@@ -57,7 +44,8 @@ def test_values_codes_and_gradients_in_every_layout(affine, dtype, axis) -> None
         np.testing.assert_array_equal(
             affine_codes(view, scale, shift, affine).numpy(), expected.codes, name
         )
-        for grad in oracle.layouts(upstream).values():
+        for other in {name, "contiguous", "permuted"}:
+            grad = oracle.layouts(upstream)[other]
             actual = run(view, scale, shift, affine, grad)
             oracle.check(actual, view, expected)
             assert actual[0].stride() == view.stride() or name == "strided"
@@ -65,7 +53,7 @@ def test_values_codes_and_gradients_in_every_layout(affine, dtype, axis) -> None
 
 @pytest.mark.parametrize("affine", oracle.EQ13.values(), ids=list(oracle.EQ13))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 0.3, 77.7])
+@pytest.mark.parametrize("scale", [0.3, 77.7])
 def test_every_number_of_half_precision(affine, dtype, scale) -> None:
     scale = torch.tensor(scale)
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
@@ -77,7 +65,7 @@ def test_every_number_of_half_precision(affine, dtype, scale) -> None:
     np.testing.assert_array_equal((grad_x == 0).numpy(), expected.grad_x == 0)
 
 
-SHAPES = [(), (0,), (0, 3), (1,), (7,), (2, 0, 3, 3), (1, 1, 1, 1), (2, 3, 1), (3, 1)]
+SHAPES = [(), (0,), (1,), (7,), (2, 0, 3, 3), (1, 1, 1, 1), (2, 3, 1)]
 
 
 @pytest.mark.parametrize(
@@ -101,13 +89,12 @@ def test_an_upstream_gradient_without_memory_of_its_own() -> None:
     oracle.check(actual, x, expected)
 
 
-@pytest.mark.parametrize("affine", [oracle.eq13(8, False), Affine(0, 255, divisor=255)])
-def test_the_scale_gradient_of_a_large_tensor_of_one_sign(affine) -> None:
+def test_the_scale_gradient_of_a_large_tensor_of_one_sign() -> None:
     """BLAS adds in sequence: five million equal signs would drift by 1e-5 in one dot product."""
     x, upstream = noise(5_000_000).abs(), noise(5_000_000, seed=2).abs()
     scale = torch.tensor(2.0)
-    expected = oracle.Expected.of(x, scale, None, upstream, affine)
-    actual = float(run(x, scale, None, affine, upstream)[2])
+    expected = oracle.Expected.of(x, scale, None, upstream, FOUR_BITS)
+    actual = float(run(x, scale, None, FOUR_BITS, upstream)[2])
     assert actual == pytest.approx(expected.grad_scale, rel=2e-6)
 
 
@@ -150,7 +137,7 @@ def test_nothing_is_kept_for_backward_but_the_arguments() -> None:
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, scale, shift)}
 
 
-@pytest.mark.parametrize("name", ["1s", "4s", "lsq", "ewgs"])
+@pytest.mark.parametrize("name", ["1s", "ewgs"])
 @pytest.mark.parametrize("axis", [None, 1])
 def test_compiled_without_graph_breaks(name, axis) -> None:
     affine = replace(oracle.GRIDS[name], axis=axis)

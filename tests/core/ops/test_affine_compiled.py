@@ -1,10 +1,9 @@
 """The compiled kernels against torch operations: the same floats, bit for bit."""
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 
+import affine_oracle as oracle
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,22 +19,13 @@ from tr_det.core.ops.affine_compiled import (
 from tr_det.core.ops.affine_plain import gradients_plain, quantize_plain
 from tr_det.core.ops.build import library
 
-_SPEC = importlib.util.spec_from_file_location(
-    "oracle", Path(__file__).with_name("affine_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(oracle)
-
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler")
 
 ODD = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38]
-GRIDS = {
-    name: oracle.GRIDS[name] for name in oracle.GRIDS if name not in ("2s", "2u", "3s", "3u", "8s")
-}
-every_grid = pytest.mark.parametrize("affine", GRIDS.values(), ids=list(GRIDS))
+every_grid = pytest.mark.parametrize("affine", oracle.GRIDS.values(), ids=list(oracle.GRIDS))
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 3])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -70,15 +60,15 @@ def compare(x, grad, scale, shift, affine):
 def layouts(affine):
     """Return shapes, an axis and an order in memory: runs long, short and of one element."""
     return [
-        ((count,), None, lambda t: t) for count in (0, 1, 17, FEW, 3 * FEW + 5)
+        ((count,), None, lambda t: t) for count in (0, 17, 2 * FEW + 5)
     ] + [
         ((7, 11, 3, 5), 0, lambda t: t),
         ((7, 11, 3, 5), 1, lambda t: t),
-        ((3, 37, 20, 20), 1, lambda t: t.contiguous(memory_format=torch.channels_last)),
-        ((3, 37, 20, 20), 0, lambda t: t.contiguous(memory_format=torch.channels_last)),
-        ((2, 50, 400), 1, lambda t: t.permute(2, 0, 1).contiguous().permute(1, 2, 0)),
-        ((1, 40_001), 1, lambda t: t),
-        ((40_001, 1), 1, lambda t: t),
+        ((3, 37, 18, 18), 1, lambda t: t.contiguous(memory_format=torch.channels_last)),
+        ((3, 37, 18, 18), 0, lambda t: t.contiguous(memory_format=torch.channels_last)),
+        ((2, 50, 350), 1, lambda t: t.permute(2, 0, 1).contiguous().permute(1, 2, 0)),
+        ((1, 33_001), 1, lambda t: t),
+        ((33_001, 1), 1, lambda t: t),
         ((9, 13), -1, lambda t: t),
     ]  # fmt: skip
 
@@ -86,7 +76,7 @@ def layouts(affine):
 @every_grid
 def test_values_gradients_and_codes_are_those_of_torch_operations(affine, threads) -> None:
     for shape, axis, arranged in layouts(affine):
-        if math.prod(shape) > FEW and threads > 1 and not library().is_parallel():
+        if threads > 1 and (math.prod(shape) <= FEW or not library().is_parallel()):
             continue
         grid = replace(affine, axis=axis)
         scale, shift = oracle.parameters(grid, shape, torch.float32)

@@ -1,11 +1,8 @@
-"""Kernels are built once, kept, and done without where they cannot be had."""
+"""The C kernels are built once and kept; torch operations serve where they cannot be built."""
 
 import logging
-import os
 import shutil
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +15,7 @@ with_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
 
 @pytest.fixture
-def anew(monkeypatch, tmp_path):
+def cache(monkeypatch, tmp_path):
     """Ask for the library as a new process with an empty cache does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(module.SWITCH, raising=False)
@@ -28,38 +25,35 @@ def anew(monkeypatch, tmp_path):
 
 
 @with_compiler
-def test_built_into_the_cache_once(anew, caplog) -> None:
+def test_built_into_the_cache_once(cache, caplog) -> None:
     with caplog.at_level(logging.INFO):
         assert module.library() is not None
-    (built,) = anew.iterdir()
+    (built,) = cache.iterdir()
     assert "built " + str(built) in caplog.text
     made = built.stat().st_mtime_ns
     module.library.cache_clear()
     assert module.library() is not None
-    assert [p.stat().st_mtime_ns for p in anew.iterdir()] == [made]
+    assert [p.stat().st_mtime_ns for p in cache.iterdir()] == [made]
 
 
 @with_compiler
 def test_several_may_build_at_once(tmp_path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        built = list(pool.map(lambda _: module.build(COMPILER, tmp_path), range(4)))
+    with ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(lambda _: module.build(COMPILER, tmp_path), range(2)))
     assert all(b is not None for b in built)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 @with_compiler
-@pytest.mark.parametrize("refused", ["-fopenmp", "-DTR_DET_NOTHING"])
-def test_a_compiler_without_openmp_serves_too(tmp_path, refused) -> None:
-    """As Apple's; the second one refuses nothing that we ask for."""
+def test_a_compiler_without_openmp_serves_too(tmp_path) -> None:
+    """As Apple's."""
     compiler = tmp_path / "cc"
     compiler.write_text(
-        f'#!/bin/sh\ncase " $* " in *" {refused} "*) echo "unsupported option" >&2; exit 1;; esac\n'
+        '#!/bin/sh\ncase " $* " in *" -fopenmp "*) echo "unsupported option" >&2; exit 1;; esac\n'
         f'exec {COMPILER} "$@"\n'
     )
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    kernels = module.build(str(compiler), tmp_path / "cache")
-    if refused == "-fopenmp":
-        assert not kernels.is_parallel()
+    assert not module.build(str(compiler), tmp_path / "cache").is_parallel()
 
 
 def no_home():
@@ -69,7 +63,9 @@ def no_home():
 @pytest.mark.parametrize(
     "fault", ["no compiler", "it fails", "no folder", "no home", "switched off"]
 )
-def test_without_kernels_torch_operations_serve(anew, fault, monkeypatch, caplog, tmp_path) -> None:
+def test_without_kernels_torch_operations_serve(
+    cache, fault, monkeypatch, caplog, tmp_path
+) -> None:
     if fault == "no compiler":
         monkeypatch.setenv("CC", str(tmp_path / "missing"))
     elif fault == "it fails":
@@ -84,26 +80,4 @@ def test_without_kernels_torch_operations_serve(anew, fault, monkeypatch, caplog
     with caplog.at_level(logging.INFO):
         assert module.library() is None
     assert len(caplog.records) == (0 if fault == "switched off" else 1)
-    assert not anew.exists() or not list(anew.iterdir())
-
-
-def test_a_program_gives_the_same_numbers_either_way() -> None:
-    program = (
-        "import torch\n"
-        "from tr_det.core.ops import Affine, affine_quantize\n"
-        "x = torch.linspace(-2, 2, 100_001, requires_grad=True)\n"
-        "s = torch.tensor(0.7, requires_grad=True)\n"
-        "y = affine_quantize(x, s, None, Affine(-4, 3)); (y * x.detach()).sum().backward()\n"
-        "print(y.sum().item(), x.grad.sum().item(), s.grad.item())"
-    )
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, module.SWITCH: switch, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for switch in ("0", "1")
-    ]
-    assert printed[0] == printed[1] != ""
+    assert not cache.exists() or not list(cache.iterdir())

@@ -1,4 +1,4 @@
-"""Playing a device on the host."""
+"""Fixtures that make the optimizers on the host behave as on a device."""
 
 import pytest
 
@@ -7,7 +7,14 @@ from tr_det.core.optim import nonfinite, scheduled
 
 @pytest.fixture
 def like_a_device(monkeypatch):
-    """Let the optimizers take the way they take where values cannot be read at once."""
+    """Take the code path where values cannot be read at once."""
     monkeypatch.setattr(scheduled, "is_on_host", lambda tensor: False)
     monkeypatch.setattr(nonfinite, "_answers_later", lambda answer: True)
     monkeypatch.setattr(nonfinite, "_fetch", lambda answer: lambda: bool(answer))
+
+
+@pytest.fixture(params=["host", "device"])
+def place(request):
+    """Take either code path."""
+    if request.param == "device":
+        request.getfixturevalue("like_a_device")

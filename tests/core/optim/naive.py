@@ -23,20 +23,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-def grid(bits: int, signed: bool = True) -> tuple[int, int, int]:
-    """Return (alpha, beta, gamma) of Eq. 13."""
+def grid(bits: int) -> tuple[int, int, int]:
+    """Return (alpha, beta, gamma) of Eq. 13 for signed numbers."""
     if bits == 1:
-        return (-1, 1, 1) if signed else (0, 1, 1)
-    if signed:
-        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits - 1)
-    return 0, 2**bits - 1, 2**bits
+        return -1, 1, 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits - 1)
 
 
-def code(x: float, scale: float, bits: int, signed: bool = True) -> int:
+def code(x: float, scale: float, bits: int) -> int:
     """Return the integer code of one number (Eqs. S4, S5; sign for binary weights, sign(0) = 1)."""
-    alpha, beta, gamma = grid(bits, signed)
+    alpha, beta, gamma = grid(bits)
     normalised = min(max(gamma * x / scale, alpha), beta)
-    if bits == 1 and signed:
+    if bits == 1:
         return 1 if normalised >= 0 else -1
     return round(normalised)  # Python rounds half to even
 
@@ -149,12 +147,12 @@ class NaiveTR:
     Args:
         layers: the quantized weights.
         rule: what gives the direction g_t.
-        lr: the base learning rate: U_{-1}, and the gain when ``gain`` is None.
+        lr: the base learning rate: U_{-1}, and the gain when ``tr_gain`` is None.
         total_steps: T.
         tr_factor: lambda of S4.1.
         tr_momentum: m of Eq. 10.
-        gain: eta of Eq. 11.
-        decay: "talr" or "lr": what multiplies a decoupled decay.
+        tr_gain: eta of Eq. 11.
+        tr_decay: "talr" or "lr": what multiplies a decoupled decay.
         tr_final: the target TR at the end.
     """
 
@@ -167,19 +165,19 @@ class NaiveTR:
         total_steps: int,
         tr_factor: float,
         tr_momentum: float,
-        gain: float | None = None,
-        decay: str = "talr",
+        tr_gain: float | None = None,
+        tr_decay: str = "talr",
         tr_final: float = 0.0,
     ) -> None:
         """Put every controller at U = lr, K = 0."""
         self.layers = layers
         self.rule = rule
         self.lr = lr
-        self.eta = lr if gain is None else gain
+        self.eta = lr if tr_gain is None else tr_gain
         self.total_steps = total_steps
         self.tr_factor = tr_factor
         self.m = tr_momentum
-        self.decay = decay
+        self.decay = tr_decay
         self.tr_final = tr_final
         self.t = 0
         for layer in layers:

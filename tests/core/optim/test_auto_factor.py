@@ -1,13 +1,24 @@
-"""``tr_factor="auto"``: plain training first, then a target that comes from what it showed."""
+"""``tr_factor="auto"``: plain training first, then a target from the rates it showed."""
 
+import copy
 import logging
 import math
 
 import pytest
 import torch
-from small_runs import NAMES, loss, make_model, make_optimizer, pair, snapshot, tr_groups, train
+from small_runs import (
+    NAMES,
+    OPTIMIZERS,
+    make_model,
+    make_optimizer,
+    pair,
+    torch_class,
+    tr_group,
+    tr_groups,
+    train,
+)
 
-from tr_det.core import without_transition
+from tr_det.core import tr_param_groups, without_transition
 from tr_det.core.transition import factor_from, probe_steps
 
 TOTAL = 100
@@ -23,16 +34,12 @@ def test_the_probe_trains_like_the_plain_optimizer_at_its_base_rate(name) -> Non
     model, optimizer = auto(name)
     train(model, optimizer, range(PROBE))
     plain = make_model()
-    twin = make_optimizer(plain, name)
-    options = {key: value for key, value in twin.defaults.items() if key in ("momentum",)}
-    groups = [
-        {key: value for key, value in group.items() if not key.startswith("tr_")}
-        for group in without_transition(twin.param_groups)
-    ]
-    torch_class = next(c for c in type(twin).__mro__ if c.__module__.startswith("torch.optim"))
-    train(plain, torch_class(groups, lr=twin.defaults["lr"], **options), range(PROBE))
-    for (key, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=key)
+    options = dict(OPTIMIZERS[name])
+    lr = optimizer.defaults["lr"]
+    groups = without_transition(tr_param_groups(plain, lr, options.pop("weight_decay")))
+    train(plain, torch_class(optimizer)(groups, lr=lr, **options), range(PROBE))
+    weights = list(model.parameters()), list(plain.parameters())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
     assert [group["talr"] for group in tr_groups(optimizer)] == [
         group["tr_base_lr"] for group in tr_groups(optimizer)
     ]
@@ -65,68 +72,34 @@ def test_lambda_comes_from_the_measured_rates_and_every_group_shows_it(caplog) -
     assert sum("lambda" in message for message in caplog.messages) == 1
 
 
-def test_it_is_deterministic() -> None:
-    first, second = auto(), auto()
-    for model, optimizer in (first, second):
-        train(model, optimizer, range(2 * PROBE))
-    assert snapshot(*first)["/1/param_groups/1/tr_factor"] > 0
-    assert str(snapshot(*first)) == str(snapshot(*second))
-
-
-def test_a_loaded_factor_is_kept_by_auto_and_replaced_by_a_number() -> None:
+def test_the_factor_reaches_late_groups_and_checkpoints_but_a_given_number_wins() -> None:
     model, optimizer = auto()
     train(model, optimizer, range(2 * PROBE))
     found = tr_groups(optimizer)[0]["tr_factor"]
-    state = optimizer.state_dict()
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.add_param_group(tr_group(torch.randn(4), name="late"))
+    assert [group["tr_factor"] for group in tr_groups(optimizer)] == 3 * [found]
     for factor, expected in (("auto", found), (0.25, 0.25)):
         other = make_optimizer(make_model(), total_steps=TOTAL, tr_factor=factor)
         other.load_state_dict(state)
         assert [group["tr_factor"] for group in tr_groups(other)] == [expected] * 2
 
 
-def test_a_group_that_comes_after_the_probe_takes_the_factor_found() -> None:
+def test_a_layer_with_one_update_does_not_count() -> None:
+    """One update gives no rate: it would be 0 / 0."""
     model, optimizer = auto()
-    train(model, optimizer, range(2 * PROBE))
-    late = torch.nn.Linear(2, 2)
-    quantizer = model[3].weight_quantizer
-    optimizer.add_param_group({"params": late.weight, "name": "late", "quantizer": quantizer})
-    assert len({group["tr_factor"] for group in tr_groups(optimizer)}) == 1
-
-
-@pytest.mark.parametrize("factor", ["automatic", 0.0, -1e-3, 1.5, math.inf, math.nan])
-def test_other_words_and_numbers_are_refused(factor) -> None:
-    with pytest.raises(ValueError, match=r"^tr_factor=.*: must be in \(0, 1\], or 'auto'"):
-        pair(tr_factor=factor)
-
-
-def step_with(model, optimizer, step, awake):
-    """Make a step in which only these layers have gradients."""
-    optimizer.zero_grad()
-    loss(model, step).backward()
-    for name in ("3.weight", "5.weight"):
-        if name not in awake:
-            model.get_parameter(name).grad = None
-    optimizer.step()
-
-
-def test_a_layer_that_fell_asleep_before_it_was_measured_does_not_count() -> None:
-    """One update gives no rate: nothing divided by nothing."""
-    model, optimizer = auto()
-    step_with(model, optimizer, 0, ["3.weight", "5.weight"])
-    for step in range(1, PROBE + 3):
-        step_with(model, optimizer, step, ["3.weight"])
+    train(model, optimizer, [0])
+    train(model, optimizer, range(1, PROBE + 3), without=["5.weight"])
     factors = {group["tr_factor"] for group in tr_groups(optimizer)}
     assert len(factors) == 1
     assert 0 < factors.pop() < 1
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_layers_that_sleep_at_first_are_probed_when_they_wake_up() -> None:
+def test_the_probe_waits_for_the_first_gradients() -> None:
     model, optimizer = auto()
-    for step in range(3 * PROBE):
-        step_with(model, optimizer, step, [])
-    assert [group["tr_factor"] for group in tr_groups(optimizer)] == [None, None]
+    train(model, optimizer, range(3 * PROBE), without=["3.weight", "5.weight"])
     for step in range(PROBE + 1):
-        assert tr_groups(optimizer)[1]["tr_factor"] is None
-        step_with(model, optimizer, step, ["5.weight"])
+        assert [group["tr_factor"] for group in tr_groups(optimizer)] == [None, None]
+        train(model, optimizer, [step], without=["3.weight"])
     assert tr_groups(optimizer)[1]["tr_factor"] > 0

@@ -1,10 +1,11 @@
-"""Two processes: scales, codes and controllers agree bit for bit, without traffic of our own."""
+"""Two processes: scales, codes and controllers agree bit for bit."""
 
 import os
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small_runs import assert_equal, leaves
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,18 +52,10 @@ def _run(rank: int, settings: dict) -> dict:
     }
 
 
-def _flat(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value
-    return [tensor for item in items for tensor in _flat(item)]
-
-
 def test_two_processes_agree_bit_for_bit(tmp_path):
     port = 20_000 + os.getpid() % 20_000
     mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
     for name in SETTINGS:
         first, second = (torch.load(tmp_path / f"{name}{rank}.pth") for rank in (0, 1))
-        assert first["controllers"][2].sum() > 0  # something did transit
-        for a, b in zip(_flat(first), _flat(second), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+        assert first["controllers"][2].sum() > 0  # some codes did change
+        assert_equal(leaves(first), leaves(second))

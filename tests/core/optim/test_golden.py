@@ -1,4 +1,4 @@
-"""Golden traces: what the controllers did when this file was last checked against the papers.
+"""Golden traces: the controllers' values when this file was last checked against the papers.
 
 Weights and gradients are made by integer arithmetic, so that neither a random generator nor a
 matrix product of another torch version or processor can change them. Rewrite the traces, after
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from small_runs import tr_group
 
 import tr_det.core
-from tr_det.core import build_quantizer
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 60
@@ -67,12 +66,10 @@ def checksum(quantizer, weight):
 
 def trace(name, key):
     """Return, per recorded update and layer: rate, K, U, checksum of the codes."""
-    groups = []
-    for salt, (layer, (shape, bits)) in enumerate(SHAPES.items()):
-        quantizer = build_quantizer("fixed_grid", bits, signed=True, learn_scale=False)
-        weight = nn.Parameter(numbers(shape, salt))
-        quantizer.calibrate(weight)
-        groups.append({"params": [weight], "name": layer, "quantizer": quantizer})
+    groups = [
+        tr_group(numbers(shape, salt), bits, layer, scale=None)
+        for salt, (layer, (shape, bits)) in enumerate(SHAPES.items())
+    ]
     options = {"total_steps": STEPS, "tr_factor": 0.02, **OPTIMIZERS[name], **SETTINGS[key]}
     if "gain" in key:
         options["tr_gain"] = 10 * options["lr"]
@@ -85,16 +82,13 @@ def trace(name, key):
             weight.grad = 0.1 * weight.detach() + 0.5 * noise
         optimizer.step()
         if step in RECORDED:
-            shown = zip(groups, optimizer.param_groups, strict=True)
             rows.append(
                 [
                     [
-                        group["transition_rate"].item(),
-                        group["running_tr"].item(),
-                        group["talr"].item(),
-                        checksum(made["quantizer"], group["params"][0]),
+                        *(group[key].item() for key in ("transition_rate", "running_tr", "talr")),
+                        checksum(group["quantizer"], group["params"][0]),
                     ]
-                    for made, group in shown
+                    for group in optimizer.param_groups
                 ]
             )
     return rows

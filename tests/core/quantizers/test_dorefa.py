@@ -2,96 +2,67 @@
 
 import numpy as np
 import pytest
+import quantizer_kit as kit
 import torch
 from torch import nn
 
-from tr_det.core import (
-    SGDT,
-    ConfigError,
-    QuantConfig,
-    attach,
-    build_quantizer,
-    quantize_model,
-    tr_param_groups,
-)
-
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-
-
-def rounded(r, bits):
-    """quantize_k of the paper, Eq. 5."""
-    steps = 2**bits - 1
-    return np.rint(steps * r) / steps
+from tr_det.core import SGDT, QuantConfig, attach, build_quantizer, quantize_model, tr_param_groups
 
 
 def weight_oracle(w, grad, bits, over):
-    """Return values and dL/dw: Eqs. 7 to 9, without the gradient of the maximum."""
+    """Return values and dL/dw: Eqs. 5 and 7 to 9, without the gradient of the maximum."""
     if bits == 1:
         return np.where(w < 0, -1, 1) * np.abs(w).mean(over, keepdims=True), grad
     tanh = np.tanh(w)
     most = np.abs(tanh).max(over, keepdims=True)
-    return 2 * rounded(tanh / (2 * most) + 0.5, bits) - 1, grad * (1 - tanh**2) / most
+    steps = 2**bits - 1
+    rounded = np.rint(steps * (tanh / (2 * most) + 0.5)) / steps
+    return 2 * rounded - 1, grad * (1 - tanh**2) / most
 
 
-def away_from_ties(t):
-    return np.where(np.abs(t - np.floor(t) - 0.5) < 0.02, t + 0.06, t)
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
+@kit.every_axis
 @pytest.mark.parametrize("size", [0.01, 1.0, 3.0])
 def test_values_and_gradients_of_weights_are_the_papers(bits, axis, size):
-    rng, shape = np.random.default_rng(bits), (4, 5, 3, 3)
-    steps, over = 2**bits - 1, tuple(d for d in range(4) if d != axis)
-    most = np.tanh(size * rng.uniform(0.5, 1, [5 if d == axis == 1 else 4 for d in [axis]]))
-    most = most[0] if axis is None else most.reshape([-1 if d == axis else 1 for d in range(4)])
-    t = away_from_ties(rng.uniform(0, steps - 0.1, shape))
+    rng, steps = np.random.default_rng(bits), 2**bits - 1
+    most = kit.spread(np.tanh(size * kit.drawn(rng, 0.5, 1, axis)), axis)
+    t = kit.off_ties(rng.uniform(0, steps - 0.1, kit.SHAPE))
     t[:, :, 0, 0] = steps  # the largest weight of each channel
     w = np.arctanh((2 * t / steps - 1) * most).astype(np.float32)
-    grad = rng.normal(size=shape).astype(np.float32)
-    options = {} if axis is None else {"per_channel": True, "channels": shape[axis], "axis": axis}
-    quantizer = build_quantizer("dorefa", bits, True, **options)
+    grad = rng.normal(size=kit.SHAPE).astype(np.float32)
+    quantizer = kit.build("dorefa", bits, True, {}, axis)
     quantizer.calibrate(torch.tensor(w))
-    quantizer.attached = True
-    value, dw = weight_oracle(w.astype(np.float64), grad.astype(np.float64), bits, over)
+    value, dw = weight_oracle(
+        w.astype(np.float64), grad.astype(np.float64), bits, kit.other_dims(axis)
+    )
     assert dw[:, :, 0, 0].all()
-    for layout in LAYOUTS:
-        given = torch.tensor(w).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(given.grad.numpy(), dw, rtol=2e-5, atol=1e-6)
-        if bits > 1:
-            codes = np.rint((value + 1) / 2 * steps) - 2 ** (bits - 1)
-            np.testing.assert_array_equal(quantizer.codes(given).numpy(), codes)
-            units = t - 2 ** (bits - 1)
-            ours = quantizer.normalized(given).numpy()
-            np.testing.assert_allclose(ours, units, atol=1e-6 * 2**bits)
+    tolerance = ({"rtol": 1e-5, "atol": 1e-6}, {"rtol": 2e-5, "atol": 1e-6}, 0)
+    kit.check_quantizer(quantizer, w, grad, value, dw, {}, axis, tolerance=tolerance)
+    if bits > 1:
+        given, half = torch.tensor(w), 2 ** (bits - 1)
+        codes = np.rint((value + 1) / 2 * steps) - half
+        np.testing.assert_array_equal(quantizer.codes(given).numpy(), codes)
+        ours = quantizer.normalized(given).numpy()
+        np.testing.assert_allclose(ours, t - half, atol=1e-6 * 2**bits)
 
 
 @pytest.mark.parametrize(
-    ("signed", "bits"),
-    [(False, bits) for bits in range(1, 9)] + [(True, bits) for bits in range(2, 9)],
+    ("signed", "bits"), [(False, 1), (False, 2), (False, 8), (True, 2), (True, 3), (True, 8)]
 )
 def test_values_and_gradients_of_inputs_are_the_papers(signed, bits):
     rng = np.random.default_rng(bits)
     steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    t = away_from_ties(rng.uniform(-1.5 * steps, 1.5 * steps, (3, 5, 4, 2)))
-    t = np.where((np.abs(np.abs(t) - steps) < 0.02) | (np.abs(t) < 0.02), t + 0.06, t)
+    t = kit.off_ties(rng.uniform(-1.5 * steps, 1.5 * steps, kit.SHAPE), -steps, 0, steps)
     x = (t / steps).astype(np.float32)
-    grad = rng.normal(size=x.shape).astype(np.float32)
-    quantizer = build_quantizer("dorefa", bits, signed, role="input")
+    grad = rng.normal(size=kit.SHAPE).astype(np.float32)
+    quantizer = build_quantizer("dorefa", bits, signed, role="input")  # without attach
     quantizer.calibrate(torch.tensor(x).abs())
     assert not list(quantizer.parameters())
     least = -1 if signed else 0
-    y = np.clip(x.astype(np.float64), least, 1)
-    value = np.rint(steps * y) / steps if signed else rounded(y, bits)
-    for layout in LAYOUTS:
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)  # without attach
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-6)
-        np.testing.assert_array_equal(given.grad.numpy(), grad * ((x >= least) & (x <= 1)))
+    value = np.rint(steps * np.clip(x.astype(np.float64), least, 1)) / steps
+    dx = grad * ((x >= least) & (x <= 1))
+    tolerance = ({"rtol": 1e-6}, {"rtol": 0}, 0)
+    kit.check_quantizer(quantizer, x, grad, value, dx, {}, tolerance=tolerance)
     assert 0 in quantizer.levels()
 
 
@@ -122,7 +93,7 @@ def test_the_fit_follows_the_weight(per_channel, bits, transition):
     assert len(set(seen)) == 5
 
 
-@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("bits", [2, 3, 7])
 def test_saturated_small_and_no_weights(bits):
     codes = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
     quantizer = build_quantizer("dorefa", bits, True)
@@ -140,34 +111,6 @@ def test_saturated_small_and_no_weights(bits):
     assert zeros.grad.tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_has_the_codes_of_the_same_numbers_in_float32(bits, dtype):
-    quantizer = build_quantizer("dorefa", bits, True).eval()
-    w = torch.randn(500, generator=torch.Generator().manual_seed(0)).to(dtype)
-    quantizer.calibrate(w)
-    codes = quantizer.codes(w)
-    assert torch.equal(codes, quantizer.codes(w.float()))
-    assert torch.equal(quantizer(w), quantizer.values(codes).to(dtype))
-
-
-def test_a_norm_or_an_output_scale_must_follow_weights_of_more_than_one_bit():
-    for bits, needed in ((1, False), (2, True), (4, True)):
-        model = nn.Sequential(nn.Linear(4, 4))
-        quantize_model(
-            model,
-            QuantConfig(weight_bits=bits, weight_quantizer="dorefa", act_quantizer="dorefa"),
-        )
-        assert (model[0].output_scale is not None) == needed
-        assert not model[0].input_quantizer.adapts
-        assert model[0].weight_quantizer.adapts
-
-
 def test_what_it_cannot_quantize_is_refused():
-    for bits, signed, role, key in (
-        (1, True, "input", "bits"),
-        (4, False, "weight", "signed"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("dorefa", bits, signed, role=role)
-        assert error.value.key == key
+    kit.check_refused("bits", "dorefa", 1, True, role="input")
+    kit.check_refused("signed", "dorefa", 4, False, role="weight")

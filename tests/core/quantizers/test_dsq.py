@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import quantizer_kit as kit
 import torch
 
-from tr_det.core import ConfigError, build_quantizer
+from tr_det.core import build_quantizer
 
 
 def soft(x, lower, upper, alpha, steps):
@@ -28,67 +29,37 @@ def hard(x, lower, upper, steps):
     return np.clip(lower + delta * (i + (sign + 1) / 2), lower, upper)
 
 
-def slope(function, at, size=1e-6):
-    return (function(at + size) - function(at - size)) / (2 * size)
+def with_range(bits, signed, lower, upper, alpha):
+    return kit.build("dsq", bits, signed, {"lower": lower, "upper": upper, "alpha": alpha})
 
 
-def with_range(bits, signed, lower, upper, alpha, **options):
-    quantizer = build_quantizer("dsq", bits, signed, **options)
-    with torch.no_grad():
-        for name, value in (("lower", lower), ("upper", upper), ("alpha", alpha)):
-            getattr(quantizer, name).copy_(torch.as_tensor(value))
-    return quantizer
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize(
-    ("signed", "role", "axis"),
-    [
-        (True, "weight", None),
-        (True, "weight", 0),
-        (True, "weight", 1),
-        (True, "input", None),
-        (False, "input", None),
-    ],
-)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_values_are_hard_and_gradients_are_the_soft_functions(bits, signed, role, axis, seed):
-    rng = np.random.default_rng(10 * bits + seed)
-    shape, steps = (3, 5, 4, 2), 2**bits - 1
-    options = {} if axis is None else {"per_channel": True, "channels": shape[axis], "axis": axis}
-    size = () if axis is None else (shape[axis],)
-    lower = rng.uniform(-0.9, -0.3, size).astype(np.float32)
-    upper = rng.uniform(0.2, 0.7, size).astype(np.float32)
-    alpha = rng.uniform(0.05, 0.45, size).astype(np.float32)
-    quantizer = with_range(bits, signed, lower, upper, alpha, role=role, **options)
-    view = [-1 if d == axis else 1 for d in range(4)] if axis is not None else []
-    p = {
-        name: v.astype(np.float64).reshape(view)
-        for name, v in {"lower": lower, "upper": upper, "alpha": alpha}.items()
-    }
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
+@kit.every_kind
+def test_values_are_hard_and_gradients_are_the_soft_functions(bits, signed, role, axis):
+    rng, steps = np.random.default_rng(10 * bits), 2**bits - 1
+    ranges = {"lower": (-0.9, -0.3), "upper": (0.2, 0.7), "alpha": (0.05, 0.45)}
+    values = {name: kit.drawn(rng, *ends, axis) for name, ends in ranges.items()}
+    quantizer = kit.build("dsq", bits, signed, values, axis, role=role)
+    p = {name: kit.spread(value, axis) for name, value in values.items()}
     # In units of the step: away from the middles, where the code changes, and the intervals' ends.
-    t = np.floor(rng.uniform(-0.3, 1.3, shape) * steps) + rng.choice([0.1, 0.3, 0.6, 0.9], shape)
+    t = np.floor(rng.uniform(-0.3, 1.3, kit.SHAPE) * steps) + rng.choice(
+        [0.1, 0.3, 0.6, 0.9], kit.SHAPE
+    )
     x = (p["lower"] + t / steps * (p["upper"] - p["lower"])).astype(np.float32)
-    grad = rng.normal(size=shape).astype(np.float32)
+    grad = rng.normal(size=kit.SHAPE).astype(np.float32)
     wide = x.astype(np.float64)
-    others = tuple(d for d in range(4) if d != axis)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        quantizer.zero_grad()
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        value = hard(wide, p["lower"], p["upper"], steps)
-        np.testing.assert_allclose(out.detach().numpy(), value, atol=2e-7)
-        dx = slope(lambda at: soft(at, **p, steps=steps), wide, 1e-7)
-        # float32 places x within a step to about 1e-7 of the range
-        np.testing.assert_allclose(given.grad.numpy(), grad * dx, atol=2e-6 * steps)
-        for name, value in p.items():
-            terms = grad * slope(
-                lambda at, name=name: soft(wide, **{**p, name: at}, steps=steps), value
-            )
-            found = getattr(quantizer, name).grad.numpy()
-            bound = 1e-5 * (1 + np.abs(terms).sum(others).max())
-            np.testing.assert_allclose(found, terms.sum(others), atol=bound)
+
+    def by(name):
+        return lambda at: soft(wide, **{**p, name: at}, steps=steps)
+
+    value = hard(wide, p["lower"], p["upper"], steps)
+    dx = grad * kit.slope(lambda at: soft(at, **p, steps=steps), wide, 1e-7)
+    terms = {name: grad * kit.slope(by(name), p[name]) for name in p}
+    # float32 places x within a step to about 1e-7 of the range
+    tolerance = ({"atol": 2e-7}, {"atol": 2e-6 * steps, "rtol": 1e-7}, 1e-5)
+    kit.check_quantizer(
+        quantizer, x, grad, value, dx, terms, axis, tolerance=tolerance, absolute=1e-5
+    )
 
 
 def test_four_levels_worked_out_by_hand():
@@ -102,16 +73,6 @@ def test_four_levels_worked_out_by_hand():
     middle, end = kappa / 1.6, kappa * (1 - 0.8**2) / 1.6
     near = kappa * (1 - math.tanh(0.1 * kappa) ** 2) / 1.6
     torch.testing.assert_close(x.grad, torch.tensor([0, middle, end, near, 0]))
-
-
-def test_the_smaller_alpha_the_steeper_the_middle_and_the_flatter_the_ends():
-    for x, sign in ((0.5, 1), (0.05, -1)):
-        slopes = []
-        for alpha in (0.4, 0.2, 0.01):
-            given = torch.tensor(x, requires_grad=True)
-            with_range(2, False, 0.0, 3.0, alpha)(given).backward()
-            slopes.append(sign * given.grad.item())
-        assert slopes == sorted(slopes)
 
 
 @pytest.mark.parametrize(("alpha", "used"), [(-3.0, 1e-4), (0.0, 1e-4), (0.7, 0.4999)])
@@ -138,24 +99,18 @@ def test_a_range_that_collapses_stays_finite():
     assert torch.isfinite(quantizer.alpha.grad)
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1])
-def test_the_first_range(axis):
-    x = torch.randn(6, 7, 30, generator=torch.Generator().manual_seed(0))
-    others = tuple(d for d in range(3) if d != axis)
-    options = {} if axis is None else {"per_channel": True, "channels": x.shape[axis], "axis": axis}
-    for role, signed in (("weight", True), ("weight", False), ("input", True), ("input", False)):
-        if role == "input" and axis is not None:
-            continue
-        data = x if signed else x.abs()
-        std = data.double().numpy().std(others, ddof=1)
-        quantizer = build_quantizer("dsq", 4, signed, role=role, alpha=0.3, **options)
-        quantizer.calibrate(data)
-        upper = 3 * std if signed else 3 * std / math.sqrt(1 - 2 / math.pi)
-        lower = -upper if signed else 0 * upper
-        np.testing.assert_allclose(quantizer.upper.detach().numpy(), upper, rtol=1e-6)
-        np.testing.assert_allclose(quantizer.lower.detach().numpy(), lower, rtol=1e-6)
-        np.testing.assert_allclose(quantizer.alpha.detach().numpy(), 0.3 + 0 * std, rtol=1e-6)
-        assert not quantizer.needs_scale_after(quantizer.spec)
+@kit.every_kind
+def test_the_first_range(role, signed, axis):
+    x = torch.randn(6, 7, 30, 2, generator=torch.Generator().manual_seed(0))
+    x = x if signed else x.abs()
+    std = x.double().numpy().std(kit.other_dims(axis), ddof=1)
+    options = kit.per_channel(axis, x.shape)
+    quantizer = build_quantizer("dsq", 4, signed, role=role, alpha=0.3, **options)
+    quantizer.calibrate(x)
+    upper = 3 * std if signed else 3 * std / math.sqrt(1 - 2 / math.pi)
+    expected = {"upper": upper, "lower": -upper if signed else 0 * upper, "alpha": 0.3 + 0 * std}
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(quantizer, name).detach().numpy(), value, rtol=1e-6)
 
 
 def test_inputs_far_from_zero_are_in_the_range():
@@ -167,15 +122,7 @@ def test_inputs_far_from_zero_are_in_the_range():
     assert (x < quantizer.upper).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, -1, 1, "0.2", None])
-def test_alphas_out_of_the_papers_interval_are_refused(alpha):
-    with pytest.raises(ConfigError) as error:
-        build_quantizer("dsq", 4, True, alpha=alpha)
-    assert error.value.key == "alpha"
-
-
-def test_there_is_no_other_estimator():
-    for estimator in ("round", "ewgs", "identity"):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("dsq", 4, True, estimator=estimator)
-        assert error.value.key == "estimator"
+def test_what_it_cannot_do_is_refused():
+    for alpha in (0.0, 0.5, -1, "0.2", None):
+        kit.check_refused("alpha", "dsq", 4, True, alpha=alpha)
+    kit.check_refused("estimator", "dsq", 4, True, estimator="round")

@@ -4,18 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import quantizer_kit as kit
 import torch
-from torch import nn
 
-from tr_det.core import ConfigError, QuantConfig, build_quantizer, quantize_model
+from tr_det.core import build_quantizer
 
 
-def with_interval(bits, signed, lower, upper, **options):
-    quantizer = build_quantizer("ewgs", bits, signed, **options)
-    with torch.no_grad():
-        quantizer.lower.copy_(torch.as_tensor(lower))
-        quantizer.upper.copy_(torch.as_tensor(upper))
-    return quantizer
+def with_interval(bits, signed, lower, upper, axis=None, **options):
+    return kit.build("ewgs", bits, signed, {"lower": lower, "upper": upper}, axis, **options)
 
 
 def oracle(x, grad, lower, upper, bits, signed, delta):
@@ -42,53 +38,30 @@ def test_the_discretiser_scales_gradients_by_the_rounding_error():
     torch.testing.assert_close(x.grad, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
 @pytest.mark.parametrize(("signed", "axis"), [(True, None), (True, 0), (True, 1), (False, None)])
-@pytest.mark.parametrize("delta", [0.0, 1e-3, 0.2])
+@pytest.mark.parametrize("delta", [0.0, 0.2])
 def test_values_and_gradients_are_the_papers(bits, signed, axis, delta):
-    rng = np.random.default_rng(bits)
-    shape, steps = (3, 5, 4, 2), 2**bits - 1
-    options = {} if axis is None else {"per_channel": True, "channels": shape[axis], "axis": axis}
-    size = () if axis is None else (shape[axis],)
-    lower = rng.uniform(-0.9, -0.3, size).astype(np.float32)
-    upper = rng.uniform(0.2, 0.7, size).astype(np.float32)
-    quantizer = with_interval(bits, signed, lower, upper, ewgs_factor=delta, **options)
-    view = [-1 if d == axis else 1 for d in range(4)] if axis is not None else []
-    lower, upper = (v.astype(np.float64).reshape(view) for v in (lower, upper))
-    t = rng.uniform(-0.3, 1.3, shape) * steps
-    t = np.where(np.abs(t - np.floor(t) - 0.5) < 0.01, t + 0.03, t)  # no ties
-    t = np.where((np.abs(t) < 0.01) | (np.abs(t - steps) < 0.01), t + 0.03, t)
+    rng, steps = np.random.default_rng(bits), 2**bits - 1
+    lower, upper = kit.drawn(rng, -0.9, -0.3, axis), kit.drawn(rng, 0.2, 0.7, axis)
+    quantizer = with_interval(bits, signed, lower, upper, axis, ewgs_factor=delta)
+    lower, upper = kit.spread(lower, axis), kit.spread(upper, axis)
+    t = kit.off_ties(rng.uniform(-0.3, 1.3, kit.SHAPE) * steps, 0, steps, margin=0.01)
     x = (lower + t / steps * (upper - lower)).astype(np.float32)
-    grad = rng.normal(size=shape).astype(np.float32)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        quantizer.zero_grad()
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        value, dx, dl, du = oracle(
-            x.astype(np.float64), grad.astype(np.float64), lower, upper, bits, signed, delta
-        )
-        np.testing.assert_allclose(out.detach().numpy(), value, atol=1e-6)
-        np.testing.assert_allclose(given.grad.numpy(), dx, rtol=1e-5)
-        others = tuple(d for d in range(4) if d != axis)
-        for ours, terms in ((quantizer.lower, dl), (quantizer.upper, du)):
-            size = np.abs(terms).sum(others).max()
-            np.testing.assert_allclose(ours.grad.numpy(), terms.sum(others), atol=2e-5 * size)
+    grad = rng.normal(size=kit.SHAPE).astype(np.float32)
+    value, dx, dl, du = oracle(
+        x.astype(np.float64), grad.astype(np.float64), lower, upper, bits, signed, delta
+    )
+    terms, tolerance = {"lower": dl, "upper": du}, ({"atol": 1e-6}, {"rtol": 1e-5}, 2e-5)
+    kit.check_quantizer(quantizer, x, grad, value, dx, terms, axis, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
 def test_weights_have_half_integer_levels_and_inputs_start_at_zero(bits):
     steps = 2**bits - 1
-    weights = with_interval(bits, True, -0.7, 0.7)
-    odd = torch.arange(-steps, steps + 1, 2) / steps
-    torch.testing.assert_close(weights.levels(), odd)
-    assert set(weights(torch.linspace(-2, 2, 501)).unique().tolist()) == set(
-        weights.levels().tolist()
-    )
-    inputs = with_interval(bits, False, 0.1, 1.7)
+    weights, inputs = with_interval(bits, True, -0.7, 0.7), with_interval(bits, False, 0.1, 1.7)
+    torch.testing.assert_close(weights.levels(), torch.arange(-steps, steps + 1, 2) / steps)
     torch.testing.assert_close(inputs.levels(), torch.arange(2**bits) / steps)
-    out = inputs(torch.linspace(0, 9, 501))
-    assert (out.min().item(), out.max().item()) == (0, 1)
 
 
 def test_ties_go_to_the_even_multiple_of_the_step():
@@ -112,21 +85,13 @@ def test_the_first_interval(bits):
     assert inputs.upper.item() == pytest.approx(upper, rel=1e-6)
 
 
-@pytest.mark.parametrize("data", ["zeros", "constant", "far from zero", "one"])
-def test_any_data_give_an_interval(data):
-    x = {
-        "zeros": torch.zeros(9),
-        "constant": torch.full((9,), 5.0),
-        "far from zero": 10 + torch.rand(99, generator=torch.Generator().manual_seed(0)) / 10,
-        "one": torch.tensor([0.3]),
-    }[data]
-    for signed in (True, False):
-        quantizer = build_quantizer("ewgs", 4, signed)
-        quantizer.calibrate(x)
-        assert (quantizer.upper - quantizer.lower).item() > 1e-3
-        assert torch.isfinite(quantizer(x)).all()
-        if data == "far from zero" and not signed:
-            assert len(quantizer.codes(x).unique()) > 4
+def test_inputs_far_from_zero_are_in_the_interval():
+    x = 10 + torch.rand(99, generator=torch.Generator().manual_seed(0)) / 10
+    quantizer = build_quantizer("ewgs", 4, False)
+    quantizer.calibrate(x)
+    expected = x.double().min() + 3 * x.double().std()
+    assert quantizer.upper.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert len(quantizer.codes(x).unique()) > 4
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -143,26 +108,5 @@ def test_inputs_that_can_be_negative_have_a_symmetric_interval(bits):
     torch.testing.assert_close(inputs.upper.grad, weights.upper.grad - weights.lower.grad)
 
 
-def test_unsigned_weights_and_negative_inputs_are_refused():
-    with pytest.raises(ConfigError) as error:
-        build_quantizer("ewgs", 4, False, role="weight")
-    assert error.value.key == "signed"
-    with pytest.raises(ValueError, match="negative"):
-        build_quantizer("ewgs", 4, False).calibrate(torch.tensor([-1.0, 1.0]))
-
-
-def test_a_norm_or_an_output_scale_must_follow():
-    def scales(output_scale, weight, act, *after):
-        model = nn.Sequential(nn.Linear(4, 4), *after)
-        config = QuantConfig(weight_quantizer=weight, act_quantizer=act, output_scale=output_scale)
-        quantize_model(model, config)
-        return model[0].output_scale is not None
-
-    for weight, act in (("ewgs", "ewgs"), ("ewgs", "lsq"), ("lsq", "ewgs")):
-        assert scales("auto", weight, act)
-        assert not scales("never", weight, act, nn.LayerNorm(4))
-        with pytest.raises(ConfigError) as error:
-            scales("never", weight, act)
-        assert error.value.key == "output_scale"
-    assert not scales("auto", "lsq", "lsq")
-    assert not scales("never", "lsq", "lsq")
+def test_unsigned_weights_are_refused():
+    kit.check_refused("signed", "ewgs", 4, False, role="weight")

@@ -4,25 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import quantizer_kit as kit
 import torch
 
-from tr_det.core import ConfigError, build_quantizer
+from tr_det.core import build_quantizer
 from tr_det.core.quantizers import range_search
 from tr_det.core.quantizers.range_search import best_range, best_scale
 
-BOUNDS = {True: lambda b: (-(2 ** (b - 1)), 2 ** (b - 1) - 1), False: lambda b: (0, 2**b - 1)}
-KINDS = [
-    (bits, signed, role, axis)
-    for bits in range(1, 9)
-    for signed, role, axis in (
-        (True, "weight", None),
-        (True, "weight", 0),
-        (True, "weight", 1),
-        (True, "input", None),
-        (False, "input", None),
-    )
-    if bits > 1 or role == "input"
-]
 DATA = {
     "normal": lambda r: r.normal(0.4, 1.0, 300),
     "one-sided": lambda r: np.maximum(r.normal(size=300), 0),
@@ -34,69 +22,40 @@ DATA = {
 }
 
 
-def oracle(x, grad, scale, offset, low, high):
-    """Return values, dL/dx and each element's terms of dL/ds and dL/dbeta: Eqs. 3 to 6."""
-    t = (x - offset) / scale
-    code = np.rint(np.clip(t, low, high))
-    inside = (t > low) & (t < high)
-    ds = np.where(t <= low, low, np.where(t >= high, high, code - t))
-    return code * scale + offset, grad * inside, grad * ds, grad * ~inside
-
-
-@pytest.mark.parametrize(("bits", "signed", "role", "axis"), KINDS)
-@pytest.mark.parametrize("gradient_scale", [True, False])
-def test_values_and_gradients_are_the_papers(bits, signed, role, axis, gradient_scale):
-    rng = np.random.default_rng(bits)
-    (low, high), shape = BOUNDS[signed](bits), (3, 5, 4, 2)
-    options = {} if axis is None else {"per_channel": True, "channels": shape[axis], "axis": axis}
-    quantizer = build_quantizer(
-        "lsq_plus", bits, signed, role=role, gradient_scale=gradient_scale, **options
-    )
-    scale = rng.uniform(0.1, 0.5, () if axis is None else (shape[axis],)).astype(np.float32)
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
+@kit.every_kind
+def test_values_and_gradients_are_the_papers(bits, signed, role, axis):
+    if bits == 1 and role == "weight":
+        return
+    rng, (low, high) = np.random.default_rng(bits), kit.bounds(bits, signed)
+    scale = kit.drawn(rng, 0.1, 0.5, axis)
     offset = np.float32(rng.normal() if role == "input" else 0.0)
-    with torch.no_grad():
-        quantizer.scale.copy_(torch.tensor(scale))
-        assert (quantizer.offset is None) == (role == "weight")
-        if role == "input":
-            quantizer.offset.copy_(torch.tensor(offset))
-    wide, beta = scale.astype(np.float64), float(offset)
-    if axis is not None:
-        wide = wide.reshape([-1 if d == axis else 1 for d in range(4)])
-    t = rng.uniform(low - 1.5, high + 1.5, shape)
-    t = np.where(np.abs(t - np.floor(t) - 0.5) < 0.02, t + 0.06, t)  # no ties
-    t = np.where((np.abs(t - low) < 0.02) | (np.abs(t - high) < 0.02), t + 0.06, t)
+    wide, beta = kit.spread(scale, axis), float(offset)
+    t = kit.off_ties(rng.uniform(low - 1.5, high + 1.5, kit.SHAPE), low, high)
     x = (t * wide + beta).astype(np.float32)
-    grad = rng.normal(size=shape).astype(np.float32)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        quantizer.zero_grad()
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        value, dx, *terms = oracle(
-            x.astype(np.float64), grad.astype(np.float64), wide, beta, low, high
-        )
-        np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(given.grad.numpy(), dx, rtol=1e-6)
-        # N: the weights that share the step, or the features of one sample.
-        count = x[0].size if role == "input" else x.size / scale.size
-        factor = 1 / math.sqrt(count * max(high, 1)) if gradient_scale else 1.0
-        others = tuple(d for d in range(4) if d != axis)
-        for parameter, each in zip((quantizer.scale, quantizer.offset), terms, strict=True):
-            if parameter is not None:
-                size = factor * np.abs(each).sum(others).max()
-                np.testing.assert_allclose(
-                    parameter.grad.numpy(), factor * each.sum(others), atol=1e-5 * size
-                )
+    grad = rng.normal(size=kit.SHAPE).astype(np.float32)
+    value, dx, *each = kit.step_size_oracle(
+        x.astype(np.float64), grad.astype(np.float64), wide, beta, low, high
+    )
+    values = {"scale": scale, "offset": offset} if role == "input" else {"scale": scale}
+    # N: the weights that share the step, or the features of one sample.
+    count = x[0].size if role == "input" else x.size / scale.size
+    for scaled, factor in ((False, 1.0), (True, 1 / math.sqrt(count * max(high, 1)))):
+        options = {"role": role, "gradient_scale": scaled}
+        quantizer = kit.build("lsq_plus", bits, signed, values, axis, **options)
+        assert (quantizer.offset is None) == (role == "weight")
+        terms = {name: factor * term for name, term in zip(values, each)}
+        tolerance = ({"rtol": 1e-5, "atol": 1e-6}, {"rtol": 1e-6}, 1e-5)
+        kit.check_quantizer(quantizer, x, grad, value, dx, terms, axis, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
-@pytest.mark.parametrize("axis", [None, 0, 1])
+@kit.every_axis
 def test_the_first_step_size_of_weights_is_from_mean_and_deviation(bits, axis):
     x = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0)) - 0.4
-    others = tuple(d for d in range(3) if d != axis)
-    mu, sigma = x.double().numpy().mean(others), x.double().numpy().std(others, ddof=1)
-    options = {} if axis is None else {"per_channel": True, "channels": x.shape[axis], "axis": axis}
-    quantizer = build_quantizer("lsq_plus", bits, True, **options)
+    others, wide = kit.other_dims(axis, 3), x.double().numpy()
+    mu, sigma = wide.mean(others), wide.std(others, ddof=1)
+    quantizer = build_quantizer("lsq_plus", bits, True, **kit.per_channel(axis, x.shape))
     quantizer.calibrate(x)
     expected = np.maximum(abs(mu - 3 * sigma), abs(mu + 3 * sigma)) / 2 ** (bits - 1)
     np.testing.assert_allclose(quantizer.scale.detach().numpy(), expected, rtol=1e-6)
@@ -121,7 +80,7 @@ def brute_range(x, low, high):
 def test_the_first_range_of_inputs_has_the_least_error(bits, signed, data):
     x = torch.tensor(DATA[data](np.random.default_rng(bits)), dtype=torch.float32)
     x = x if signed else x.abs()
-    errors, steps, offsets = brute_range(x.double().numpy(), *BOUNDS[signed](bits)).T
+    errors, steps, offsets = brute_range(x.double().numpy(), *kit.bounds(bits, signed)).T
     quantizer = build_quantizer("lsq_plus", bits, signed, role="input")
     quantizer.calibrate(x)
     best = errors.argmin()
@@ -138,7 +97,8 @@ def test_the_first_range_of_inputs_has_the_least_error(bits, signed, data):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_best_scale_is_that_of_brute_force(bits, signed, monkeypatch):
-    low, high = BOUNDS[signed](bits)
+    """The range search of Nagel et al.: i/100 of max|x| over Q_P, i = 1..100."""
+    low, high = kit.bounds(bits, signed)
     rng = np.random.default_rng(bits)
     rows = np.stack([make(rng) for name, make in DATA.items() if name != "two"])
     rows = rows if signed else np.abs(rows)
@@ -159,22 +119,17 @@ def test_of_equally_good_ranges_the_first_is_taken():
     assert best_scale(torch.zeros(2, 3), 0, 15).tolist() == [1 / 15, 1 / 15]
     for x, low, upper in ((5.0, 0.0, 5.0), (-5.0, -5.0, 0.0), (0.0, 0.0, 1.0), (1e-30, 0.0, 1e-30)):
         for signed in (True, False):
-            bounds = BOUNDS[signed](4)
-            step, offset = best_range(torch.full((9,), x), *bounds)
-            ends = [step.item() * bound + offset.item() for bound in bounds]
-            assert ends == pytest.approx((low, upper), rel=1e-6, abs=1e-12 * (upper - low))
+            ends = kit.bounds(4, signed)
+            step, offset = best_range(torch.full((9,), x), *ends)
+            found = [step.item() * end + offset.item() for end in ends]
+            assert found == pytest.approx((low, upper), rel=1e-6, abs=1e-12 * (upper - low))
             assert step > 0
 
 
 def test_what_it_cannot_quantize_is_refused():
-    for bits, signed, options, key in (
-        (1, True, {"role": "weight"}, "bits"),
-        (2, False, {"role": "weight"}, "signed"),
-        (2, True, {"gradient_scale": 1}, "gradient_scale"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("lsq_plus", bits, signed, **options)
-        assert error.value.key == key
+    kit.check_refused("bits", "lsq_plus", 1, True, role="weight")
+    kit.check_refused("signed", "lsq_plus", 2, False, role="weight")
+    kit.check_refused("gradient_scale", "lsq_plus", 2, True, gradient_scale=1)
     quantizer = build_quantizer("lsq_plus", 1, True, role="input")
     quantizer.calibrate(torch.tensor([-0.25, 0.75]))
     assert quantizer.levels().tolist() == pytest.approx([-0.25, 0.75])

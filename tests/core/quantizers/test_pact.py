@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from quantizer_kit import SHAPE, build, check_quantizer, check_refused, off_ties
 from torch import nn
 
-from tr_det.core import ConfigError, QuantConfig, build_quantizer, quantize_model, tr_param_groups
+from tr_det.core import QuantConfig, build_quantizer, quantize_model, tr_param_groups
 
-KINDS = [(False, bits) for bits in range(1, 9)] + [(True, bits) for bits in range(2, 9)]
+every_input = pytest.mark.parametrize(
+    ("signed", "bits"), [(False, 1), (False, 2), (False, 8), (True, 2), (True, 3), (True, 8)]
+)
 
 
 def oracle(x, grad, alpha, bits, signed):
@@ -22,38 +25,26 @@ def oracle(x, grad, alpha, bits, signed):
     return np.rint(y * steps / alpha) * alpha / steps, grad * ~(below | above), dalpha
 
 
-@pytest.mark.parametrize(("signed", "bits"), KINDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_values_and_gradients_are_the_papers(signed, bits, seed):
-    rng = np.random.default_rng([seed, bits])
-    quantizer = build_quantizer("pact", bits, signed, role="input")
+@every_input
+def test_values_and_gradients_are_the_papers(signed, bits):
+    rng = np.random.default_rng(bits)
     alpha = np.float32(rng.uniform(0.2, 5.0))
-    torch.nn.init.constant_(quantizer.alpha, alpha.item())
+    quantizer = build("pact", bits, signed, {"alpha": alpha}, role="input")
     steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    t = rng.uniform(-1.4 * steps, 1.4 * steps, (3, 5, 4, 2))  # some below zero: those give nothing
-    t = np.where(np.abs(t - np.floor(t) - 0.5) < 0.02, t + 0.06, t)  # no ties
-    t = np.where(np.abs(np.abs(t) - steps) < 0.02, t + 0.06, t)
+    # Some are below zero: those give nothing.
+    t = off_ties(rng.uniform(-1.4 * steps, 1.4 * steps, SHAPE), -steps, steps)
     x = (t * alpha / steps).astype(np.float32)
-    grad = rng.normal(size=x.shape).astype(np.float32)
+    grad = rng.normal(size=SHAPE).astype(np.float32)
     value, dx, dalpha = oracle(
         x.astype(np.float64), grad.astype(np.float64), float(alpha), bits, signed
     )
-    for layout in (torch.contiguous_format, torch.channels_last):
-        quantizer.zero_grad()
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-6)
-        np.testing.assert_array_equal(given.grad.numpy(), dx)
-        size = np.abs(dalpha).sum()
-        np.testing.assert_allclose(quantizer.alpha.grad.item(), dalpha.sum(), atol=1e-6 * size)
+    tolerance = ({"rtol": 1e-6}, {"rtol": 0}, 1e-6)
+    check_quantizer(quantizer, x, grad, value, dx, {"alpha": dalpha}, tolerance=tolerance)
 
 
-@pytest.mark.parametrize(("signed", "bits"), KINDS)
+@every_input
 def test_codes_are_symmetric_and_zero_has_a_level(signed, bits):
-    quantizer = build_quantizer("pact", bits, signed, role="input", initial=1.5)
-    quantizer.calibrate(torch.ones(3))
-    levels = quantizer.levels()
+    levels = build("pact", bits, signed, {"alpha": 1.5}, role="input").levels()
     assert len(levels) == (2**bits - 1 if signed else 2**bits)
     assert 0 in levels
     assert levels[-1].item() == pytest.approx(1.5)
@@ -91,14 +82,8 @@ def test_decay_is_that_of_alphas_group():
 
 
 def test_what_it_cannot_quantize_is_refused():
-    for bits, signed, options, key in (
-        (1, True, {"role": "input"}, "bits"),
-        (4, True, {"role": "weight"}, "role"),
-        (4, False, {"initial": 0.0}, "initial"),
-        (4, False, {"initial": "10"}, "initial"),
-        (4, False, {"initial": True}, "initial"),
-        (4, False, {"decay": -0.1}, "decay"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("pact", bits, signed, **options)
-        assert error.value.key == key
+    check_refused("bits", "pact", 1, True, role="input")
+    check_refused("role", "pact", 4, True, role="weight")
+    for initial in (0.0, "10", True):
+        check_refused("initial", "pact", 4, False, initial=initial)
+    check_refused("decay", "pact", 4, False, decay=-0.1)

@@ -4,23 +4,16 @@ import copy
 
 import numpy as np
 import pytest
+import quantizer_kit as kit
 import torch
 from torch import nn
 
-from tr_det.core import ConfigError, QuantConfig, attach, build_quantizer, quantize_model
-from tr_det.core.quantizers.kmeans import cluster_centres
+from tr_det.core import QuantConfig, attach, build_quantizer, quantize_model
 
 SETS = {  # by sign and bits: the levels in units of alpha
     True: lambda b: [-1, 1] if b == 1 else list(range(1 - 2 ** (b - 1), 2 ** (b - 1))),
     False: lambda b: list(range(2**b)),
 }
-KINDS = [
-    ("weight", True, None),
-    ("weight", True, 0),
-    ("weight", True, 1),
-    ("input", True, None),
-    ("input", False, None),
-]
 
 
 def sigmoid(z):
@@ -35,98 +28,60 @@ def network(x, alpha, beta, biases, temperature, levels):
     return alpha * (total + levels[0])
 
 
-def slope(function, at, size=1e-6):
-    return (function(at + size) - function(at - size)) / (2 * size)
-
-
-def ready(bits, signed, values, **options):
-    quantizer = build_quantizer("qnet", bits, signed, **options)
-    quantizer.attached = True
-    with torch.no_grad():
-        for name, value in values.items():
-            getattr(quantizer, name).copy_(torch.as_tensor(value))
-    return quantizer
-
-
-def drawn(bits, role, signed, axis, seed):
+def random_network(bits, role, signed, axis, seed):
     """Return a quantizer with random numbers, the same in float64 to broadcast, x and its levels.
 
     The thresholds lie near the midpoints between levels, in a random order.
     """
-    rng = np.random.default_rng(seed)
-    shape, levels = (3, 5, 4, 2), np.array(SETS[signed](bits))
-    options = {"role": role}
-    if axis is not None:
-        options |= {"per_channel": True, "channels": shape[axis], "axis": axis}
-    size = () if axis is None else (shape[axis],)
+    rng, levels = np.random.default_rng(seed), np.array(SETS[signed](bits))
     middles = (levels[1:] + levels[:-1]) / 2
-    values = {
-        "alpha": rng.uniform(0.2, 0.5, size),
-        "beta": rng.uniform(2.0, 5.0, size),
-        "biases": middles + rng.uniform(-0.3, 0.3, (*size, len(middles))),
-    }
-    values = {name: value.astype(np.float32) for name, value in values.items()}
-    quantizer = ready(bits, signed, values, **options)
-    view = [-1 if d == axis else 1 for d in range(4)] if axis is not None else []
-    wide = {name: values[name].astype(np.float64).reshape(view) for name in ("alpha", "beta")}
-    rows = np.moveaxis(values["biases"].astype(np.float64), -1, 0)
-    wide["biases"] = rows.reshape(len(middles), *(view or [1] * 4))
-    spread = rng.uniform(levels[0] - 2, levels[-1] + 2, shape)
-    with torch.no_grad():
-        quantizer.biases.copy_(quantizer.biases[..., torch.randperm(len(middles))])
-    return quantizer, wide, (spread / wide["beta"]).astype(np.float32), levels, rng
+    values = {"alpha": kit.drawn(rng, 0.2, 0.5, axis), "beta": kit.drawn(rng, 2.0, 5.0, axis)}
+    moved = rng.uniform(-0.3, 0.3, (*values["alpha"].shape, len(middles)))
+    biases = (middles + moved).astype(np.float32)
+    shuffled = {"biases": biases[..., rng.permutation(len(middles))]}
+    quantizer = kit.build("qnet", bits, signed, values | shuffled, axis, role=role)
+    wide = {name: kit.spread(value, axis) for name, value in values.items()}
+    wide["biases"] = np.stack([kit.spread(row, axis) for row in np.moveaxis(biases, -1, 0)])
+    wide["biases"] = wide["biases"].reshape(len(middles), *(wide["alpha"].shape or [1] * 4))
+    units = rng.uniform(levels[0] - 2, levels[-1] + 2, kit.SHAPE)
+    return quantizer, wide, (units / wide["beta"]).astype(np.float32), levels, rng
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize(("role", "signed", "axis"), KINDS)
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
+@kit.every_kind
 @pytest.mark.parametrize("temperature", [1.0, 7.0])
 def test_soft_values_and_gradients_are_the_papers(bits, role, signed, axis, temperature):
-    quantizer, p, x, levels, rng = drawn(bits, role, signed, axis, bits)
+    quantizer, p, x, levels, rng = random_network(bits, role, signed, axis, bits)
     quantizer.temperature.fill_(temperature)
     wide, grad = x.astype(np.float64), rng.normal(size=x.shape).astype(np.float32)
     fixed = {"temperature": temperature, "levels": levels}
+
+    def by(name):
+        return lambda at: network(wide, **{**p, name: at}, **fixed)
+
     value = network(wide, **p, **fixed)
-    others = tuple(dim for dim in range(4) if dim != axis)
+    dx = grad * kit.slope(lambda at: network(at, **p, **fixed), wide)
+    terms = {name: grad * kit.slope(by(name), p[name]) for name in ("alpha", "beta")}
+    tolerance = (
+        {"atol": 1e-6 * (1 + np.abs(value).max())},
+        {"atol": 1e-4 * np.abs(dx).max()},
+        1e-4,
+    )
+    kit.check_quantizer(quantizer, x, grad, value, dx, terms, axis, tolerance=tolerance)
+    expected = []
+    for size, bias in zip(np.diff(levels), p["biases"], strict=True):
+        one = kit.slope(lambda at, k=size: k * sigmoid(temperature * (p["beta"] * wide - at)), bias)
+        expected.append((grad * p["alpha"] * one).sum(kit.other_dims(axis)))
+    expected = np.stack(expected, -1)
     order = quantizer.biases.detach().argsort(-1).numpy()
-    for layout in (torch.contiguous_format, torch.channels_last):
-        quantizer.zero_grad()
-        given = torch.tensor(x).to(memory_format=layout).requires_grad_()
-        out = quantizer(given)
-        out.backward(torch.tensor(grad).to(memory_format=layout))
-        reach = np.abs(value).max()
-        np.testing.assert_allclose(out.detach().numpy(), value, atol=1e-6 * (1 + reach))
-        dx = grad * slope(lambda at: network(at, **p, **fixed), wide)
-        np.testing.assert_allclose(given.grad.numpy(), dx, atol=1e-4 * np.abs(dx).max())
-        for name in ("alpha", "beta"):
-            terms = grad * slope(
-                lambda at, name=name: network(wide, **{**p, name: at}, **fixed), p[name]
-            )
-            found = getattr(quantizer, name).grad.numpy()
-            bound = 1e-4 * np.abs(terms).sum(others).max()
-            np.testing.assert_allclose(found, terms.sum(others), atol=bound)
-        expected = np.stack(
-            [
-                (
-                    grad
-                    * slope(
-                        lambda at, size=size: (
-                            p["alpha"] * size * sigmoid(temperature * (p["beta"] * wide - at))
-                        ),
-                        bias,
-                    )
-                ).sum(others)
-                for size, bias in zip(np.diff(levels), p["biases"], strict=True)
-            ],
-            -1,
-        )
-        found = np.take_along_axis(quantizer.biases.grad.numpy(), order, -1)
-        np.testing.assert_allclose(found, expected, atol=1e-4 * (1 + np.abs(expected).max()))
+    found = np.take_along_axis(quantizer.biases.grad.numpy(), order, -1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * (1 + np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize(("role", "signed", "axis"), KINDS)
+@pytest.mark.parametrize("bits", kit.FEW_BITS)
+@kit.every_kind
 def test_evaluation_has_steps(bits, role, signed, axis):
-    quantizer, p, x, levels, _ = drawn(bits, role, signed, axis, 50 + bits)
+    quantizer, p, x, levels, _ = random_network(bits, role, signed, axis, 50 + bits)
     scaled = p["beta"] * x.astype(np.float64)
     clear = np.abs(scaled - p["biases"]).min(0) > 1e-3
     assert clear.mean() > 0.8
@@ -137,22 +92,19 @@ def test_evaluation_has_steps(bits, role, signed, axis):
     np.testing.assert_allclose(out.detach().numpy()[clear], expected[clear], rtol=1e-6)
     codes = quantizer.codes(given).numpy()
     np.testing.assert_array_equal(codes[clear], (passed + quantizer.low)[clear])
-    step = p["alpha"] * (2 if signed and bits == 1 else 1)
-    start = p["alpha"] * levels[0]
-    np.testing.assert_array_equal(np.rint((expected - start) / step), passed)
     out.sum().backward()
     inside = (scaled > p["biases"].min(0) - 0.15) & (scaled < p["biases"].max(0) + 0.15)
     assert (given.grad.numpy()[inside] == 1).all()
     assert (given.grad.numpy()[(scaled < levels[0] - 1.5) | (scaled > levels[-1] + 1.5)] == 0).all()
     assert quantizer.alpha.grad is None
-    # A hot network is the steps.
+    # At a high temperature the network equals the steps.
     soft = network(x.astype(np.float64), **p, temperature=1e5, levels=levels)
     np.testing.assert_allclose(soft[clear], expected[clear], atol=1e-9)
 
 
 def test_three_levels_worked_out_by_hand():
     values = {"alpha": 0.5, "beta": 2.0, "biases": [0.5, -0.5]}
-    quantizer = ready(2, True, values, temperature_start=4.0, temperature_end=4.0)
+    quantizer = kit.build("qnet", 2, True, values, temperature_start=4.0, temperature_end=4.0)
     x = torch.tensor([-9.0, -0.25, 0.0, 0.25, 9.0], requires_grad=True)
     out = quantizer(x)  # beta x: -18, -0.5, 0, 0.5, 18
     far = 1 / (1 + np.exp(4))
@@ -171,8 +123,8 @@ def test_three_levels_worked_out_by_hand():
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_values_at_equal_numbers_are_equal_wherever_they_lie(signed):
-    """torch's sigmoid is not such a function on CPUs."""
-    quantizer = ready(4, signed, {})
+    """On CPUs the result of torch's sigmoid depends on the position in memory."""
+    quantizer = kit.build("qnet", 4, signed, {})
     quantizer.calibrate(torch.randn(999, generator=torch.Generator().manual_seed(0)).abs())
     quantizer.temperature.fill_(3.0)
     for number in torch.linspace(-1, 1, 31).tolist():
@@ -180,34 +132,27 @@ def test_values_at_equal_numbers_are_equal_wherever_they_lie(signed):
         assert (out == out[0]).all()
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 5])
-@pytest.mark.parametrize(("role", "signed", "axis"), KINDS)
+@pytest.mark.parametrize("bits", [1, 2, 5])
+@kit.every_kind
 def test_the_first_values(bits, role, signed, axis):
     """beta = 5 p / (4 q), thresholds between clusters of k-means, alpha by least squares."""
     x = torch.randn(6, 7, 90, generator=torch.Generator().manual_seed(0))
     x = x if signed else x.relu()
-    options = {} if axis is None else {"per_channel": True, "channels": x.shape[axis], "axis": axis}
-    quantizer = build_quantizer("qnet", bits, signed, role=role, **options)
+    quantizer = build_quantizer("qnet", bits, signed, role=role, **kit.per_channel(axis, x.shape))
     quantizer.calibrate(x)
     rows = x.double().numpy()
-    count = 1 if axis is None else x.shape[axis]
-    rows = np.moveaxis(rows, axis or 0, 0).reshape(count, -1)
-    levels = SETS[signed](bits)
-    for row, alpha, beta, biases in zip(
-        rows,
-        quantizer.alpha.detach().reshape(-1).numpy(),
-        quantizer.beta.detach().reshape(-1).numpy(),
-        quantizer.biases.detach().reshape(-1, len(levels) - 1).numpy(),
-        strict=True,
-    ):
+    rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0)
+    levels = np.array(SETS[signed](bits))
+    names = ("alpha", "beta", "biases")
+    found = [getattr(quantizer, name).detach().reshape(len(rows), -1).numpy() for name in names]
+    for row, alpha, beta, biases in zip(rows.reshape(len(rows), -1), *found, strict=True):
         expected = 5 * max(levels) / (4 * np.abs(row).max())
         assert beta == pytest.approx(expected, rel=1e-6)
-        found = naive_clusters(row * expected, len(levels))
-        np.testing.assert_allclose(biases, (found[1:] + found[:-1]) / 2, atol=1e-4)
+        centres = naive_clusters(row * expected, len(levels))
+        np.testing.assert_allclose(biases, (centres[1:] + centres[:-1]) / 2, atol=1e-4)
         assert (np.diff(biases) > 0).all()
-        taken = np.asarray(levels)[(row[:, None] * expected >= biases).sum(1)]
+        taken = levels[(row[:, None] * expected >= biases).sum(1)]
         assert alpha == pytest.approx(row @ taken / (taken @ taken), rel=1e-4)
-    assert not quantizer.needs_scale_after(quantizer.spec)
 
 
 def naive_clusters(numbers, count, rounds=50):
@@ -225,17 +170,7 @@ def naive_clusters(numbers, count, rounds=50):
     return centres
 
 
-def test_clusters_get_nearer_to_the_numbers_every_round():
-    numbers = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
-    errors = [
-        (numbers[..., None] - cluster_centres(numbers, 6, rounds)[:, None]).square().amin(-1).sum()
-        for rounds in range(12)
-    ]
-    assert all(later <= sooner for sooner, later in zip(errors, errors[1:]))
-    assert errors[-1] < errors[0]
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 8])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
     "numbers", [[0.0], [0.7, 0.7, 0.7], [0.0, 0.0, 1.0], [1e-30, 0], [1.0, 1.0 + 1e-6, 1.0 + 2e-6]]
@@ -255,13 +190,8 @@ def test_the_temperature_follows_the_run_and_is_in_no_checkpoint():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     options = {"temperature_start": 2.0, "temperature_end": 12.0}
-    config = QuantConfig(
-        weight_quantizer="qnet",
-        act_quantizer="qnet",
-        weight_options=options,
-        act_options=options,
-    )
-    quantize_model(model, config)
+    settings = {"weight_quantizer": "qnet", "act_quantizer": "qnet"}
+    quantize_model(model, QuantConfig(**settings, weight_options=options, act_options=options))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     attach([], model, optimizer, 5)
     quantizers = [model[0].weight_quantizer, model[0].input_quantizer]
@@ -287,8 +217,7 @@ def test_the_temperature_follows_the_run_and_is_in_no_checkpoint():
 
 def test_a_compiled_network_sees_the_temperature_change():
     torch._dynamo.reset()
-    values = {"alpha": 0.5, "beta": 2.0, "biases": [-0.5, 0.5]}
-    quantizer = ready(2, True, values)
+    quantizer = kit.build("qnet", 2, True, {"alpha": 0.5, "beta": 2.0, "biases": [-0.5, 0.5]})
     x = torch.linspace(-2, 2, 41)
     assert quantizer.is_calibrated
     compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
@@ -300,7 +229,7 @@ def test_a_compiled_network_sees_the_temperature_change():
 def test_it_learns_levels_that_are_not_its_first():
     """The levels of three clusters are found from thresholds and levels that are off."""
     torch.manual_seed(0)
-    quantizer = ready(2, True, {"alpha": 0.5, "beta": 1.5, "biases": [-0.2, 0.9]})
+    quantizer = kit.build("qnet", 2, True, {"alpha": 0.5, "beta": 1.5, "biases": [-0.2, 0.9]})
     x = torch.randint(-1, 2, (512,)) * 1.0
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
     for step in range(400):
@@ -311,18 +240,10 @@ def test_it_learns_levels_that_are_not_its_first():
     assert (quantizer.eval()(x) - x).abs().max() < 0.02
 
 
-@pytest.mark.parametrize(
-    ("options", "key"),
-    [
-        ({"temperature_start": 0.0}, "temperature_start"),
-        ({"temperature_start": "1"}, "temperature_start"),
-        ({"temperature_end": True}, "temperature_end"),
-        ({"temperature_start": 5.0, "temperature_end": 4.0}, "temperature_end"),
-        ({"temperature_end": float("inf")}, "temperature_end"),
-        ({"estimator": "clip"}, "estimator"),
-    ],
-)
-def test_what_it_cannot_do_is_refused(options, key):
-    with pytest.raises(ConfigError) as error:
-        build_quantizer("qnet", 2, True, **options)
-    assert error.value.key == key
+def test_what_it_cannot_do_is_refused():
+    for start in (0.0, "1", 21.0):
+        key = "temperature_end" if start == 21.0 else "temperature_start"
+        kit.check_refused(key, "qnet", 2, True, temperature_start=start)
+    for end in (True, float("inf")):
+        kit.check_refused("temperature_end", "qnet", 2, True, temperature_end=end)
+    kit.check_refused("estimator", "qnet", 2, True, estimator="clip")

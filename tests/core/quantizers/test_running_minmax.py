@@ -7,18 +7,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from quantizer_kit import build, check_refused
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from tr_det.core import ConfigError, QuantConfig, attach, build_quantizer, quantize_model
+from tr_det.core import ConfigError, QuantConfig, attach, quantize_model
+
+LSQ = {"scale": 0.3}
 
 
-def network(signed, bits=4, **options):
+def network(signed, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6))
     config = QuantConfig(
-        act_bits=bits,
         weight_quantizer="lsq",
         act_quantizer="running_minmax",
         act_options=options,
@@ -28,10 +30,10 @@ def network(signed, bits=4, **options):
     return model
 
 
-def start(signed, steps=50, **options):
+def start(signed, **options):
     model = network(signed, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    attach([], model, optimizer, steps)
+    attach([], model, optimizer, 50)
     return model, optimizer, model[0].input_quantizer
 
 
@@ -40,10 +42,9 @@ def batch(step, signed, part=0):
     return torch.tensor(x if signed else np.maximum(x, 0.01 * (step % 3)), dtype=torch.float32)
 
 
-def scale_of(low, high, signed, bits=4):
-    if signed:
-        return max(abs(min(low, 0)), max(high, 1e-8)) / (2 ** (bits - 1) - 1)
-    return max(high, 1e-8) / (2**bits - 1)
+def scale_of(low, high, signed):
+    """Return the scale of 4 bits."""
+    return max(-low, high, 1e-8) / 7 if signed else max(high, 1e-8) / 15
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -103,50 +104,30 @@ def test_what_overflowed_is_no_observation():
     assert torch.isfinite(quantizer.range).all()
 
 
-def test_training_without_attach_is_refused():
-    model = network(True)
-    model[0].input_quantizer.calibrate(batch(0, True))
-    model[0].weight_quantizer.calibrate(model[0].weight)
-    with pytest.raises(RuntimeError, match="attach"):
-        model(batch(0, True))
-    model.eval()
-    model(batch(0, True))
-
-
 def test_what_it_cannot_quantize_is_refused():
-    for arguments, key in (((1, True), "bits"), ((4, True), "momentum")):
-        options = {"momentum": 0.0} if key == "momentum" else {}
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("running_minmax", *arguments, role="input", **options)
-        assert error.value.key == key
+    check_refused("bits", "running_minmax", 1, True, role="input")
+    check_refused("momentum", "running_minmax", 4, True, role="input", momentum=0.0)
     with pytest.raises(ConfigError):
         QuantConfig(weight_quantizer="running_minmax")
 
 
-@pytest.mark.parametrize("name", ["running_minmax", "lsq"])
-def test_the_gradient_passes_where_the_rounded_value_is_in_the_range(name):
+@pytest.mark.parametrize(
+    ("quantizer", "ds"),
+    [
+        (build("running_minmax", 3, True, {"range": [0.9, 0.6]}, role="input"), None),
+        (build("lsq", 3, True, LSQ, estimator="round", gradient_scale=False), 67.96667),
+        (build("lsq", 3, True, LSQ, estimator="round"), 10.88338),
+    ],
+)
+def test_the_gradient_passes_where_the_rounded_value_is_in_the_range(quantizer, ds):
     """Nagel et al.'s symmetric quantizer with three bits and s = 0.3: rounding before clamping."""
     x = torch.tensor([-1.6, -1.36, -1.34, -0.9, -0.43, -0.13, 0, 0.17, 0.44, 0.76, 1.04, 1.06, 2])
-    x.requires_grad_()
+    out = quantizer(x.requires_grad_())
+    out.backward(torch.arange(1.0, 14.0))
     value = [-1.2, -1.2, -1.2, -0.9, -0.3, 0, 0, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9]
-    dx = [0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 0]
-    if name == "running_minmax":
-        quantizer = build_quantizer(name, 3, True, role="input").eval()
-        quantizer.range.copy_(torch.tensor([0.9, 0.6]))
-        expected = [None]
-    else:
-        expected = [67.96667, 10.88338]
-    for scaled, ds in zip((False, True), expected):
-        if name == "lsq":
-            quantizer = build_quantizer(name, 3, True, estimator="round", gradient_scale=scaled)
-            torch.nn.init.constant_(quantizer.scale, 0.3)
-        x.grad = None
-        out = quantizer(x)
-        out.backward(torch.arange(1.0, 14.0))
-        torch.testing.assert_close(out.detach(), torch.tensor(value))
-        assert x.grad.tolist() == dx
-        if ds is not None:
-            assert quantizer.scale.grad.item() == pytest.approx(ds, rel=1e-6)
+    torch.testing.assert_close(out.detach(), torch.tensor(value))
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 0]
+    assert ds is None or quantizer.scale.grad.item() == pytest.approx(ds, rel=1e-6)
 
 
 class _Branches(nn.Module):
@@ -187,12 +168,12 @@ def test_two_processes_have_the_range_over_both_ones_data(tmp_path):
     expected = np.array([[np.nan, np.nan], [1.0, 1.0]])  # rows: always, seldom
     for step in range(12):
         data = [batch(step, True, rank).double().numpy() for rank in (0, 1)]
-        seen = np.array([max(-x.min() for x in data), max(x.max() for x in data)])
-        expected[0] = seen if step == 0 else expected[0] + 0.1 * (seen - expected[0])
         runs = [x for rank, x in enumerate(data) if (step + rank) % 3 == 2]
-        if runs:
-            seen = np.array([max(-x.min() for x in runs), max(x.max() for x in runs)])
-            expected[1] += 0.1 * (seen - expected[1])
+        for row, parts in enumerate((data, runs)):
+            if parts:
+                seen = np.array([max(-x.min() for x in parts), max(x.max() for x in parts)])
+                first = step == 0 and row == 0
+                expected[row] = seen if first else expected[row] + 0.1 * (seen - expected[row])
     for row, first, second in zip(expected, ours, theirs, strict=True):
         assert torch.equal(first, second)
         np.testing.assert_allclose(first.numpy(), row, rtol=1e-5)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from quantizer_kit import check_refused, every_axis, per_channel
 
-from tr_det.core import ConfigError, build_quantizer
+from tr_det.core import build_quantizer
 
 P = [-1, -0.7, -0.2, 0, 0.1, 0.3, 0.45, 0.9, 1.6]
 
@@ -19,10 +20,10 @@ def test_values_of_torchaos_parq(fit, size):
     np.testing.assert_array_equal(quantizer.codes(torch.tensor(P)), np.sign(expected))
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1])
+@every_axis
 def test_the_optimum_is_that_of_all_thresholds(axis):
     x = np.random.default_rng(0).standard_t(3, (4, 6, 5)).astype(np.float32)
-    options = {} if axis is None else {"per_channel": True, "channels": x.shape[axis], "axis": axis}
+    options = per_channel(axis, x.shape)
     quantizer = build_quantizer("ternary", 2, True, fitted_by="optimal", **options)
     given = torch.tensor(x, requires_grad=True)
     quantizer.calibrate(given)
@@ -41,12 +42,7 @@ def test_the_optimum_is_that_of_all_thresholds(axis):
 
 
 def test_what_it_cannot_quantize_is_refused():
-    for bits, options, key in (
-        (1, {}, "bits"),
-        (3, {}, "bits"),
-        (2, {"fitted_by": "median"}, "fitted_by"),
-        (2, {"role": "input"}, "role"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("ternary", bits, True, **options)
-        assert error.value.key == key
+    for bits in (1, 3):
+        check_refused("bits", "ternary", bits, True)
+    check_refused("fitted_by", "ternary", 2, True, fitted_by="median")
+    check_refused("role", "ternary", 2, True, role="input")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from quantizer_kit import FEW_BITS, check_refused, every_axis, other_dims, per_channel
 
-from tr_det.core import ConfigError, build_quantizer
+from tr_det.core import build_quantizer
 
 P = [-1, -0.7, -0.2, 0, 0.1, 0.3, 0.45, 0.9, 1.6]
 VECTORS = [
@@ -45,24 +46,21 @@ def test_levels_of_torchaos_parq(bits, options, expected):
     torch.testing.assert_close(quantizer.levels(), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", FEW_BITS)
 @pytest.mark.parametrize("grid", ["half", "narrow", "full"])
 @pytest.mark.parametrize("reach", ["mean", "max"])
 @pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("axis", [None, 0, 1])
+@every_axis
 def test_values_codes_and_gradients(bits, grid, reach, center, axis):
-    options = {"grid": grid, "reach": reach, "center": center}
     if bits == 1 and grid != "half":
-        with pytest.raises(ConfigError, match="^bits=1"):
-            build_quantizer("uniform", bits, True, **options)
+        check_refused("bits", "uniform", bits, True, grid=grid)
         return
     x = np.random.default_rng(bits).standard_t(4, (4, 5, 3)).astype(np.float32)
-    if axis is not None:
-        options |= {"per_channel": True, "channels": x.shape[axis], "axis": axis}
+    options = {"grid": grid, "reach": reach, "center": center} | per_channel(axis, x.shape)
     quantizer = build_quantizer("uniform", bits, True, **options)
     given = torch.tensor(x, requires_grad=True)
     quantizer.calibrate(given)
-    others = tuple(d for d in range(3) if d != axis)
+    others = other_dims(axis, 3)
     w = x.astype(np.float64)
     mean = w.mean(others, keepdims=True) if center else 0.0
     w = w - mean
@@ -91,12 +89,7 @@ def test_values_codes_and_gradients(bits, grid, reach, center, axis):
 
 
 def test_what_it_cannot_quantize_is_refused():
-    for options, key in (
-        ({"grid": "other"}, "grid"),
-        ({"reach": "median"}, "reach"),
-        ({"center": 1}, "center"),
-        ({"role": "input"}, "role"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            build_quantizer("uniform", 2, True, **options)
-        assert error.value.key == key
+    check_refused("grid", "uniform", 2, True, grid="other")
+    check_refused("reach", "uniform", 2, True, reach="median")
+    check_refused("center", "uniform", 2, True, center=1)
+    check_refused("role", "uniform", 2, True, role="input")

@@ -1,4 +1,4 @@
-"""lambda from the rates of plain training."""
+"""Lambda from the rates of plain training."""
 
 import pytest
 
@@ -10,18 +10,17 @@ def test_the_mean_of_a_target_that_falls_to_zero_is_the_rate_of_plain_training()
     assert 0.5 * factor_from([rate], [bits]) * bits**0.5 == pytest.approx(rate)
 
 
-def test_layers_of_other_widths_are_compared_at_the_same_lambda() -> None:
-    rates = [0.01, 0.01 * 2**0.5, 0.01 * 8**0.5]
-    assert factor_from(rates, [1, 2, 8]) == pytest.approx(factor_from([0.01], [1]))
-
-
-def test_a_layer_that_stands_still_or_races_does_not_count() -> None:
-    assert factor_from([0.0, 0.009, 0.01, 0.011, 1.0], 5 * [1]) == pytest.approx(0.02)
-
-
-@pytest.mark.parametrize(("rate", "factor"), [(0.0, 1e-5), (1.0, 0.1)])
-def test_a_run_that_does_not_work_gives_a_bound(rate: float, factor: float) -> None:
-    assert factor_from([rate], [1]) == factor
+@pytest.mark.parametrize(
+    ("rates", "bits", "factor"),
+    [
+        ([0.01, 0.01 * 2**0.5, 0.01 * 8**0.5], [1, 2, 8], 0.02),  # lambda * sqrt(bits)
+        ([0.0, 0.009, 0.01, 0.011, 1.0], 5 * [1], 0.02),  # layers without transitions, or all
+        ([0.0], [1], 1e-5),
+        ([1.0], [1], 0.1),
+    ],
+)
+def test_lambda_is_twice_the_median_within_bounds(rates, bits, factor) -> None:
+    assert factor_from(rates, bits) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(("steps", "probe"), [(1, 2), (100, 5), (4_000, 200), (10**6, 200)])

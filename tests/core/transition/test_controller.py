@@ -1,6 +1,4 @@
-"""Eqs. 10, 11, S1 and S2 and the rule "pi" by hand, and what must hold for all numbers."""
-
-import math
+"""Eqs. 10, 11, S1 and S2 by hand, and laws of all rules."""
 
 import pytest
 import torch
@@ -20,14 +18,10 @@ def _tensors(*values: object) -> list[Tensor]:
     return [torch.as_tensor(value, dtype=torch.float32) for value in values]
 
 
-def _update(rule: str, talr, running, target, gain=0.5, momentum=0.75) -> Tensor:
-    return UPDATE_RULES[rule](_feedback(talr, running, target, gain, momentum))
-
-
-def _feedback(talr, running, target, gain=0.5, momentum=0.75, base=1.0) -> Feedback:
-    """Return feedback in a steady state: what was measured before is what is measured now."""
+def _update(rule: str, talr, running, target, gain=0.5, momentum=0.75, base=1.0) -> Tensor:
+    """Return the next TALR in a steady state: K and R are those of the previous update."""
     talr, running, target, gain, base = _tensors(talr, running, target, gain, base)
-    return Feedback(
+    feedback = Feedback(
         talr=talr,
         running=running,
         target=target,
@@ -37,9 +31,10 @@ def _feedback(talr, running, target, gain=0.5, momentum=0.75, base=1.0) -> Feedb
         base=base.expand_as(talr),
         gain=gain,
         momentum=momentum,
-        mass=torch.ones_like(running),
-        previous_mass=torch.ones_like(running),
+        correction=torch.ones_like(running),
+        previous_correction=torch.ones_like(running),
     )
+    return UPDATE_RULES[rule](feedback)
 
 
 def test_running_rate_is_eq_10() -> None:
@@ -97,80 +92,22 @@ def test_talr_moves_towards_the_target(rule, talr, running, target, gain, moment
     assert change * (target - running) >= -1e-6 * max(talr, 1.0)
 
 
-@pytest.mark.parametrize("rule", ["multiplicative", "momentum"])
-def test_ratio_rules_are_safe_where_nothing_has_moved(rule: str) -> None:
-    assert 1.0 <= _update(rule, 1.0, 0.0, 0.01).item() < 1e3
-    assert 0.0 <= _update(rule, 1.0, 0.0, 0.0).item() <= 1.0
-
-
 @pytest.mark.parametrize("rule", RULES)
-def test_talr_stays_finite_for_a_layer_that_stands_still(rule: str) -> None:
+def test_talr_stays_finite_for_a_layer_without_transitions(rule: str) -> None:
     """Its gradients are zero (dead, or all clipped): an infinite TALR would make weights NaN."""
-    talr, running, target, gain = [0.01], [0.0], [2e-3], [0.01]
-    for _ in range(12_000):
-        talr = UPDATE_RULES[rule](_feedback(talr, running, target, gain, 0.99, base=0.01))
-    assert torch.isfinite(talr).all()
+    talr = torch.tensor(0.01)
+    for _ in range(1_500):
+        talr = _update(rule, talr, 0.0, 2e-3, gain=0.01, momentum=0.9, base=0.01)
+    assert torch.isfinite(talr)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_talr_rises_again_after_a_target_of_zero(rule: str) -> None:
     """As at the start of a warm-up, or between two parts of a composite schedule."""
-    talr = [0.01]
+    talr = torch.tensor(0.01)
     for _ in range(50):
-        talr = UPDATE_RULES[rule](_feedback(talr, [0.02], [0.0], [0.1], 0.5, base=0.01))
-    low = float(talr[0])
+        talr = _update(rule, talr, 0.02, 0.0, gain=0.1, momentum=0.5, base=0.01)
+    assert talr < 0.005
     for _ in range(200):
-        talr = UPDATE_RULES[rule](_feedback(talr, [0.0], [0.02], [0.1], 0.5, base=0.01))
-    assert low < 0.005
-    assert float(talr[0]) > 0.01
-
-
-def _run_pi(targets: list[float], rates: list[float], momentum: float) -> list[float]:
-    """Return the TALR at each update, from 0.01; ``rates[t]`` is what update t causes."""
-    talr, base, running, rate = _tensors(0.01, 0.01, 0.0, 0.0)
-    targets, course = _tensors(*targets), []
-    for t, target in enumerate(targets):
-        previous, running = running, running_rate(running, rate, momentum)
-        talr = UPDATE_RULES["pi"](
-            Feedback(
-                talr=talr,
-                running=running,
-                target=target,
-                previous_running=previous,
-                previous_target=targets[max(t - 1, 0)],
-                first_target=targets[0],
-                base=base,
-                gain=base,
-                momentum=momentum,
-                mass=torch.tensor(1.0 - momentum**t),
-                previous_mass=torch.tensor(1.0 - momentum ** (t - 1) if t else 0.0),
-            )
-        )
-        rate = torch.tensor(rates[t])
-        course.append(talr.item())
-    return course
-
-
-def test_pi_is_its_formula_in_the_first_updates() -> None:
-    targets, m = [0.02, 0.018, 0.015], 0.75
-    course = _run_pi(targets, [0.03, 0.01, 0.0], m)
-    f = 0.01 * targets[0]
-    mean = {1: 0.03, 2: (m * 0.03 + 0.01) / (m + 1.0)}  # of the rates so far, newest weighs most
-    error = {t: math.log((targets[t] + f) / (mean[t] + f)) for t in (1, 2)}
-    feed = {t: math.log((targets[t] + f) / (targets[t - 1] + f)) for t in (1, 2)}
-    first = 0.01 * math.exp(feed[1] + 0.25 * error[1])
-    second = first * math.exp(feed[2] + 0.25 * error[2] + (error[2] - error[1]))
-    assert course == pytest.approx([0.01, first, second], rel=1e-5)
-
-
-@pytest.mark.parametrize(("rate", "bound"), [(0.0, 1e3), (1.0, 1e-6)])
-def test_pi_holds_the_talr_within_its_bounds(rate: float, bound: float) -> None:
-    talrs = _run_pi(800 * [0.01], 800 * [rate], 0.8)
-    assert talrs[-1] == pytest.approx(0.01 * bound, rel=1e-5)
-
-
-def test_pi_changes_the_talr_by_half_its_logarithm_at_most() -> None:
-    talrs = _run_pi(20 * [0.01], 10 * [0.0, 1.0], momentum=0.0)
-    changes = [math.log(after / before) for before, after in zip(talrs, talrs[1:], strict=False)]
-    assert max(changes) == pytest.approx(0.5, rel=1e-5)
-    assert min(changes) == pytest.approx(-0.5, rel=1e-5)
+        talr = _update(rule, talr, 0.0, 0.02, gain=0.1, momentum=0.5, base=0.01)
+    assert talr > 0.01

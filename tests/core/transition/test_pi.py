@@ -1,4 +1,4 @@
-"""Our TALR rule on a plant that is known: a rate proportional to the TALR, differing by layer."""
+"""The rule "pi" by hand, and on a known plant: a rate proportional to the TALR."""
 
 import math
 
@@ -7,49 +7,64 @@ import torch
 
 from tr_det.core.transition import UPDATE_RULES, Feedback, default_momentum, running_rate
 
+BASE = 0.01
 
-def tracking_error(rule, steps, sensitivity, momentum=None, noise=0.1, gain=None):
-    """Return mean |K - R| / R_0 after the first tenth, over layers, on a cosine to zero.
+
+def simulate(rule, targets, rates, momentum):
+    """Return the TALR and the running TR at each update, shape (updates, layers) each.
 
     Args:
         rule: name in UPDATE_RULES.
-        steps: length of the run.
-        sensitivity: rate per unit of TALR, one per layer, relative to what the first target needs.
-        momentum: m; None derives it.
-        noise: relative standard deviation of a measured rate.
-        gain: eta; None is the base learning rate.
+        targets: R_t, shape (updates, layers).
+        rates: (update, TALR) -> the rate that the update causes.
+        momentum: m.
     """
-    momentum = default_momentum(steps) if momentum is None else momentum
-    generator = torch.Generator().manual_seed(0)
-    base, first = 0.01, 2e-3
-    talr = torch.full_like(sensitivity, base)
-    running = rate = torch.zeros_like(sensitivity)
-    target = first_target = torch.full_like(sensitivity, first)
-    errors = []
-    for step in range(steps):
-        previous_running, previous_target = running, target
-        target = first_target * 0.5 * (1 + math.cos(math.pi * step / steps))
-        running = running_rate(running, rate, momentum)
+    talr = base = torch.full_like(targets[0], BASE)
+    running = rate = torch.zeros_like(base)
+    shown = []
+    for t, target in enumerate(targets):
+        previous, running = running, running_rate(running, rate, momentum)
         talr = UPDATE_RULES[rule](
             Feedback(
                 talr=talr,
                 running=running,
                 target=target,
-                previous_running=previous_running,
-                previous_target=previous_target,
-                first_target=first_target,
-                base=torch.full_like(talr, base),
-                gain=torch.full_like(talr, base if gain is None else gain),
+                previous_running=previous,
+                previous_target=targets[max(t - 1, 0)],
+                first_target=targets[0],
+                base=base,
+                gain=base,
                 momentum=momentum,
-                mass=torch.full_like(talr, 1.0 - momentum**step),
-                previous_mass=torch.full_like(talr, 1.0 - momentum ** (step - 1) if step else 0.0),
+                correction=torch.full_like(base, 1.0 - momentum**t),
+                previous_correction=torch.full_like(base, 1.0 - momentum ** max(t - 1, 0)),
             )
         )
-        shake = 1 + noise * torch.randn(sensitivity.shape, generator=generator)
-        rate = (sensitivity * first / base * talr * shake).clamp(0, 1)
-        if step >= steps // 10:
-            errors.append(((running - target).abs() / first).mean())
-    return torch.stack(errors).mean().item()
+        rate = rates(t, talr)
+        shown.append(torch.stack([talr, running]))
+    return torch.stack(shown, dim=1)
+
+
+def tracking_error(rule, steps, sensitivity, momentum):
+    """Return mean |K - R| / R_0 after the first tenth, over layers, on a cosine to zero.
+
+    Args:
+        rule: name in UPDATE_RULES.
+        steps: length of the run.
+        sensitivity: rate per unit of TALR, shape (layers,), relative to what the first target
+            needs; a measured rate has a tenth of noise.
+        momentum: m.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first = 2e-3
+    cosine = 0.5 * (1 + torch.cos(math.pi * torch.arange(steps) / steps))
+    targets = (first * cosine)[:, None].expand(-1, len(sensitivity))
+
+    def rates(step, talr):
+        noise = 1 + 0.1 * torch.randn(sensitivity.shape, generator=generator)
+        return (sensitivity * first / BASE * talr * noise).clamp(0, 1)
+
+    running = simulate(rule, targets, rates, momentum)[1]
+    return ((running - targets).abs() / first)[steps // 10 :].mean().item()
 
 
 LAYERS = torch.logspace(-1.0, 1.0, 9)  # a layer needs from ten times to a tenth of the base LR
@@ -57,7 +72,7 @@ LAYERS = torch.logspace(-1.0, 1.0, 9)  # a layer needs from ten times to a tenth
 
 @pytest.mark.parametrize("steps", [300, 3_000])
 def test_pi_tracks_layers_of_any_sensitivity(steps):
-    assert tracking_error("pi", steps, LAYERS) < 0.05
+    assert tracking_error("pi", steps, LAYERS, default_momentum(steps)) < 0.05
 
 
 def test_the_papers_settings_do_not_track_a_short_run():
@@ -66,34 +81,60 @@ def test_the_papers_settings_do_not_track_a_short_run():
 
 def test_pi_reaches_a_layer_that_needs_a_thousand_times_the_base_learning_rate():
     """That is the TALR's upper bound, MAX_TALR."""
-    assert tracking_error("pi", 3_000, torch.tensor([1e-3])) < 0.1
+    assert tracking_error("pi", 3_000, torch.tensor([1e-3]), default_momentum(3_000)) < 0.1
 
 
-@pytest.mark.parametrize("steps", [1, 10, 200])
-def test_short_runs_get_a_quick_running_rate(steps):
-    assert default_momentum(steps) == pytest.approx(0.8)
+@pytest.mark.parametrize(
+    ("steps", "momentum"), [(1, 0.8), (200, 0.8), (3_000, 0.985), (90_000, 0.99)]
+)
+def test_the_momentum_follows_the_length_of_the_run(steps, momentum):
+    assert default_momentum(steps) == pytest.approx(momentum)
 
 
-def test_long_runs_get_the_papers_momentum():
-    assert default_momentum(90_000) == pytest.approx(0.99)
-    assert default_momentum(3_000) == pytest.approx(0.985)
+def talrs(targets, rates, momentum):
+    """Return the TALR of "pi" at each update; ``rates[t]`` is the rate that update t causes."""
+    rates = torch.tensor(rates)[:, None]
+    run = simulate("pi", torch.tensor(targets)[:, None], lambda t, talr: rates[t], momentum)
+    return run[0, :, 0].tolist()
+
+
+def test_the_first_updates_are_the_formula():
+    targets, m = [0.02, 0.018, 0.015], 0.75
+    f = 0.01 * targets[0]
+    mean = {1: 0.03, 2: (m * 0.03 + 0.01) / (m + 1.0)}  # of the rates so far, newest weighs most
+    error = {t: math.log((targets[t] + f) / (mean[t] + f)) for t in (1, 2)}
+    feed = {t: math.log((targets[t] + f) / (targets[t - 1] + f)) for t in (1, 2)}
+    first = BASE * math.exp(feed[1] + 0.25 * error[1])
+    second = first * math.exp(feed[2] + 0.25 * error[2] + (error[2] - error[1]))
+    assert talrs(targets, [0.03, 0.01, 0.0], m) == pytest.approx([BASE, first, second], rel=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(0.0, 1e3), (1.0, 1e-6)])
+def test_the_talr_stays_within_its_bounds(rate, bound):
+    assert talrs(800 * [0.01], 800 * [rate], 0.8)[-1] == pytest.approx(BASE * bound, rel=1e-5)
+
+
+def test_one_update_changes_the_logarithm_of_the_talr_by_half_at_most():
+    values = torch.tensor(talrs(20 * [0.01], 10 * [0.0, 1.0], momentum=0.0))
+    changes = values.log().diff()
+    assert [changes.max(), changes.min()] == pytest.approx([0.5, -0.5], rel=1e-5)
 
 
 @pytest.mark.parametrize(("target", "share"), [(1.0, 1.0), (0.0, 0.01 / 1.01), (0.5, 0.51 / 1.01)])
-def test_without_measurement_the_talr_is_the_base_scaled_by_the_targets_course(target, share):
+def test_before_the_first_rate_the_talr_is_the_base_scaled_by_the_target(target, share):
     """So a target that warms up, or a layer that comes alive late, does not start at full speed."""
     zero, one = torch.zeros(1), torch.ones(1)
     feedback = Feedback(
-        talr=0.01 * one,
+        talr=BASE * one,
         running=zero,
         target=target * one,
         previous_running=zero,
         previous_target=one,
         first_target=one,
-        base=0.01 * one,
+        base=BASE * one,
         gain=one,
         momentum=0.8,
-        mass=zero,
-        previous_mass=zero,
+        correction=zero,
+        previous_correction=zero,
     )
-    assert UPDATE_RULES["pi"](feedback).item() == pytest.approx(0.01 * share)
+    assert UPDATE_RULES["pi"](feedback).item() == pytest.approx(BASE * share)

@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 
 from tr_det.core import is_calibrated
 from tr_det.detection import QuantCheckpointer, calibrate
-from tr_det.detection.checkpoint.checkpointer import is_quantizer_state
 from tr_det.detection.engine.trainer import QuantTrainer
+from tr_det.runtime.checkpoints import is_quantizer_state
 
 
 @pytest.fixture
@@ -64,34 +64,6 @@ def test_another_architecture_is_refused_with_the_keys(make_config, full_precisi
     assert "\n" not in str(caught.value)
 
 
-def test_other_shapes_are_refused_with_both_shapes(make_config, full_precision):
-    wider = build_model(make_config("MODEL.FPN.OUT_CHANNELS", 24))
-    with pytest.raises(ValueError, match=r"of another shape .*\(16, .*for \(24, "):
-        QuantCheckpointer(wider).load(full_precision)
-
-
-def test_another_bit_width_is_refused(make_config, quantized):
-    model = build_model(make_config("MODEL.QUANT.WEIGHT_BITS", 2))
-    with pytest.raises(ValueError, match="codes -8 to 7, this model has .*codes -2 to 1"):
-        QuantCheckpointer(model).load(quantized)
-
-
-def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(make_config, quantized, tmp_path):
-    """They had flags and code ranges as buffers, and no identity."""
-    old = {}
-    for key, value in torch.load(quantized, weights_only=True)["model"].items():
-        parent, _, name = key.rpartition(".")
-        if name == "_extra_state":
-            old[f"{parent}.initialized"] = torch.tensor(True)
-            old[f"{parent}.code_range"] = torch.tensor([-8, 7], dtype=torch.int16)
-        else:
-            old[key] = value
-    torch.save({"model": old}, tmp_path / "old.pth")
-    with pytest.raises(ValueError, match=r"old\.pth: .*older version of tr_det") as caught:
-        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "old.pth"))
-    assert "\n" not in str(caught.value)
-
-
 def test_a_quantized_checkpoint_is_refused_by_a_full_precision_model(make_config, quantized):
     model = build_model(make_config("MODEL.QUANT.ENABLED", False))
     with pytest.raises(ValueError, match="the checkpoint is quantized: set MODEL.QUANT.ENABLED"):
@@ -104,17 +76,6 @@ def test_partial_weights_load_when_allowed(make_config, full_precision):
     saved = torch.load(full_precision, weights_only=True)["model"]
     key = "backbone.bottom_up.res2.0.conv1.weight"
     torch.testing.assert_close(deeper.state_dict()[key], saved[key], rtol=0, atol=0)
-
-
-def test_a_missing_file_is_named(make_config, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "nowhere.pth"))
-
-
-def test_a_broken_file_is_named(make_config, tmp_path):
-    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"broken\.pth.*not a readable checkpoint"):
-        QuantCheckpointer(build_model(make_config())).load(str(tmp_path / "broken.pth"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": None}, {"model": [1]}], ids=str)

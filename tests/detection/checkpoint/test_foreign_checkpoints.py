@@ -29,26 +29,6 @@ def wide_config(make_config):
     return make
 
 
-def test_torchvisions_resnet_loads_into_the_backbone(wide_config, tmp_path):
-    theirs = models.resnet18()
-    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
-    model = build_model(wide_config())
-    QuantCheckpointer(model, allow_partial=True).load(str(tmp_path / "resnet18.pth"))
-    bottom_up = model.backbone.bottom_up
-    assert torch.equal(bottom_up.stem.conv1.weight, theirs.conv1.weight)
-    assert torch.equal(bottom_up.stem.conv1.norm.bias, theirs.bn1.bias)
-    for ours, source in (
-        (bottom_up.res3[0], theirs.layer2[0]),
-        (bottom_up.res5[1], theirs.layer4[1]),
-    ):
-        assert torch.equal(ours.conv2.weight, source.conv2.weight)
-        assert torch.equal(ours.conv2.norm.running_var, source.bn2.running_var)
-    assert torch.equal(bottom_up.res4[0].shortcut.weight, theirs.layer3[0].downsample[0].weight)
-    assert torch.equal(
-        bottom_up.res4[0].shortcut.norm.weight, theirs.layer3[0].downsample[1].weight
-    )
-
-
 def test_every_weight_of_torchvisions_resnet_is_used(wide_config, tmp_path):
     """In full precision, the backbone computes what torchvision's does."""
     torch.manual_seed(0)

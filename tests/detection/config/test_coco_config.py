@@ -1,4 +1,4 @@
-"""A config of the paper's, trained for two iterations on small images."""
+"""The paper's RetinaNet with ResNet-50 at 4 bits, trained for two iterations on small images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tr_det.core import quantized_layers
 from tr_det.detection import QuantTrainer, add_tr_det_config
 
 CONFIG = (
-    Path(__file__).resolve().parents[3] / "configs/COCO-Detection/retinanet_R_50_FPN_w4a4_sgdt.yaml"
+    Path(__file__).resolve().parents[3] / "configs/COCO-Detection/retinanet_R_50_FPN_qat_sgdt.yaml"
 )
 
 

@@ -1,4 +1,4 @@
-"""The demo's phases on the tiny dataset, and what an interruption leaves."""
+"""The demo on the tiny dataset: results, pictures, interruption, options."""
 
 import json
 from pathlib import Path
@@ -40,9 +40,10 @@ def make_options(tiny, make_config, tmp_path, monkeypatch):
     return make
 
 
-def test_the_demo_leaves_results_pictures_and_the_table(make_options, tmp_path):
+def test_the_demo_writes_results_pictures_and_the_table(make_options, tmp_path):
     said = []
-    results = run_demo(make_options(), say=said.append)
+    options = make_options()
+    results = run_demo(options, say=said.append)
     stored = json.loads((tmp_path / "demo/results.json").read_text())
     assert {"fp", "before_qat", "after_qat", "tr", "seconds"} <= stored.keys()
     for phase in ("fp", "before_qat", "after_qat"):
@@ -62,44 +63,43 @@ def test_the_demo_leaves_results_pictures_and_the_table(make_options, tmp_path):
     assert "20/20" in text
     assert "left" in text
 
+    said.clear()  # the same command after a complete run is a new run, and throws nothing away
+    run_demo(options, say=said.append)
+    assert "done before" not in "\n".join(said)
+    runs = sorted(path.name for path in (tmp_path / "demo/runs").iterdir())
+    assert runs == [options.run_name, f"{options.run_name}.1"]
+    assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
+
 
 def test_an_interrupted_demo_resumes_where_it_stopped(make_options, tmp_path):
     options = make_options(
         overrides=(*make_options().overrides, "SOLVER.CHECKPOINT_PERIOD", "5"),
     )
 
-    def interrupt(text):
-        if text.strip().startswith("12/20"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(options, say=interrupt)
-    assert not (tmp_path / "demo/results.json").exists()
     said = []
+    for stop in ("12/20", "[5/5]"):
+
+        def interrupt(text, stop=stop):
+            said.append(text)
+            if text.strip().startswith(stop):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(options, say=interrupt)
+        assert not (tmp_path / "demo/results.json").exists()
     results = run_demo(options, say=said.append)
     text = "\n".join(said)
-    assert text.count("done before") == 3
-    assert "resuming at iteration 10" in text
+    assert text.count("done before") == 3 + 4
+    assert text.count("resuming at iteration 10") == 1
     assert results["tr"]["iteration"] == list(range(20))
     assert results["after_qat"]["AP"] >= 0
-
-
-def test_the_same_command_after_a_complete_run_starts_anew(make_options, tmp_path):
-    options = make_options()
-    run_demo(options, say=lambda _: None)
-    said = []
-    run_demo(options, say=said.append)
-    assert "done before" not in "\n".join(said)
-    runs = sorted(path.name for path in (tmp_path / "demo/runs").iterdir())
-    assert runs == [options.run_name, f"{options.run_name}.1"]  # nothing is thrown away
-    assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
 
 
 def test_a_plain_optimizer_has_no_target(make_options):
     said = []
     results = run_demo(make_options(optimizer="SGD"), say=said.append)
     assert results["tr"]["target"] == []
-    assert "plain SGD: no target" in "\n".join(said)
+    assert "SGD: no target" in "\n".join(said)
     assert build_config(make_options(optimizer="SGD")).MODEL.QUANT.LEARN_WEIGHT_SCALE
     assert not build_config(make_options()).MODEL.QUANT.LEARN_WEIGHT_SCALE
 
@@ -107,23 +107,15 @@ def test_a_plain_optimizer_has_no_target(make_options):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"bits": 0}, "--bits=0: must be"),
         ({"bits": 9}, "--bits=9: must be"),
-        ({"bits": 32}, "--bits=32: must be"),
         ({"optimizer": "SGDX"}, r"--optimizer='SGDX': must be one of"),
         ({"overrides": ("OUTPUT_DIR", "x")}, "OUTPUT_DIR: the demo sets it itself; use --output"),
-        ({"overrides": ("SOLVER.MAX_ITER", "9")}, "SOLVER.MAX_ITER: .* use --iters"),
         ({"iterations": 5}, "--iters=5: must be at least 20"),
     ],
 )
-def test_bad_options_are_refused(make_options, fields, message):
+def test_bad_options_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        make_options(**fields)
-
-
-def test_a_missing_checkpoint_is_named(make_options, tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.pth"):
-        make_options(weights=tmp_path / "gone.pth")
+        DemoOptions(config_file=Path(), weights=Path(), output=Path(), **fields)
 
 
 def test_runs_with_other_options_have_other_folders(make_options):
@@ -139,7 +131,6 @@ def test_runs_with_other_options_have_other_folders(make_options):
 
 def test_the_shipped_checkpoint_fits_the_shipped_config(tmp_path):
     weights = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
-    assert weights.stat().st_size < 10e6
     options = DemoOptions(
         config_file=ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml",
         weights=weights,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
-from detectron2.data.datasets import register_coco_instances
 
-from tr_det.detection import QuantTrainer, add_tr_det_config
+from tests import tiny
+from tr_det.detection import QuantTrainer
+from tr_det.detection.config.reading import load_config
 
 
 class NoisyTrainer(QuantTrainer):
@@ -38,13 +38,10 @@ def train(cfg):
 def main():
     torch.set_num_threads(1)
     task = json.loads(Path(sys.argv[1]).read_text())
-    for name, json_file, images in task["datasets"]:
-        register_coco_instances(name, {}, json_file, images)
-    for config in task["configs"]:
-        cfg = get_cfg()
-        add_tr_det_config(cfg)
-        cfg.merge_from_file(config)
-        assert train(cfg).start_iter == task["start_iters"][config]
+    for dataset in task["datasets"]:
+        tiny.register(*dataset)
+    for config, start in task["runs"]:
+        assert train(load_config(config)).start_iter == start
 
 
 if __name__ == "__main__":

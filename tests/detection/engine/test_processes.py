@@ -26,7 +26,7 @@ def test_one_process_is_this_one(num_gpus):
         ({"num_gpus": 0, "num_machines": 2}, "--num-gpus=0: must be at least 1"),
         ({"num_machines": 0}, "--num-machines=0: must be at least 1"),
         ({"num_machines": 2, "machine_rank": 5}, "--machine-rank=5: must be from 0 to one less"),
-        ({"num_machines": 2}, "--dist-url=auto: must be tcp://HOST:PORT of the first machine"),
+        ({"num_machines": 2}, "--dist-url='auto': must be tcp://HOST:PORT of the first machine"),
     ],
 )
 def test_numbers_that_would_wait_for_ever_are_refused(numbers, message):

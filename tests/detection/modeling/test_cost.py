@@ -2,13 +2,13 @@ import logging
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
+from tests.tiny import ROOT
 from tr_det.core import QuantConfig, dequantize_layers, quantize_model
-from tr_det.detection import QuantTrainer, add_tr_det_config
+from tr_det.detection.config.reading import load_config
 from tr_det.detection.modeling.cost import counted_macs, log_cost, measure_cost, storage_bits
 
 
@@ -35,11 +35,9 @@ def test_macs_are_fvcores(make_config):
 
 def test_a_known_retinanet():
     """ResNet-50 at 800 x 800: 146 G in Detectron2's own test of its flop counter."""
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    cfg.merge_from_file("configs/COCO-Detection/retinanet_R_50_FPN_w4a4_sgdt.yaml")
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True  # as there
-    cfg.MODEL.DEVICE = "meta"
+    path = ROOT / "configs/COCO-Detection/retinanet_R_50_FPN_qat_sgdt.yaml"
+    # The stride as there.
+    cfg = load_config(path, ["MODEL.DEVICE", "meta", "MODEL.RESNETS.STRIDE_IN_1X1", True])
     with torch.device("meta"):
         model = build_model(cfg)
     cost = measure_cost(model, (800, 800))
@@ -96,19 +94,13 @@ def test_measuring_leaves_the_model_as_it_is(make_config):
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True, msg=key)
 
 
-def test_a_run_logs_its_cost_before_training(make_config, caplog):
-    with caplog.at_level(logging.INFO):
-        QuantTrainer(make_config())
-    assert "Cost: parameters " in caplog.text
-    assert "G MACs" in caplog.text
-
-
 def test_images_of_one_channel_and_images_that_are_not_resized(make_config, caplog):
     cfg = make_config("MODEL.PIXEL_MEAN", [127.5], "MODEL.PIXEL_STD", [64.0], "INPUT.FORMAT", "L")
     cfg.INPUT.MIN_SIZE_TEST = 0
     with caplog.at_level(logging.INFO):
         cost = log_cost(build_model(cfg), cfg)
     assert cost.image_size == (64, 64)
+    assert "Cost: parameters " in caplog.text
     assert "at 64 x 64" in caplog.text
 
 

@@ -6,12 +6,14 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
+from torchvision.models import mobilenet_v2
 
 from tr_det.core import quantized_layers, set_scales
-from tr_det.detection import QuantTrainer, build_optimizer, quantize_detector
+from tr_det.detection import MobileNetV2, QuantTrainer, build_optimizer, quantize_detector
 
 
 def rcnn(make_config, *overrides):
@@ -32,11 +34,6 @@ def rcnn(make_config, *overrides):
     return cfg
 
 
-def faster_rcnn(make_config):
-    cfg = rcnn(make_config)
-    return cfg, QuantTrainer.build_model(cfg)
-
-
 def mask_rcnn(make_config):
     cfg = rcnn(make_config, "MODEL.MASK_ON", True)
     head = cfg.MODEL.ROI_MASK_HEAD
@@ -45,9 +42,7 @@ def mask_rcnn(make_config):
 
 
 def dense(make_config, arch):
-    """Return a detector on RegNet, which has no builder for yacs."""
-    from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
-
+    """Return a quantized detector on RegNet, which has no builder for yacs."""
     cfg = make_config("MODEL.DEVICE", "cpu")
     parts = RetinaNet.from_config(cfg)
     regnet = RegNet(
@@ -66,13 +61,13 @@ def dense(make_config, arch):
     parts["backbone"] = FPN(
         regnet, ["s2", "s3", "s4"], 16, norm="BN", top_block=LastLevelP6P7(16, 16, "p5")
     )
-    return cfg, arch(parts)
+    model = arch(parts)
+    quantize_detector(model, cfg)
+    return cfg, model
 
 
 def retinanet_on_regnet(make_config):
-    cfg, model = dense(make_config, lambda parts: RetinaNet(**parts))
-    quantize_detector(model, cfg)
-    return cfg, model
+    return dense(make_config, lambda parts: RetinaNet(**parts))
 
 
 def fcos(make_config):
@@ -90,18 +85,10 @@ def fcos(make_config):
             pixel_std=parts["pixel_std"],
         )
 
-    cfg, model = dense(make_config, build)
-    quantize_detector(model, cfg)
-    return cfg, model
+    return dense(make_config, build)
 
 
 # Builder, layers left alone, some of the layers whose inputs can be negative.
-ROI_LAST = {
-    "proposal_generator.rpn_head.objectness_logits",
-    "proposal_generator.rpn_head.anchor_deltas",
-    "roi_heads.box_predictor.cls_score",
-    "roi_heads.box_predictor.bbox_pred",
-}
 MODELS = {
     "RetinaNet-RegNet": (
         retinanet_on_regnet,
@@ -113,11 +100,6 @@ MODELS = {
         {"backbone.bottom_up.stem.conv", "head.cls_score", "head.bbox_pred", "head.ctrness"},
         {"head.cls_subnet.0", "head.bbox_subnet.0"},
     ),
-    "Faster R-CNN": (
-        faster_rcnn,
-        {"backbone.bottom_up.stem.conv1", *ROI_LAST},
-        {"proposal_generator.rpn_head.conv", "roi_heads.box_head.fc1"},
-    ),
     "Mask R-CNN": (
         mask_rcnn,
         # The deconvolution has no quantized class, and is reported so.
@@ -125,9 +107,16 @@ MODELS = {
             "backbone.bottom_up.stem.conv1",
             "roi_heads.mask_head.predictor",
             "roi_heads.mask_head.deconv",
-            *ROI_LAST,
+            "proposal_generator.rpn_head.objectness_logits",
+            "proposal_generator.rpn_head.anchor_deltas",
+            "roi_heads.box_predictor.cls_score",
+            "roi_heads.box_predictor.bbox_pred",
         },
-        {"roi_heads.mask_head.mask_fcn1", "roi_heads.box_head.fc1"},
+        {
+            "proposal_generator.rpn_head.conv",
+            "roi_heads.box_head.fc1",
+            "roi_heads.mask_head.mask_fcn1",
+        },
     ),
 }
 
@@ -211,10 +200,6 @@ def test_mobilenetv2_under_retinanet(make_config, storage):
 
 
 def test_mobilenetv2_is_torchvisions():
-    from torchvision.models import mobilenet_v2
-
-    from tr_det.detection import MobileNetV2
-
     theirs = mobilenet_v2(width_mult=0.25).eval()
     ours = MobileNetV2(width=0.25, out_features=("res2", "res3", "res4", "res5")).eval()
     ours.load_state_dict(
@@ -230,8 +215,6 @@ def test_mobilenetv2_is_torchvisions():
 
 
 def test_an_unknown_mobilenetv2_feature_is_refused():
-    from tr_det.detection import MobileNetV2
-
     with pytest.raises(ValueError, match=r"out_features=\['res9'\].*must be of"):
         MobileNetV2(out_features=("res9",))
 

@@ -3,7 +3,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from tr_det.core import Quantizer, quantized_layers, set_scales
+from tr_det.core import quantized_layers, set_scales
 
 
 def batch(height=64, width=64, count=2, objects=2):
@@ -73,36 +73,6 @@ def test_odd_sizes_and_images_without_objects_train_and_evaluate(
     with torch.no_grad():
         out = model(batch(height, width, count=1))
     assert out[0]["instances"].image_size == (height, width)
-
-
-def test_an_uncalibrated_model_refuses_to_evaluate(make_config):
-    model = build_model(make_config()).eval()
-    with pytest.raises(RuntimeError, match="no scale yet; calibrate the model"):
-        model(batch())
-
-
-def test_training_and_evaluation_do_not_move_scales(make_config, storage):
-    model = calibrated(make_config())
-    scales = {m.label: m.scale.item() for m in model.modules() if isinstance(m, Quantizer)}
-    model(batch())
-    model.eval()
-    with torch.no_grad():
-        model(batch())
-    assert {m.label: m.scale.item() for m in model.modules() if isinstance(m, Quantizer)} == scales
-
-
-def test_weights_and_activations_are_on_their_grids(make_config, storage):
-    torch.manual_seed(0)
-    model = calibrated(make_config("MODEL.QUANT.WEIGHT_BITS", 3, "MODEL.QUANT.ACT_BITS", 2))
-    for _, layer in quantized_layers(model):
-        assert set(layer.quantized_weight().unique().tolist()) <= {k / 4 for k in range(-4, 4)}
-    layer = model.backbone.bottom_up.res2[0].conv1
-    assert set(layer.input_quantizer(torch.rand(99) * 5).unique().tolist()) <= {
-        0.0,
-        0.25,
-        0.5,
-        0.75,
-    }
 
 
 def test_in_full_precision_it_is_detectron2s_retinanet(make_config, storage):

@@ -9,7 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from tr_det.detection import QuantCheckpointer, QuantTrainer
-from tr_det.detection.modeling.unfold import look_folded, unfold_norms
+from tr_det.detection.modeling.unfold import folded_norms, unfold_norms
 
 FROZEN = ("MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.NORM", "FrozenBN")
 
@@ -38,10 +38,10 @@ def test_the_function_stays_and_training_computes_it_too(make_config):
     batch = next(iter(loader))
     images = model.preprocess_image(batch).tensor
     before = backbone(model, images)
-    norms = len(look_folded(model.state_dict()))
+    norms = len(folded_norms(model.state_dict()))
     assert norms > 10
     assert unfold_norms(model, [batch], 1) == norms
-    assert look_folded(model.state_dict()) == []
+    assert folded_norms(model.state_dict()) == []
     torch.testing.assert_close(backbone(model, images), before, rtol=1e-3, atol=1e-3)
 
     trained = build_model(make_config("MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.NORM", "BN"))
@@ -67,7 +67,7 @@ def test_the_tool_writes_what_trained_norms_load(make_config, tmp_path, caplog):
 
 
 def test_a_model_that_was_never_trained_is_not_taken_for_a_folded_one(make_config):
-    assert look_folded(build_model(make_config()).state_dict()) == []
+    assert folded_norms(build_model(make_config()).state_dict()) == []
 
 
 def test_no_batches_are_refused(make_config):

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 from tr_det import core
-from tr_det.detection import QuantTrainer
-from tr_det.detection.solver.clipping import clip_from
+from tr_det.detection import QuantTrainer, build_optimizer
+from tr_det.detection.solver.methods import clip_from
 
 
 @pytest.fixture
@@ -37,25 +38,21 @@ def test_it_clips_as_detectron2_does(clipping, kind):
         assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("kind", ["value", "norm"])
-def test_it_works_through_the_trainer_with_a_parameter_that_gets_no_gradient(clipping, kind):
-    cfg = clipping(kind)
-    cfg.DATASETS.TEST = ()
-
-    class Trainer(QuantTrainer):
-        @classmethod
-        def build_model(cls, cfg):
-            model = super().build_model(cfg)
-            model.unused = torch.nn.Parameter(torch.ones(2))
-            return model
-
-    trainer = Trainer(cfg)
-    assert isinstance(trainer.optimizer, core.SGDT)
-    trainer.train()
-    assert trainer.iter == 4
-    assert trainer.model.unused.tolist() == [1, 1]
-
-
-def test_another_kind_is_refused(clipping):
-    with pytest.raises(ValueError, match=r"CLIP_TYPE='full': must be one of \['norm', 'value'\]"):
-        clip_from(clipping("full"))
+def test_what_is_built_clips_each_gradient_that_there_is(clipping, storage):
+    cfg = clipping("value")
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0, 0.01
+    model = build_model(cfg)
+    batch = next(iter(QuantTrainer.build_train_loader(cfg)))
+    core.set_scales(model, lambda: model(batch))
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, core.SGDT)
+    weight = model.backbone.bottom_up.res2[0].conv1.weight
+    before = weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 100.0)
+    model.head.cls_score.bias.grad = None
+    optimizer.step()
+    moved = (before - weight).abs().max().item()
+    group = next(g for g in optimizer.param_groups if g["params"][0] is weight)
+    decay = cfg.SOLVER.WEIGHT_DECAY * before.abs().max().item()
+    assert 0 < moved <= group["talr"].item() * (0.01 + decay) * 1.01

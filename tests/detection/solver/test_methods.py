@@ -1,17 +1,12 @@
-"""Quantizers and methods of the core, each by one change of a config, in our trainer and in
-Detectron2's own train_net.py."""
+"""Quantizers and methods of the core in our trainer, each by one change of a config."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import train_net
 
-from tests.detection.test_env import ENVIRONMENT, HERE, ROOT, tool
 from tr_det.core import quantized_layers
 from tr_det.core.quantizers import FREE
 from tr_det.detection import QuantCheckpointer, QuantTrainer
@@ -20,9 +15,7 @@ WEIGHTS, INPUTS = "MODEL.QUANT.WEIGHT_QUANTIZER", "MODEL.QUANT.ACT_QUANTIZER"
 PER_CHANNEL = ("MODEL.QUANT.WEIGHT_OPTIONS", ["per_channel=True"])
 GUESTS = {
     "lsq": (WEIGHTS, "lsq", *PER_CHANNEL, INPUTS, "lsq"),
-    "ewgs": (WEIGHTS, "ewgs"),
     "running_minmax": (INPUTS, "running_minmax"),
-    "lsbq": (WEIGHTS, "lsbq"),
     "tracker": ("SOLVER.METHODS", ["tracker"]),
     "freezing": ("SOLVER.METHODS", ["freezing threshold=0.0015"]),
     "weight_average": ("SOLVER.METHODS", ["weight_average decay=0.9"]),
@@ -31,7 +24,6 @@ GUESTS = {
     "scales": ("MODEL.QUANT.LEARN_WEIGHT_SCALE", True, "SOLVER.TR.SCALES", "sum"),
     "parq": (WEIGHTS, "lsbq", "MODEL.QUANT.WEIGHT_OPTIONS", ["prox=parq", "end=0.5"]),
 }
-ROUTES = ("QuantTrainer", "train_net.py")
 
 
 def config_of(tiny, folder, guest):
@@ -41,86 +33,55 @@ def config_of(tiny, folder, guest):
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     if guest not in ("weight_average", "bn_reestimation"):
         cfg.DATASETS.TEST = ()
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(cfg.dump())
     return cfg
 
 
-@pytest.fixture(scope="module")
-def stock(tiny, scenes, tmp_path_factory):
-    """Run all guests in Detectron2's train_net.py, the average again in an evaluation only."""
-    parent = tmp_path_factory.mktemp("stock")
-    configs = {guest: config_of(tiny, parent / guest, guest) for guest in GUESTS}
-    commands = [["--config-file", str(parent / guest / "config.yaml")] for guest in GUESTS]
-    average = parent / "weight_average"
-    again = ["OUTPUT_DIR", f"{average}/again", "MODEL.WEIGHTS", f"{average}/model_averaged.pth"]
-    commands.append(["--config-file", f"{average}/config.yaml", "--eval-only", *again])
-    words = [tool("train_net.py"), str(scenes), json.dumps(commands)]
-    done = subprocess.run(
-        [sys.executable, HERE / "env_process.py", *words],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return configs
+class Found:
+    """What a run of four iterations has left in its folder."""
+
+    def __init__(self, cfg):
+        self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
+
+    @property
+    def metrics(self):
+        return json.loads((self.folder / "metrics.json").read_text().splitlines()[-1])
+
+    @property
+    def methods(self):
+        """Return the state of the methods."""
+        saved = torch.load(self.folder / "model_final.pth", weights_only=True)
+        return saved["trainer"]["_trainer"]["optimizer"]["tr_det"]["methods"]
+
+    def model(self, name="model_final"):
+        model = QuantTrainer.build_model(self.cfg)
+        QuantCheckpointer(model).load(f"{self.folder}/{name}.pth")
+        return model
+
+    def layers(self):
+        """Return the quantized layers after two iterations and at the end, by name."""
+        early, late = (
+            dict(quantized_layers(self.model(name))) for name in ("model_0000001", "model_final")
+        )
+        return {name: (early[name], layer) for name, layer in late.items()}
 
 
-@pytest.fixture(scope="module")
-def ours(tiny, scenes, tmp_path_factory):
-    """Run all guests in our trainer, the average again in an evaluation only."""
-    parent = tmp_path_factory.mktemp("ours")
-    configs = {guest: config_of(tiny, parent / guest, guest) for guest in GUESTS}
-    for cfg in configs.values():
+@pytest.fixture
+def run(tiny, scenes, tmp_path):
+    """Return ``run(guest)``, which trains and returns what that has left."""
+
+    def train(guest):
+        cfg = config_of(tiny, tmp_path / guest, guest)
         QuantTrainer(cfg).train()
-    cfg = configs["weight_average"].clone()
-    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_averaged.pth"
-    cfg.OUTPUT_DIR += "/again"
-    train_net.evaluate(cfg, resume=False)
-    return configs
+        return Found(cfg)
 
-
-@pytest.fixture(params=ROUTES)
-def run(request):
-    """Return ``run(guest)``: what a run of four iterations has left."""
-    configs = request.getfixturevalue("ours" if request.param == "QuantTrainer" else "stock")
-
-    def found(guest):
-        cfg = configs[guest]
-
-        def model(name="model_final"):
-            loaded = QuantTrainer.build_model(cfg)
-            QuantCheckpointer(loaded).load(f"{cfg.OUTPUT_DIR}/{name}.pth")
-            return loaded
-
-        def state(name="model_final"):
-            return torch.load(f"{cfg.OUTPUT_DIR}/{name}.pth", weights_only=True)
-
-        with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
-            last = json.loads(file.readlines()[-1])
-        return SimpleNamespace(folder=cfg.OUTPUT_DIR, model=model, state=state, metrics=last)
-
-    return found
-
-
-def kinds(model, part):
-    """Return the names of the quantizers of a part."""
-    quantizers = [getattr(layer, f"{part}_quantizer") for _, layer in quantized_layers(model)]
-    return {quantizer.identity().split()[0] for quantizer in quantizers}
-
-
-def pairs(run):
-    """Return the quantized layers after two iterations and at the end, by name."""
-    early, late = (dict(quantized_layers(run.model(n))) for n in ("model_0000001", "model_final"))
-    return {name: (early[name], layer) for name, layer in late.items()}
+    return train
 
 
 def test_lsq_with_a_scale_per_channel(run):
     found = run("lsq")
-    model = found.model()
-    assert kinds(model, "weight") == kinds(model, "input") == {"lsq"}
-    layers = pairs(found)
+    layers = found.layers()
     for name, (early, late) in layers.items():
         scale = late.weight_quantizer.scale
         assert scale.shape == late.weight.shape[:1], name
@@ -135,47 +96,15 @@ def test_lsq_with_a_scale_per_channel(run):
     assert 0 < found.metrics["tr/rate"] < 1
 
 
-def test_ewgs_weights_have_levels_at_odd_fifteenths(run):
-    found = run("ewgs")
-    model = found.model()
-    assert (kinds(model, "weight"), kinds(model, "input")) == ({"ewgs"}, {"fixed_grid"})
-    for name, layer in quantized_layers(model):
-        fifteenths = layer.quantized_weight() * 15
-        assert (fifteenths.round() % 2 == 1).all(), name
-        assert (fifteenths - fifteenths.round()).abs().max() < 1e-4, name
-    assert model.backbone.top_block.p6.output_scale is not None
-    assert 0 < found.metrics["tr/rate"] < 1
-
-
 def test_running_minmax_follows_every_update(run):
     found = run("running_minmax")
-    model = found.model()
-    assert (kinds(model, "weight"), kinds(model, "input")) == ({"fixed_grid"}, {"running_minmax"})
-    for name, (early, late) in pairs(found).items():
+    for name, (early, late) in found.layers().items():
         assert not torch.equal(late.input_quantizer.range, early.input_quantizer.range), name
-
-
-def test_lsbqs_levels_are_those_of_the_last_weights(run):
-    """Algorithm by hand: v_i is the mean magnitude of what the first i - 1 leave."""
-    found = run("lsbq")
-    model = found.model()
-    assert (kinds(model, "weight"), kinds(model, "input")) == ({"lsbq"}, {"fixed_grid"})
-    for name, layer in quantized_layers(model):
-        rest = layer.weight.detach().double().flatten()
-        for magnitude in layer.weight_quantizer.magnitudes:
-            mean = rest.abs().mean()
-            assert magnitude.item() == pytest.approx(mean.item(), rel=1e-4), name
-            rest = rest - mean * torch.where(rest < 0, -1.0, 1.0)
-    assert 0 < found.metrics["tr/rate"] < 1
-
-
-def saved_methods(run):
-    return run.state()["trainer"]["_trainer"]["optimizer"]["tr_det"]["methods"]
 
 
 def test_the_tracker_counts_oscillations(run):
     found = run("tracker")
-    tracks = saved_methods(found)["tracker"]
+    tracks = found.methods["tracker"]
     assert tracks.keys() == {f"{name}.weight" for name, _ in quantized_layers(found.model())}
     frequencies = torch.cat([track["frequency"].flatten() for track in tracks.values()])
     assert frequencies.max() > 0
@@ -186,39 +115,28 @@ def test_the_tracker_counts_oscillations(run):
 
 def test_freezing_holds_what_oscillates(run):
     found = run("freezing")
-    assert set(saved_methods(found)) == {"freezing", "tracker"}
-    layers = pairs(found)
-    held = {name: late.weight_quantizer.held for name, (_, late) in layers.items()}
+    assert set(found.methods) == {"freezing", "tracker"}
+    layers = dict(quantized_layers(found.model()))
+    held = {name: layer.weight_quantizer.held for name, layer in layers.items()}
     count = sum((codes != FREE).sum().item() for codes in held.values() if codes is not None)
-    weights = sum(late.weight.numel() for _, late in layers.values())
+    weights = sum(layer.weight.numel() for layer in layers.values())
     assert found.metrics["tr/frozen"] == pytest.approx(count / weights, rel=1e-4)
     assert count > 0
-    for name, (_, late) in layers.items():
+    for name, layer in layers.items():
         if held[name] is not None:
             which = held[name] != FREE
-            assert torch.equal(late.quantized_weight()[which], held[name][which] / 8), name
+            assert torch.equal(layer.quantized_weight()[which], held[name][which] / 8), name
 
 
 def test_dampening_is_at_work(run):
     assert run("dampening").metrics["tr/dampening"] == 0.5
 
 
-def test_batch_norms_are_estimated_for_the_evaluation_only(run):
-    found = run("bn_reestimation")
-    kept, last = (found.model(name).state_dict() for name in ("model_averaged", "model_final"))
-    statistics = [key for key in last if key.endswith(("running_mean", "running_var"))]
-    assert statistics
-    for key, value in last.items():
-        assert (key in statistics) or torch.equal(kept[key], value), key
-    differ = [key for key in statistics if not torch.equal(kept[key], last[key])]
-    assert len(differ) > len(statistics) / 2
-
-
 def test_trained_scales_are_told_apart_under_tr_scheduling(run):
     found = run("scales")
     moved = [
         not torch.equal(early.weight_quantizer.scale, late.weight_quantizer.scale)
-        for early, late in pairs(found).values()
+        for early, late in found.layers().values()
     ]
     assert sum(moved) > len(moved) / 2
     assert found.metrics["tr/by_scale"] > 0
@@ -232,19 +150,43 @@ def test_parq_ends_at_the_levels(run):
     assert found.metrics["tr/by_scale"] > 0  # levels are refitted
 
 
+def test_batch_norms_are_estimated_for_the_evaluation_only(run):
+    check_reestimated_norms(run("bn_reestimation"))
+
+
+def check_reestimated_norms(found):
+    kept, last = (found.model(name).state_dict() for name in ("model_averaged", "model_final"))
+    statistics = [key for key in last if key.endswith(("running_mean", "running_var"))]
+    assert statistics
+    for key, value in last.items():
+        assert (key in statistics) or torch.equal(kept[key], value), key
+    differ = [key for key in statistics if not torch.equal(kept[key], last[key])]
+    assert len(differ) > len(statistics) / 2
+
+
 def test_the_average_is_what_is_evaluated_and_kept(run):
     found = run("weight_average")
+    again = found.cfg.clone()
+    again.MODEL.WEIGHTS, again.OUTPUT_DIR = (
+        f"{found.folder}/model_averaged.pth",
+        f"{found.folder}/again",
+    )
+    train_net.evaluate(again, resume=False)
+    check_average(found)
+
+
+def check_average(found):
     average, last = (
         dict(found.model(name).named_parameters()) for name in ("model_averaged", "model_final")
     )
     differ = [not torch.equal(average[key], last[key]) for key in last]
     assert sum(differ) > len(differ) / 2
     # Training goes on from the last weights, with the average beside them.
-    saved = saved_methods(found)["weight_average"]
+    saved = found.methods["weight_average"]
     for key, value in average.items():
         torch.testing.assert_close(value.detach(), saved[key], rtol=0, atol=0, msg=key)
     first, again = (
-        json.loads(Path(found.folder, place, "coco_instances_results.json").read_text())
+        json.loads((found.folder / place / "coco_instances_results.json").read_text())
         for place in ("inference", "again/inference")
     )
     assert len(first) > 0

@@ -5,13 +5,9 @@ from detectron2.utils.env import seed_all_rng
 
 from tr_det import core
 from tr_det.core import Quantizer, quantized_layers
-from tr_det.detection import OPTIMIZER_REGISTRY, QuantTrainer, build_optimizer
+from tr_det.detection import QuantTrainer, build_optimizer
 
 PLAIN = ["SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad"]
-
-
-def test_every_optimizer_of_table_s5_is_registered_plain_and_scheduled():
-    assert {name for name, _ in OPTIMIZER_REGISTRY} >= {*PLAIN, *(f"{name}T" for name in PLAIN)}
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *(f"{name}T" for name in PLAIN)])
@@ -56,57 +52,15 @@ def test_a_plain_optimizer_trains_weight_scales_if_asked(make_config):
     assert {id(q.scale) for q in quantizers} <= {id(p) for p in scales}
 
 
-def test_transition_scheduling_refuses_trained_weight_scales(make_config):
+def test_what_the_core_refuses_is_named_by_the_configs_key(make_config):
     cfg = make_config("MODEL.QUANT.LEARN_WEIGHT_SCALE", True)
     with pytest.raises(
         ValueError, match=r"MODEL\.QUANT\.LEARN_WEIGHT_SCALE=True: must be False under TR"
     ):
         build_optimizer(cfg, build_model(cfg))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("SOLVER.OPTIMIZER", "SGDD", r"SOLVER\.OPTIMIZER='SGDD': must be one of \['Adagrad'"),
-        ("SOLVER.TR.FACTOR", 0.0, r"SOLVER\.TR\.FACTOR=0\.0: must be in \(0, 1\]"),
-        ("SOLVER.TR.MOMENTUM", 1.0, r"SOLVER\.TR\.MOMENTUM=1\.0: must be None or in \[0, 1\)"),
-        ("SOLVER.TR.SCHEDULE", "cosin", r"SOLVER\.TR\.SCHEDULE='cosin': must be one of"),
-        ("SOLVER.TR.UPDATE", "pid", r"SOLVER\.TR\.UPDATE='pid': must be one of"),
-        ("SOLVER.TR.SIGNAL", "steps", r"SOLVER\.TR\.SIGNAL='steps': must be one of"),
-        ("SOLVER.TR.GRANULARITY", "net", r"SOLVER\.TR\.GRANULARITY='net': must be one of"),
-        (
-            "SOLVER.TR.GAIN",
-            -1.0,
-            r"SOLVER\.TR\.GAIN=-1\.0: must be None, or finite and not negative",
-        ),
-        ("SOLVER.TR.LOG_PERIOD", 0, r"SOLVER\.TR\.LOG_PERIOD=0: must be at least 1"),
-    ],
-)
-def test_bad_values_are_refused_by_key(make_config, key, value, message):
-    cfg = make_config(key, value)
-    with pytest.raises(ValueError, match=message):
+    cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE, cfg.SOLVER.TR.FACTOR = False, 0.0
+    with pytest.raises(ValueError, match=r"SOLVER\.TR\.FACTOR=0\.0: must be in \(0, 1\]"):
         build_optimizer(cfg, build_model(cfg))
-
-
-def test_gradient_clipping_of_detectron2_applies(make_config, storage):
-    cfg = make_config(
-        "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01
-    )
-    cfg.SOLVER.BASE_LR = 1.0
-    model = build_model(cfg)
-    batch = next(iter(QuantTrainer.build_train_loader(cfg)))
-    core.set_scales(model, lambda: model(batch))
-    optimizer = build_optimizer(cfg, model)
-    assert isinstance(optimizer, core.SGDT)
-    weight = model.backbone.bottom_up.res2[0].conv1.weight
-    before = weight.detach().clone()
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 100.0)
-    optimizer.step()
-    moved = (before - weight).abs().max().item()
-    group = next(g for g in optimizer.param_groups if g["params"][0] is weight)
-    decay = cfg.SOLVER.WEIGHT_DECAY * before.abs().max().item()
-    assert 0 < moved <= group["talr"].item() * (0.01 + decay) * 1.01
 
 
 def test_without_quantization_sgdt_trains_bit_for_bit_like_sgd(make_config):

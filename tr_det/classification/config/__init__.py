@@ -1,1 +1,1 @@
-"""The configuration: keys, files, the run that another one starts from."""
+"""The configuration: its keys, its files, and the pretraining that a run starts from."""

@@ -1,7 +1,7 @@
 """The classification configuration: frozen values, checked when they are made.
 
-A section is a dataclass; its comments say what each key means. `tr_det.classification.config.file`
-makes them from YAML and ``KEY VALUE`` pairs.
+Each section is a dataclass whose comments say what its keys mean.
+`tr_det.classification.config.file` reads them from YAML and ``KEY VALUE`` pairs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ModelConfig:
     pretraining: str = ""
 
     def __post_init__(self) -> None:
-        """Check what one key allows of another."""
+        """Check that the keys go together."""
         free = not (self.weights and self.pretraining)
         check("model.weights", self.weights, free, "'' where model.pretraining is given")
         fits = self.weights == LIBRARY or not self.new_last_layer
@@ -52,7 +52,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantSection:
-    """Bits and quantizers; which layers have signed inputs is known to the model."""
+    """Bits and quantizers; `models/registry.py` knows which layers have signed inputs."""
 
     # "FP", or W<weights>A<inputs> with 1 to 8 or 32: W2A2, W32A1.
     bits: str = "FP"
@@ -129,9 +129,9 @@ class DataConfig:
     image_size: int = 0
     # How images are scaled: bilinear or bicubic.
     interpolation: str = "bilinear"
-    # Share of a scaled ImageNet test image's side that is seen: 224 of 256.
+    # Side of the central crop of a scaled ImageNet test image, relative to its side: 224 of 256.
     crop_ratio: float = 0.875
-    # Fetch CIFAR if the folder lacks it.
+    # Download CIFAR if the folder does not have it.
     download: bool = False
     # Processes that read images; 0 reads in the training process. Changes no number.
     workers: int = 0
@@ -151,7 +151,7 @@ class SolverConfig:
 
     # SGD, Adam, NAdam, Adamax, AdamW, RMSprop, Adagrad; with a T at the end TR-scheduled.
     optimizer: str = "SGD"
-    # What accompanies training: names of files in tr_det/core/methods with their options, e.g.
+    # Methods beside the optimizer: names of files in tr_det/core/methods with their options, e.g.
     # ["freezing threshold=0.02", "weight_average decay=0.999"].
     methods: tuple[str, ...] = ()
     lr: float = 0.1
@@ -168,7 +168,7 @@ class SolverConfig:
     # Length of the run: epochs, or updates where iterations is above 0.
     epochs: int = 1
     iterations: int = 0
-    # Course of the learning rate, and of the target TR unless tr.schedule says otherwise: cosine,
+    # Shape of the learning rate, and of the target TR unless tr.schedule names another: cosine,
     # linear, step (divided by 5 after each quarter) or constant.
     schedule: str = "cosine"
     # Updates over which the learning rate rises from 0.
@@ -185,6 +185,8 @@ class SolverConfig:
 
     def __post_init__(self) -> None:
         """Check every key."""
+        for key in ("methods", "betas", "no_decay"):  # YAML has lists
+            object.__setattr__(self, key, tuple(getattr(self, key)))
         check_among("solver.optimizer", self.optimizer, OPTIMIZERS)
         check_among("solver.schedule", self.schedule, SCHEDULES)
         check_among("solver.loss", self.loss, LOSSES)
@@ -200,7 +202,12 @@ class SolverConfig:
         for key in ("batch_size", "epochs"):
             check(f"solver.{key}", getattr(self, key), getattr(self, key) >= 1, "at least 1")
         needed = (self.loss == "distributional") == bool(self.teacher)
-        check("solver.teacher", self.teacher, needed, "given with loss=distributional, and only so")
+        check(
+            "solver.teacher",
+            self.teacher,
+            needed,
+            "given with solver.loss=distributional, and with no other",
+        )
 
     @property
     def scheduled(self) -> bool:
@@ -224,7 +231,7 @@ class RunConfig:
     log_period: int = 20
     eval_period: int = 0
     checkpoint_period: int = 0
-    # How many checkpoints to keep, the newest, beside that of the end; 0: all.
+    # How many of the newest checkpoints to keep beside the final one; 0: all.
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
@@ -238,7 +245,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """All of a run."""
+    """The whole config of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantSection = field(default_factory=QuantSection)
@@ -248,7 +255,7 @@ class ClassifierConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Check combinations of sections."""
+        """Check that the sections go together."""
         solver, bits = self.solver, self.quant.bits
         check(
             "solver.optimizer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter
 
 from tr_det.classification.config.file import load_config
 from tr_det.classification.config.keys import ClassifierConfig
@@ -13,11 +14,11 @@ from tr_det.core.nn.config import FULL_PRECISION
 def pretraining_of(config: ClassifierConfig) -> ClassifierConfig | None:
     """Return the config of the run that ``model.pretraining`` names, if it names one.
 
-    It takes the place of the data, the device and the loader's processes from the run that it is
-    for, and the bits and quantizer of the inputs where it quantizes only them (W32A1 for W1A1).
+    Data folder, device and loader processes are those of ``config``. So are bits and quantizer of
+    the inputs where the pretraining quantizes only them (W32A1 for W1A1).
 
     Raises:
-        ValueError: its result would not fit; names the key.
+        ValueError: the network, the data or the bits would not fit; names the key.
     """
     path = config.model.pretraining
     if not path:
@@ -30,19 +31,20 @@ def pretraining_of(config: ClassifierConfig) -> ClassifierConfig | None:
             inputs = {key: getattr(config.quant, key) for key in ("act_quantizer", "act_options")}
             quant = dataclasses.replace(first.quant, **inputs)
             first = dataclasses.replace(first, quant=quant)
+    source = f"model.pretraining {path}"
     for key in ("model.name", "model.options", "data.name", "data.image_size"):
-        section, name = key.split(".")
-        ours, theirs = (getattr(getattr(c, section), name) for c in (config, first))
-        allowed = f"{theirs!r} as in model.pretraining {path}; give another pretraining, or '' and"
-        check(key, ours, ours == theirs, f"{allowed} model.weights")
+        value, wanted = (attrgetter(key)(c) for c in (config, first))
+        allowed = f"{wanted!r} as in {source}; give another pretraining, or '' and model.weights"
+        check(key, value, value == wanted, allowed)
     for kind in ("weight", "act"):
-        ours, theirs = (getattr(c.quant, f"{kind}_bits") for c in (config, first))
-        allowed = f"reached from {first.quant.bits}, at which model.pretraining {path} is trained"
-        check("quant.bits", config.quant.bits, theirs in (FULL_PRECISION, ours), allowed)
+        value, trained = (getattr(c.quant, f"{kind}_bits") for c in (config, first))
+        fits = trained in (FULL_PRECISION, value)
+        allowed = f"reached from {first.quant.bits}, at which {source} is trained"
+        check("quant.bits", config.quant.bits, fits, allowed)
         key = f"{kind}_quantizer"
-        ours, wanted = (getattr(c.quant, key) for c in (config, first))
-        same = theirs == FULL_PRECISION or ours == wanted
-        check(f"quant.{key}", ours, same, f"{wanted!r} as in model.pretraining {path}")
+        value, wanted = (getattr(c.quant, key) for c in (config, first))
+        fits = trained == FULL_PRECISION or value == wanted
+        check(f"quant.{key}", value, fits, f"{wanted!r} as in {source}")
     own = config.run.output_dir
     check("run.output_dir", own, own != first.run.output_dir, "other than model.pretraining's")
     data = {key: getattr(config.data, key) for key in ("root", "download", "workers")}

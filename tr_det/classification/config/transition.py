@@ -1,4 +1,4 @@
-"""The config's section on TR scheduling, made of the core's table of settings."""
+"""The config's section on TR scheduling, made from the core's table of settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _fields() -> list[tuple[str, Any, Any]]:
         stands_for = knobs()[name].stands_for
         # YAML can say "auto" itself.
         named = stands_for is not None and isinstance(stands_for[1], str)
-        kind = type(default) | str if named else type(default)
+        kind = Any if named else type(default)
         fields.append((name, kind, field(default=default)))
     return fields
 
@@ -32,7 +32,7 @@ class TransitionConfig(_Settings):
     Keys, meanings and values are those of ``tr_det/docs/tr_settings.md``.
     """
 
-    # "" takes the learning rate's course.
+    # "" takes the shape of the learning rate.
     schedule: str = ""
 
     def __post_init__(self) -> None:

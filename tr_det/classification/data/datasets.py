@@ -24,12 +24,12 @@ from tr_det.runtime.processes import rank, wait_for_all
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Half = Dataset[tuple[Tensor, int]]
+Images = Dataset[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset's two halves.
+    """The images to train and to test on.
 
     Attributes:
         load_train: gives the images to train on, with augmentation; evaluation needs none.
@@ -39,14 +39,14 @@ class Data:
         image_size: its side.
     """
 
-    load_train: Callable[[], Half]
-    test: Half
+    load_train: Callable[[], Images]
+    test: Images
     num_classes: int
     channels: int
     image_size: int
 
     @cached_property
-    def train(self) -> Half:
+    def train(self) -> Images:
         """The images to train on, loaded at first use."""
         return self.load_train()
 
@@ -101,10 +101,10 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
                 kind(config.root, download=True)
             wait_for_all()
 
-        def half(train: bool) -> Half:
+        def images(train: bool) -> Images:
             steps = [*resize, *(augment if train else []), *convert]
             try:
-                found: Half = kind(config.root, train, transforms.Compose(steps))
+                found: Images = kind(config.root, train, transforms.Compose(steps))
             except RuntimeError:
                 allowed = (
                     f"a folder with CIFAR-{num_classes} in torchvision's layout, or set "
@@ -113,7 +113,7 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
                 raise ConfigError("data.root", config.root, allowed) from None
             return found
 
-        return Data(lambda: half(True), half(False), num_classes, channels=3, image_size=size)
+        return Data(lambda: images(True), images(False), num_classes, channels=3, image_size=size)
 
     return build
 
@@ -133,12 +133,12 @@ def _imagenet(config: DataConfig) -> Data:
     plain = [transforms.Resize(whole, scale), transforms.CenterCrop(size)]
     test = _folder(config.root, "val", transforms.Compose([*plain, *convert]))
 
-    def load_train() -> Half:
+    def load_train() -> Images:
         train = _folder(config.root, "train", transforms.Compose([*augment, *convert]))
         if train.classes != test.classes:
             allowed = "a folder whose train/ and val/ have folders of the same names"
             raise ConfigError("data.root", config.root, allowed)
-        return cast(Half, train)
+        return cast(Images, train)
 
     return Data(load_train, test, len(test.classes), channels=3, image_size=size)
 

@@ -1,101 +1,240 @@
-"""A whole run: the pretraining it builds on, training, and the rows of the table."""
+"""A whole run and its output folder: pretraining, training, results; evaluation alone."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import yaml
 from torch import nn
 
+from tr_det.classification.config.file import from_tree, to_tree, to_yaml
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
 from tr_det.classification.config.pretraining import pretraining_of
-from tr_det.classification.data.datasets import load_data
-from tr_det.classification.engine.folder import (
-    check_is_free,
-    evaluated_checkpoint,
-    finished,
-    last_checkpoint,
-    start_anew,
-)
-from tr_det.classification.engine.results import Row, row_of, write_results
-from tr_det.classification.engine.trainer import ClassifierTrainer
+from tr_det.classification.data.datasets import Data, load_data
+from tr_det.classification.data.loader import check_batch_size, train_batches
+from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
 from tr_det.classification.models.build import build_loss, build_network
-from tr_det.runtime.checkpoints import StrictCheckpointer
-from tr_det.runtime.lock import only_writer
-from tr_det.runtime.processes import from_first, rank, wait_for_all
+from tr_det.core import is_calibrated
+from tr_det.runtime.calibration import calibrate
+from tr_det.runtime.checkpoints import (
+    FINAL,
+    LAST,
+    StrictCheckpointer,
+    evaluated_checkpoint,
+    last_checkpoint,
+)
+from tr_det.runtime.files import write_text
+from tr_det.runtime.metrics import METRICS, read_records
+from tr_det.runtime.processes import from_first, only_writer, processes, rank, wait_for_all
+from tr_det.runtime.results import RESULTS, Results, make_results, read_results, write_results
+from tr_det.runtime.rng import seed_step
 
+CONFIG = "config.yaml"
+CALIBRATION_BATCHES = 16
+FREE = (
+    "data.root",
+    "data.download",
+    "data.workers",
+    "run.output_dir",
+    "run.device",
+    "run.log_period",
+    "run.eval_period",
+    "run.checkpoint_period",
+    "run.keep_checkpoints",
+)
+"""Keys that change no number."""
+PATHS = ("model.pretraining", "solver.teacher_weights")
+"""Files that may have moved; whether there is one must be the same."""
 _log = logging.getLogger(__name__)
 
 
-def run(config: ClassifierConfig, resume: bool = False) -> list[Row]:
-    """Train, and return the rows of the table: what the run builds on comes first.
+def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> Results:
+    """Train, and return the results, which the folder has as well.
+
+    The run that ``model.pretraining`` names is trained first, if its folder does not have its end.
 
     Args:
         config: the run.
         resume: go on from the last checkpoint of ``run.output_dir``, if there is one.
+        wait: for another run that writes there, instead of refusing.
 
     Raises:
         ValueError: something in the config that cannot be, or the folder is another run's.
     """
-    with only_writer(config.run.output_dir):
-        rows = from_first(finished(config)) if resume else []
-        if rows:
-            _log.info("%s is finished", config.run.output_dir)
-        elif resume and not last_checkpoint(config.run.output_dir):
-            _log.info("No checkpoint in %s: starting anew", config.run.output_dir)
-        return rows or _train(config, resume)
-
-
-def _train(config: ClassifierConfig, resume: bool) -> list[Row]:
-    first = pretraining_of(config)
-    resume = resume and from_first(bool(last_checkpoint(config.run.output_dir)))
-    if not resume:
-        check_is_free(config)
-    # All is built before the pretraining is trained, so that mistakes show before that.
-    data = load_data(config.data)
-    model, megabytes = build_network(config, data, published=not resume)
-    trainer = ClassifierTrainer(config, model, data, build_loss(config, data, model))
-    if resume:
-        trainer.resume()
-        _log.info("Going on from iteration %d", trainer.iteration)
-    rows = _result_of(first) if first else []
-    start = time.perf_counter()
-    if not resume:
-        _load_start(config, first, model)
-        if rank() == 0:
-            start_anew(config)
-    row = row_of(
-        config,
-        trainer.train(),
-        optimizer=config.solver.optimizer,
-        megabytes=megabytes,
-        updates=trainer.total,
-        seconds=time.perf_counter() - start,
-    )
-    rows = [*rows, row]
-    if rank() == 0:
-        write_results(config.run.output_dir, rows)
-    wait_for_all()
-    return rows
-
-
-def _result_of(config: ClassifierConfig) -> list[Row]:
-    """Return the rows of a run that another one builds on; train it if it is not there."""
     folder = config.run.output_dir
-    # One look for all processes: another run may end between two.
-    rows: list[Row] = from_first(finished(config))
-    if rows:
-        return rows
-    _log.info("First %s, on which this run builds", folder)
-    with only_writer(folder, wait=True):
-        # Another run may have trained it while this one waited.
-        return from_first(finished(config)) or _train(config, resume=True)
+    with only_writer(folder, wait=wait):
+        _check_same_run(config)
+        found = (_finished(folder), last_checkpoint(folder)) if resume else ({}, "")
+        results, checkpoint = from_first(found)
+        if results:
+            _log.info("%s is finished", folder)
+            return results
+        if resume and not checkpoint:
+            _log.info("No checkpoint in %s: starting from the beginning", folder)
+        # All is built before the pretraining is trained, so that mistakes show before that.
+        first = pretraining_of(config)
+        data = load_data(config.data)
+        model, megabytes = build_network(config, data, published=not checkpoint)
+        loss = build_loss(config, data, model)
+        trainer = ClassifierTrainer(config, model, data, loss)
+        if checkpoint:
+            trainer.resume(checkpoint)
+        elif first:
+            _train_once(first)
+        start = evaluated_checkpoint(first.run.output_dir) if first else config.model.weights
+        if not checkpoint:
+            if start not in ("", LIBRARY):
+                StrictCheckpointer(model).load(start, checkpointables=[])
+            if rank() == 0:
+                _start_again(config)
+        began = time.perf_counter()
+        metrics = trainer.train()
+        seconds = time.perf_counter() - began
+        results = _results(config, model, metrics, trainer.total, megabytes, seconds, start)
+        if rank() == 0:
+            write_results(results)
+        wait_for_all()
+        return results
 
 
-def _load_start(config: ClassifierConfig, first: ClassifierConfig | None, model: nn.Module) -> None:
-    """Load the weights that training starts from; the library's are there already."""
-    path = config.model.weights if config.model.weights != LIBRARY else ""
-    if first is not None:
-        path = evaluated_checkpoint(first.run.output_dir)
-    if path:
-        StrictCheckpointer(model).load(path, checkpointables=[])
+def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Results:
+    """Evaluate what the run's last evaluation saw; return the results.
+
+    That is its average where ``solver.methods`` keep one, else its last checkpoint; without
+    checkpoints it is ``model.weights``. Full-precision weights are calibrated first if the config
+    wants them quantized.
+
+    Args:
+        config: the run.
+        start_weights: evaluate ``model.weights`` even if there is a checkpoint.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    began = time.perf_counter()
+    folder, weights = config.run.output_dir, config.model.weights
+    trained = "" if start_weights and weights else evaluated_checkpoint(folder)
+    path = trained or weights
+    if not path:
+        raise ValueError(
+            f"--eval-only: {folder} has no checkpoint; train first, or name one by model.weights"
+        )
+    data = load_data(config.data)
+    model, megabytes = build_network(config, data, published=not trained)
+    updates = 0
+    if path == LIBRARY:
+        _log.info("Evaluating the published weights of %s", config.model.name)
+    else:
+        _log.info("Evaluating %s", path)
+        stored = StrictCheckpointer(model).load(path, checkpointables=[])
+        updates = stored.get("iteration", 0) if trained else 0
+    if not is_calibrated(model):
+        _calibrate(config, model, data)
+    metrics = evaluate_model(config, model, data)
+    seconds = time.perf_counter() - began
+    results = _results(config, model, metrics, updates, megabytes, seconds, weights)
+    results["paths"]["checkpoint"] = path
+    return results
+
+
+def _finished(folder: str) -> Results:
+    """Return the results of a run if its folder has its end, else {}."""
+    end = Path(folder) / f"{FINAL}.pth"
+    return read_results(folder) if end.is_file() and end.with_name(RESULTS).is_file() else {}
+
+
+def _train_once(config: ClassifierConfig) -> None:
+    """Train a run that another one builds on, if it is not finished."""
+    # One answer for all processes: another run may end in between.
+    _check_same_run(config)
+    if not from_first(bool(_finished(config.run.output_dir))):
+        _log.info("First %s, on which this run builds", config.run.output_dir)
+        run(config, resume=True, wait=True)
+
+
+def _results(
+    config: ClassifierConfig,
+    model: nn.Module,
+    metrics: dict[str, float],
+    updates: int,
+    megabytes: float,
+    seconds: float,
+    start: str,
+) -> Results:
+    folder, tree = config.run.output_dir, to_tree(config)
+    full = sum(p.numel() for p in model.parameters()) * 4e-6
+    cost = {"storage_mb": megabytes, "storage_mb_at_32_bits": full}
+    paths = {"folder": folder, "checkpoint": evaluated_checkpoint(folder), "start": start}
+    records = read_records(Path(folder) / METRICS) if updates else []
+    return make_results(
+        records,
+        config=tree,
+        seed=config.run.seed,
+        metrics=metrics,
+        updates=updates,
+        cost=cost,
+        seconds=seconds,
+        paths=paths,
+    )
+
+
+def _calibrate(config: ClassifierConfig, model: nn.Module, data: Data) -> None:
+    _log.info("No scales in these weights: %d training batches set them", CALIBRATION_BATCHES)
+    size, seed = config.solver.batch_size, config.run.seed
+    check_batch_size(size, len(data.train), processes())  # type: ignore[arg-type]
+    seed_step(seed, 0, rank())
+    batches = train_batches(data.train, size, seed, rank=rank(), processes=processes())
+    device = next(model.parameters()).device
+    calibrate(model, (images.to(device) for images, _ in batches), CALIBRATION_BATCHES)
+
+
+def _start_again(config: ClassifierConfig) -> None:
+    """Remove what an earlier start of this config has left, and write the config."""
+    folder = Path(config.run.output_dir)
+    old = list(_written(folder))
+    if old:
+        _log.info("Starting again: the files of %s are removed (--resume would continue)", folder)
+    for path in old:
+        path.unlink()
+    write_text(folder / CONFIG, to_yaml(config))
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    for pattern in ("model_*.pth", ".model_*.pth", LAST, RESULTS):
+        yield from (path for path in folder.glob(pattern) if path.is_file())
+
+
+def _check_same_run(config: ClassifierConfig) -> None:
+    """Raise ValueError, naming a key, if the folder has files of a run of another config."""
+    folder = Path(config.run.output_dir)
+    if not any(_written(folder)):
+        return
+    path = folder / CONFIG
+    try:
+        # It may lack the keys that came later.
+        tree = yaml.safe_load(path.read_text() if path.is_file() else "")
+        written = dict(_leaves(to_tree(from_tree(ClassifierConfig, tree))))
+    except (ValueError, yaml.YAMLError):
+        raise ValueError(
+            f"{folder}: not of a run of tools/train_classifier.py; must be another run.output_dir"
+        ) from None
+    for key, value in _leaves(to_tree(config)):
+        same = bool(written[key]) == bool(value) if key in PATHS else written[key] == value
+        if key not in FREE and not same:
+            raise ValueError(
+                f"{key}={value!r}: {folder} is of a run with {written[key]!r}; must be the same, "
+                "or take another run.output_dir or move that one away"
+            )
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        # Options are the network's or a quantizer's own: compared as a whole.
+        if isinstance(value, dict) and not key.endswith("options"):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

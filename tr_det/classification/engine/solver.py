@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of a config."""
+"""The optimizer of a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tr_det.core import ConfigError, tr_param_groups, without_transition
 from tr_det.core.errors import check
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.registry import make_optimizer
-from tr_det.core.transition.schedule import TargetSchedule
 
 
 def build_optimizer(
@@ -65,15 +64,3 @@ def _without_decay(patterns: Sequence[str], model: nn.Module, group: Group) -> l
         {**group, "params": [p for p in group["params"] if p in free], "weight_decay": 0.0},
     ]
     return [part for part in parts if part["params"]]
-
-
-def build_scheduler(
-    config: ClassifierConfig, optimizer: torch.optim.Optimizer, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the learning rate's course, one of fvcore's by update."""
-    warmup = config.solver.warmup
-    allowed = f"below the run's {total_steps} updates"
-    check("solver.warmup", warmup, warmup < total_steps, allowed)
-    course = TargetSchedule(config.solver.schedule, total_steps, warmup)
-    # A function, because LambdaLR would put the state of a callable object into checkpoints.
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step))

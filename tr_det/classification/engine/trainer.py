@@ -1,4 +1,4 @@
-"""The training loop: updates, schedule, metrics, evaluation, checkpoints.
+"""The training loop and the evaluation: updates, schedule, metrics, accuracy, checkpoints.
 
 Nothing but weights, optimizer and schedule is kept in checkpoints: data and random states follow
 from seed and iteration (`tr_det.runtime.rng`), so that on the CPU a resumed run ends bit for bit
@@ -16,24 +16,28 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tr_det.classification.config.file import to_yaml
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.classification.data.datasets import Data
-from tr_det.classification.data.loader import check_batch_size, train_batches
-from tr_det.classification.engine.evaluation import evaluate_model
-from tr_det.classification.engine.folder import FINAL, check_same_run, last_checkpoint
+from tr_det.classification.data.loader import (
+    check_batch_size,
+    evaluation_batches,
+    train_batches,
+)
 from tr_det.classification.engine.losses import CrossEntropy
-from tr_det.classification.engine.solver import build_optimizer, build_scheduler
+from tr_det.classification.engine.solver import build_optimizer
 from tr_det.core import Attached, ConfigError, attach
 from tr_det.core.errors import check
 from tr_det.core.methods.telemetry import Telemetry
-from tr_det.runtime.checkpoints import AVERAGED, StrictCheckpointer, save_weights
+from tr_det.core.transition.schedule import TargetSchedule
+from tr_det.runtime.checkpoints import AVERAGED, FINAL, StrictCheckpointer, save_weights
 from tr_det.runtime.metrics import MetricsWriter
 from tr_det.runtime.options import methods_from, under_methods_key
-from tr_det.runtime.processes import processes, rank, summed
+from tr_det.runtime.processes import processes, rank, summed, take_from_first
 from tr_det.runtime.rng import seed_step
 
 _log = logging.getLogger(__name__)
@@ -50,28 +54,36 @@ class ClassifierTrainer:
 
     Attributes:
         iteration: updates made, or left out by float16's scaler.
-        total: updates of the whole run.
+        total: updates of the whole run; epochs are whole batches.
+
+    Raises:
+        ConfigError: a value that does not fit the data, the device or the model.
     """
 
     def __init__(
         self, config: ClassifierConfig, model: nn.Module, data: Data, loss: nn.Module | None = None
     ) -> None:
         self.config, self.model, self.data = config, model, data
-        self.loss = loss or CrossEntropy(config.solver.label_smoothing)
+        solver = config.solver
+        self.loss = loss or CrossEntropy(solver.label_smoothing)
         self.device = next(model.parameters()).device
-        self.dtype: torch.dtype = getattr(torch, config.run.precision)
-        fits = self.dtype is not torch.float16 or self.device.type != "cpu"
-        allowed = "'float32' or 'bfloat16' on a CPU, as losses are scaled on a GPU only"
-        check("run.precision", config.run.precision, fits, allowed)
         self.images = len(data.train)  # type: ignore[arg-type]
-        check_batch_size(config.solver.batch_size, self.images, processes())
-        self.total = total_updates(config, self.images)
+        check_batch_size(solver.batch_size, self.images, processes())
+        self.total = solver.iterations or self.images // solver.batch_size * solver.epochs
+        is_float16 = config.run.precision == "float16"
+        allowed = "'float32' or 'bfloat16' on a CPU, as losses are scaled on a GPU only"
+        fits = not is_float16 or self.device.type != "cpu"
+        check("run.precision", config.run.precision, fits, allowed)
+        allowed = f"below the run's {self.total} updates"
+        check("solver.warmup", solver.warmup, solver.warmup < self.total, allowed)
         self.iteration = 0
         self.optimizer = build_optimizer(config, model, self.total)
         self.attached = self._attach()
-        self.scheduler = build_scheduler(config, self.optimizer, self.total)
+        factor = TargetSchedule(solver.schedule, self.total, solver.warmup)
+        # A function, because LambdaLR would put the state of a callable object into checkpoints.
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: factor(t))
         # Scales losses for float16 only; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_float16)
         self.checkpointer = StrictCheckpointer(
             model,
             config.run.output_dir,
@@ -80,7 +92,12 @@ class ClassifierTrainer:
             scheduler=self.scheduler,
             scaler=self.scaler,
         )
-        self.wrapped = _distributed(model, self.device)
+        self.wrapped = model
+        if processes() > 1:
+            # Buffers are broadcast: batch norms then have the first process' statistics everywhere,
+            # which are those that its checkpoints keep.
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(model, device_ids=devices)
 
     def _attach(self) -> Attached:
         """Attach ``solver.methods``, gradient clipping and the curves to the optimizer."""
@@ -102,10 +119,18 @@ class ClassifierTrainer:
         except ConfigError as error:
             raise under_methods_key(error, "solver.methods") from None
 
+    def _take_curves(self, step: int, scalars: dict[str, float]) -> None:
+        self._curves = scalars
+
     def _forwards(self) -> Iterator[Callable[[], Any]]:
         """Yield the model's forwards on training batches, the same in each evaluation."""
         for images, _ in self._batches(0):
-            yield partial(self._forward, self.model, images.to(self.device))
+            yield partial(self._forward, images.to(self.device))
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with autocast(self.config, self.device):
+            logits: Tensor = self.model(images)
+        return logits
 
     def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return this process' training batches from that of an update on."""
@@ -119,63 +144,54 @@ class ClassifierTrainer:
             processes(),
         )
 
-    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits: Tensor = model(images)
-        return logits
-
-    def _take_curves(self, step: int, scalars: dict[str, float]) -> None:
-        self._curves = scalars
-
-    def resume(self) -> None:
-        """Go on from the last checkpoint.
+    def resume(self, path: str) -> None:
+        """Go on from a checkpoint of this config.
 
         Raises:
-            ValueError: it was written by a run with another config, or on other data.
+            ValueError: it was written by a run on other data.
         """
-        path = last_checkpoint(self.config.run.output_dir)
-        check_same_run(path, self.config)
         stored = self.checkpointer.load(path)
-        for key, ours in self._circumstances().items():
-            theirs = stored.get(key, ours)  # older checkpoints lack them
-            if key == "processes" and theirs != ours:
+        for key, own in self._circumstances().items():
+            saved = stored.get(key, own)  # older checkpoints lack them
+            if key == "processes" and saved != own:
                 _log.warning(
                     "Begun by %d processes, going on with %d: random states and batch norms are "
                     "others, so the numbers are not those of a run that was not stopped",
-                    theirs,
-                    ours,
+                    saved,
+                    own,
                 )
-            elif theirs != ours:
+            elif saved != own:
                 raise ValueError(
-                    f"data.root={self.config.data.root!r}: gives {ours} {key}, {path} is of a run "
-                    f"with {theirs}; must be the same data to go on"
+                    f"data.root={self.config.data.root!r}: gives {own} {key}, {path} is of a run "
+                    f"with {saved}; must be the same data to go on"
                 )
         self.iteration = stored["iteration"]
+        _log.info("Going on from iteration %d", self.iteration)
 
     def train(self) -> dict[str, float]:
         """Train to the end; return the last evaluation.
 
         The folder then has ``model_final.pth``, ``metrics.json`` and TensorBoard's events.
         """
-        run = self.config.run
-        writer = MetricsWriter(run.output_dir, self.iteration) if rank() == 0 else None
-        batches = self._batches(self.iteration)
+        run, start, began = self.config.run, self.iteration, time.perf_counter()
+        writer = MetricsWriter(run.output_dir, start) if rank() == 0 else None
+        batches = self._batches(start)
         self.wrapped.train()
-        clock = _Clock(self.iteration, self.total)
         while self.iteration < self.total:
             logged = (self.iteration + 1) % run.log_period == 0 or self.iteration == self.total - 1
             scalars = self._step(batches, logged)
             if writer and logged:
-                scalars["eta_seconds"] = clock.left(self.iteration)
+                pace = (time.perf_counter() - began) / (self.iteration - start)
+                scalars["eta_seconds"] = pace * (self.total - self.iteration)
                 writer.write(self.iteration - 1, scalars)
-                _log_line(self.iteration, self.total, scalars)
+                self._log_line(scalars)
             if self.iteration == self.total:
                 break
             # Checkpoints come before evaluations, which may fail on the test images.
-            if _due(self.iteration, run.checkpoint_period):
+            if run.checkpoint_period and self.iteration % run.checkpoint_period == 0:
                 self.save(f"model_{self.iteration:07d}")
                 self.checkpointer.keep_newest(run.keep_checkpoints)
-            if _due(self.iteration, run.eval_period):
+            if run.eval_period and self.iteration % run.eval_period == 0:
                 self._record_evaluation(writer)
         self.save(FINAL)
         result = self._record_evaluation(writer)
@@ -189,15 +205,15 @@ class ClassifierTrainer:
         if writer:
             writer.write(self.iteration - 1, {f"test/{key}": v for key, v in result.items()})
         _log.info(
-            f"{_place(self.iteration, self.total)}  test accuracy {result['accuracy']:.2f}  "
+            f"{self._place()}  test accuracy {result['accuracy']:.2f}  "
             f"top-5 {result['top5']:.2f}  loss {result['loss']:.3f}"
         )
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return accuracy and loss on the test images, of what the methods make of the model.
+        """Return accuracy and loss on the test images, of the model as the methods change it.
 
-        Where that is another one than the checkpoints hold, it is written first.
+        Where they change it, the changed model is written first.
         """
         with self.attached.evaluating():
             if self.attached.changes_evaluation and rank() == 0:
@@ -227,7 +243,7 @@ class ClassifierTrainer:
         """Make one update; return its scalars if they are wanted."""
         seed_step(self.config.run.seed, self.iteration, rank())
         images, labels = (part.to(self.device, non_blocking=True) for part in next(batches))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.config, self.device):
             logits = self.wrapped(images)
             loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
@@ -257,46 +273,50 @@ class ClassifierTrainer:
                 "solver.clip_norm may help"
             )
 
+    def _log_line(self, scalars: dict[str, Any]) -> None:
+        left = timedelta(seconds=round(scalars["eta_seconds"]))
+        words = [self._place(), f"eta {left}"]
+        words += [f"loss {scalars['loss']:.3f}", f"accuracy {scalars['accuracy']:.1f}"]
+        for name, key in (("TR", "running"), ("target", "target"), ("TALR", "talr"), ("k", "rate")):
+            if f"tr/{key}" in scalars and not (key == "rate" and "tr/running" in scalars):
+                words.append(f"{name} {scalars[f'tr/{key}']:.2e}")
+        _log.info("  ".join(words))
 
-def total_updates(config: ClassifierConfig, images: int) -> int:
-    """Return the run's length in updates; epochs are whole batches."""
-    solver = config.solver
-    return solver.iterations or images // solver.batch_size * solver.epochs
-
-
-def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    if processes() == 1:
-        return model
-    # Buffers are broadcast: batch norms then have the first process' statistics everywhere, which
-    # are those that its checkpoints keep.
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)
+    def _place(self) -> str:
+        return f"{self.iteration:>{len(str(self.total))}}/{self.total}"
 
 
-def _due(iteration: int, period: int) -> bool:
-    return bool(period) and iteration % period == 0
+def autocast(config: ClassifierConfig, device: torch.device) -> torch.autocast:
+    """Return the context of a forward in ``run.precision``."""
+    dtype = getattr(torch, config.run.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-class _Clock:
-    """How long the rest of a run will take, at this process' pace."""
+@torch.no_grad()
+def evaluate_model(config: ClassifierConfig, model: nn.Module, data: Data) -> dict[str, float]:
+    """Return ``accuracy`` and ``top5`` in percent and the cross-entropy ``loss``, over all images.
 
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total, self.began = start, total, time.perf_counter()
-
-    def left(self, iteration: int) -> float:
-        pace = (time.perf_counter() - self.began) / (iteration - self.start)
-        return pace * (self.total - iteration)
-
-
-def _log_line(iteration: int, total: int, scalars: dict[str, Any]) -> None:
-    left = timedelta(seconds=round(scalars["eta_seconds"]))
-    words = [_place(iteration, total), f"eta {left}"]
-    words += [f"loss {scalars['loss']:.3f}", f"accuracy {scalars['accuracy']:.1f}"]
-    for name, key in (("TR", "running"), ("target", "target"), ("TALR", "talr"), ("k", "rate")):
-        if f"tr/{key}" in scalars and not (key == "rate" and "tr/running" in scalars):
-            words.append(f"{name} {scalars[f'tr/{key}']:.2e}")
-    _log.info("  ".join(words))
-
-
-def _place(iteration: int, total: int) -> str:
-    return f"{iteration:>{len(str(total))}}/{total}"
+    Args:
+        config: the run.
+        model: a classifier, left in the mode it was in; evaluated as checkpoints keep it.
+        data: its test images, shared out among the processes.
+    """
+    # Since the last forward began, each process' batch norms have gone their own way.
+    take_from_first(model.buffers())
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    size, workers = config.solver.batch_size, config.data.workers
+    for images, labels in evaluation_batches(data.test, size, workers, rank(), processes()):
+        images, labels = images.to(device), labels.to(device)
+        with autocast(config, device):
+            logits = model(images)
+        logits = logits.float()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        found = [ranked[:, 0].sum(), ranked.sum(), loss, torch.tensor(len(labels))]
+        totals += torch.stack([value.to(totals) for value in found])
+    model.train(was_training)
+    right, among, loss, count = summed(totals).tolist()
+    return {"accuracy": 100 * right / count, "top5": 100 * among / count, "loss": loss / count}

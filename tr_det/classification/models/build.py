@@ -1,4 +1,4 @@
-"""What a config asks for: the network on its device, and the loss with its teacher."""
+"""Builders of the network and the loss that a config names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 def build_network(config: ClassifierConfig, data: Data, published: bool) -> tuple[nn.Module, float]:
-    """Return the model on its device, quantized if it is to be, and its storage in MB.
+    """Return the model on its device, quantized if the config says so, and its storage in MB.
 
     Args:
         config: the run.
-        data: its images.
-        published: load the library's weights, if the config asks for them.
+        data: of the run.
+        published: whether to load the library's weights where the config names them.
     """
     device = _device(config)
     torch.manual_seed(config.run.seed)
@@ -53,7 +53,7 @@ def build_network(config: ClassifierConfig, data: Data, published: bool) -> tupl
 
 
 def _check_image_size(config: ClassifierConfig, data: Data, model: nn.Module) -> None:
-    """Raise ConfigError if a transformer was made for images of another size."""
+    """Raise ConfigError if a transformer is for images of another size."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size:
         given, ours = config.data.image_size, data.image_size

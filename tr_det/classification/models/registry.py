@@ -1,8 +1,8 @@
-"""Networks by name, and what quantizing them must know: a short list of rules for each.
+"""Networks by name, with the quantization rules of each.
 
-Definitions come from torchvision and timm where they have them. Input signs are written down and
-not taken from data, because one batch proves nothing; the tests run data through every network and
-hold the lists to be right both ways. No first or last layer is quantized (S4.1).
+Definitions come from torchvision and timm where they have them. Which inputs are signed is written
+down, because a batch of data could show a negative value but never rule one out; the tests compare
+the lists with data. First and last layers are not quantized (S4.1).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tr_det.classification.models.reactnet import ReActNet18
 from tr_det.classification.models.resnet_cifar import ResNetCIFAR
 from tr_det.core import ConfigError, QuantConfig, QuantReport, QuantRule, quantize_model
 from tr_det.core.errors import check, check_among
+from tr_det.runtime import mobilenet_v2
 
 IMAGENET_CLASSES = 1000
 Builder = Callable[..., nn.Module]
@@ -29,10 +30,10 @@ class Network:
 
     Attributes:
         build: called with ``num_classes``, ``in_channels``, ``pretrained`` and options.
-        full_precision: layers that are not quantized: the first one, what the network's authors
-            keep, and at the end the last one.
+        full_precision: layers that are not quantized: the first one, those that the network's
+            authors keep, and as the last entry the last one.
         signed: layers whose input can be negative.
-        normed: layers that a batch norm follows where `quantize_model` cannot see it.
+        normed: layers followed by a batch norm that `quantize_model` cannot find.
     """
 
     build: Builder
@@ -64,11 +65,11 @@ def build_model(
         num_classes: classes, >= 2.
         in_channels: channels of the images.
         pretrained: load the weights that torchvision or timm publish.
-        new_last_layer: but for the last layer, which then has random ones for any classes.
+        new_last_layer: replace the last layer by a random one for ``num_classes``.
         **options: the builder's own, e.g. ``depth=20``.
 
     Raises:
-        ConfigError: by ``name``, ``options`` or ``weights``: an unknown one, or none published.
+        ConfigError: with the key ``name``, ``options`` or ``weights``.
     """
     network = _network(name)
     replaced = pretrained and new_last_layer
@@ -94,7 +95,8 @@ def quantize_network(model: nn.Module, name: str, config: QuantConfig) -> QuantR
     """Quantize a network of `build_model` in place, by its rules.
 
     Raises:
-        ConfigError: what only the network can tell, e.g. a quantizer that has no signed inputs.
+        ConfigError: a setting that this network does not allow, e.g. an input quantizer without
+            negative levels.
     """
     return quantize_model(model, replace(config, rules=_network(name).rules()))
 
@@ -117,7 +119,7 @@ def _torchvision(name: str) -> Builder:
     def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
         from torchvision import models
 
-        _check_images(name, in_channels)
+        check("name", name, in_channels == 3, "resnet_cifar or reactnet18 for grey images")
         _check_classes(num_classes, pretrained)
         # V1: what the papers of the time started from, ResNet-18 69.8 %, MobileNetV2 71.9 %.
         weights = "IMAGENET1K_V1" if pretrained else None
@@ -131,7 +133,7 @@ def _timm(name: str) -> Builder:
         try:
             import timm
         except ImportError:
-            allowed = "of torchvision's or ours without timm: pip install -e '.[timm]'"
+            allowed = "a network that needs no timm, or: pip install -e '.[timm]'"
             raise ConfigError("name", name, allowed) from None
         _check_classes(num_classes, pretrained)
         return timm.create_model(
@@ -139,10 +141,6 @@ def _timm(name: str) -> Builder:
         )
 
     return build
-
-
-def _check_images(name: str, in_channels: int) -> None:
-    check("name", name, in_channels == 3, "resnet_cifar or reactnet18 for grey images")
 
 
 def _check_classes(num_classes: int, pretrained: bool) -> None:
@@ -156,10 +154,9 @@ def _check_classes(num_classes: int, pretrained: bool) -> None:
 
 _BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))
 _RESNET = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
-# Expansions start from a linear bottleneck; the first block has none.
 _MOBILENET_V2 = {
     "full_precision": ("features.0.0", "classifier.1"),
-    "signed": (*(f"features.{block}.conv.0.0" for block in range(2, 18)), "features.18.0"),
+    "signed": mobilenet_v2.SIGNED_INPUTS,
 }
 # Hard swish from the fourth block on, and in the stem; squeeze layers end in a ReLU inside.
 _MOBILENET_V3_SMALL = {

@@ -1,4 +1,4 @@
-"""ResNet for small images: ResNet-20 and its kin, as the low-bit literature trains them on CIFAR.
+"""ResNet for small images: ResNet-20 and others of 6n + 2 layers, as low-bit papers train on CIFAR.
 
 He et al., *Deep Residual Learning*, CVPR 2016, section 4.2, with the details of the EWGS and TR
 papers' code line: no convolution in shortcuts (subsampled, zero-padded channels: option A), a

@@ -1,4 +1,4 @@
-"""What accompanies training of quantized weights: one file per method."""
+"""Methods that accompany training of quantized weights: one file per method."""
 
 from tr_det.core.methods.attach import Attached, attach
 from tr_det.core.methods.base import METHODS, Method, Run, build_method

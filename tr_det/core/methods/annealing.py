@@ -1,11 +1,11 @@
-"""Numbers that follow the run.
+"""Numbers that are annealed over a run.
 
 Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022, anneals
 the weight of its dampening loss and the threshold of its freezing:
 
     v(t) = v_1 + (v_0 - v_1) (1 + cos(pi (t - t_0) / (T - t_0))) / 2,  t_0 = start T
 
-and v = v_0 before t_0. T is the length of the run, t counts updates from 1.
+and v = v_0 before t_0. T is the number of updates of the run, t counts them from 1.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tr_det.core.errors import check
 
 
 def cosine(step: int, total: int, first: float, last: float, start: float) -> float:
-    """Return the number of an update; past the run's end it is the last one.
+    """Return the number for an update; after the end of the run, the last one.
 
     Args:
         step: t, 1-based.
         total: T.
         first: v_0.
         last: v_1, reached at t = T.
-        start: share of the run that v_0 lasts, in [0, 1).
+        start: share of the run for which v_0 lasts, in [0, 1).
 
     >>> [round(cosine(t, 1000, 0.0, 0.1, 0.25), 9) for t in (1, 250, 500, 625, 750, 1000)]
     [0.0, 0.0, 0.025, 0.05, 0.075, 0.1]
@@ -38,6 +38,6 @@ def cosine(step: int, total: int, first: float, last: float, start: float) -> fl
 
 
 def check_start(start: object) -> None:
-    """Raise ConfigError unless it is a share of the run that leaves some of it."""
+    """Raise ConfigError unless it is a share of the run, less than the whole."""
     number = isinstance(start, float | int) and not isinstance(start, bool)
     check("start", start, number and 0 <= start < 1, "in [0, 1)")  # type: ignore[operator]

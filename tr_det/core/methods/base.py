@@ -1,4 +1,4 @@
-"""What every method is: something that accompanies training, once per update."""
+"""The base class of methods, their registry, and the run that a method is given."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tr_det.core.codes import CodeBook, Update
 from tr_det.core.registry import Registry
 
 Batches = Callable[[], Iterable[Callable[[], Any]]]
-"""Starts over with training batches: functions that each run the bare model's forward on one.
+"""Returns functions that each run the unwrapped model's forward on one training batch.
 
-DistributedDataParallel's own forward would broadcast buffers over statistics that are measured.
+DistributedDataParallel's own forward would overwrite statistics by those of the first process.
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a method is given at the start.
+    """The training run that a method is attached to.
 
     Attributes:
-        model: without DistributedDataParallel around it.
-        optimizer: that updates it.
+        model: the unwrapped model.
+        optimizer: of the model.
         codes: of its quantized weights.
         total_steps: updates of the whole run.
-        methods: all that are attached.
-        find: returns the attached method of a name, which is attached if it was not.
-        batches: training data for methods that run the model on some; None: the caller gave none.
+        methods: all attached methods.
+        find: returns the attached method of a name; attaches it first if it is not yet.
+        batches: training data, or None if the caller of `attach` gave none.
     """
 
     model: nn.Module
@@ -44,16 +44,15 @@ class Run:
 
 
 class Method:
-    """A method; every hook is optional.
+    """A method that accompanies training; every hook is optional.
 
     Attributes:
-        needs: what the run must have for the method to make sense: names of `compatible.NEEDS`.
-        order: methods act after an update in this order: 0 observes, 1 changes codes, 2 averages, 3
-            measures what is evaluated, or logs.
-        edits_gradients: whether `edit_gradients` does something; closures are refused then.
-        changes_codes: whether it holds weights; then codes are kept in checkpoints.
-        is_part_of_run: whether a run is another one without it; then a checkpoint goes on only
-            with it.
+        needs: names of `compatible.NEEDS` that the run must meet.
+        order: order of the methods after an update: 0 observes, 1 changes codes, 2 averages, 3
+            prepares evaluations or logs.
+        edits_gradients: whether it has `edit_gradients`; then closures are refused.
+        changes_codes: whether it holds weights; then checkpoints have the codes.
+        is_part_of_run: whether it changes the run; then checkpoints can be resumed only with it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -63,53 +62,53 @@ class Method:
     is_part_of_run: ClassVar[bool] = True
 
     def setup(self, run: Run) -> None:
-        """Get to know the run; called once, before the first update."""
+        """Prepare; called once, before the first update."""
 
     def reads(self, step: int) -> bool:
-        """Return whether `after_update` wants to know what update ``step`` (0-based) did."""
+        """Return whether `after_update` needs the changes of codes by update ``step`` (0-based)."""
         return False
 
     def edit_gradients(self) -> None:
-        """Change gradients before clipping: unscaled, once per update, after the all-reduce."""
+        """Change the unscaled gradients, once per update, after all-reduce and before clipping."""
 
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
-        """Follow an update, without gradient.
+        """Act after an update; gradients are off.
 
         Args:
             step: 0-based index of the update.
-            updates: by name of the weight; only weights that had a gradient, and nothing unless
-                `reads` or somebody else asked for this update.
+            updates: weight name -> update, for weights that had a gradient; empty if no method
+                `reads` this update.
         """
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """Return a context in which the model is as it shall be evaluated and kept."""
+        """Return a context in which the model is the one to evaluate and store."""
         return nullcontext()
 
     @property
     def changes_evaluation(self) -> bool:
-        """Whether `evaluating` changes the model: then what it evaluates is kept as well."""
+        """Whether `evaluating` changes the model; then the evaluated model is stored as well."""
         return type(self).evaluating is not Method.evaluating
 
     def scalars(self) -> dict[str, Tensor]:
-        """Return numbers for the log: name -> 0-d tensor, where it is (nothing is synchronised)."""
+        """Return numbers for the log: name -> 0-d tensor, without synchronizing the device."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
+        """Return the state for checkpoints."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; called after `setup`."""
+        """Restore the state of a checkpoint; called after `setup`."""
 
 
 METHODS: Registry[Method] = Registry("method")
-"""File name -> method class; a new file in this folder is found by itself."""
+"""File name -> method class; new files in this folder are found automatically."""
 
 
 def build_method(name: str, **options: Any) -> Method:
     """Build a method by the name of its file.
 
     Raises:
-        ConfigError: an unknown name or option (near names are suggested), or an option's value.
+        ConfigError: an unknown name or option (near names are suggested), or a bad value.
     """
     return METHODS.build(name, **options)

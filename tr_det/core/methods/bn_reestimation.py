@@ -1,26 +1,26 @@
-"""Batch norm's statistics estimated anew before every evaluation.
+"""Re-estimation of batch norm statistics before every evaluation.
 
-Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022. Weights
-that oscillate make the moving averages of running statistics those of no network in particular.
-Before an evaluation each batch norm gets, over n training batches with the weights as they are,
+Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022. When
+weights oscillate, running statistics mix those of different networks. Before an evaluation each
+batch norm gets the means over n training batches with the present weights,
 
     mean = (1/n) sum_i mean_i,  variance = (1/n) sum_i variance_i
 
-variance_i being the unbiased one of batch i alone, not pooled over batches. Only batch norms are in
-training mode: dropout is off, and quantizers observe nothing.
+variance_i is the unbiased variance of batch i alone, not pooled over batches. Only batch norms are
+in training mode: dropout is off, and quantizers observe nothing.
 
-Statistics are those of the model as it is evaluated: of the average with `weight_average`.
+The statistics are those of the evaluated model: with `weight_average`, of the average.
 
 Deviations from the paper's code:
-  * training goes on with its own running statistics; the paper's starts each epoch from the new
+  * training continues with its own running statistics; the paper's starts each epoch from the new
     ones;
-  * a norm that runs several times in a forward, as in a detector's head that levels share, gets the
-    mean over its calls; the paper's code would keep the last call's;
-  * every evaluation within `Attached.evaluating` has it, also one before the first update;
-  * over the processes of ``torch.distributed`` it is the mean over all batches of all of them.
+  * a norm that runs several times in a forward, as in a detector's shared head, gets the mean over
+    its calls; the paper's code would use the last call;
+  * it is done for every evaluation within `Attached.evaluating`, also before the first update;
+  * with ``torch.distributed`` the mean is over the batches of all processes.
 
 Norms that the batches do not reach keep their running statistics. Frozen norms of other classes
-(Detectron2's) are none of these. No memory between evaluations, nothing to keep in checkpoints.
+(Detectron2's) are left alone. It needs no memory between evaluations and no state in checkpoints.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @METHODS.register
 class BNReestimation(Method):
-    """Estimates batch norm's statistics for evaluations; `attach` must be given ``batches``.
+    """Estimates batch norm statistics for evaluations; needs the argument ``batches`` of `attach`.
 
-    The functions that ``batches`` gives run the bare model, not DistributedDataParallel around it,
-    whose forward overwrites statistics. Modules are in eval mode but for batch norms; a function
-    may set the mode of others itself, e.g. a detector's own, so that it computes losses. Modes,
-    buffers, plain numbers and torch's random states are as before afterwards; other random states
-    are the functions' business.
+    The functions of ``batches`` must run the unwrapped model: the forward of
+    DistributedDataParallel overwrites statistics. All modules but batch norms are in eval mode; a
+    function may change that, e.g. so that a detector computes losses. Modes, buffers, plain numbers
+    and torch's random states are restored; other random states are up to the functions.
 
     Args:
-        batches: n, training batches for each process, >= 1; fewer if there are not so many.
+        batches: n, training batches for each process, >= 1; fewer if there are not as many.
     """
 
     order = 3
@@ -65,25 +64,27 @@ class BNReestimation(Method):
         self.batches = batches
 
     def setup(self, run: Run) -> None:
-        """Get to know model and data."""
+        """Store model and data."""
         self._model, self._batches = run.model, run.batches
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put new statistics in the place of the running ones."""
+        """Replace the running statistics by new ones."""
         norms = _norms(self._model)
         running = [statistic for norm in norms for statistic in _statistics(norm)]
         kept = [statistic.clone() for statistic in running]
         found = self._estimated(norms)
+        with torch.no_grad():
+            torch._foreach_copy_(running, found)
         try:
-            _put(running, found)
             yield
         finally:
-            _put(running, kept)
+            with torch.no_grad():
+                torch._foreach_copy_(running, kept)
 
     @torch.no_grad()
     def _estimated(self, norms: list[BatchNorm]) -> list[Tensor]:
-        """Return mean and variance of each norm in turn; the model is left as it was.
+        """Return mean and variance of each norm in turn, shape (channels,) each.
 
         Raises:
             RuntimeError: no batch has reached a norm in any process.
@@ -121,7 +122,7 @@ class BNReestimation(Method):
 
 
 def _add_to(total: Tensor, norm: BatchNorm, args: tuple[Any, ...], out: Tensor) -> None:
-    """Add a call's statistics, which at momentum 1 are the running ones now."""
+    """Add a call's statistics, which are the running ones at momentum 1."""
     if out.numel():
         mean, variance = _statistics(norm)
         total += torch.cat((torch.ones_like(mean[:1]), mean, variance))
@@ -140,15 +141,9 @@ def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
-@torch.no_grad()
-def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
-
-
 @contextmanager
 def _only_in_training(model: nn.Module, norms: list[BatchNorm]) -> Iterator[None]:
-    """Let norms be in training mode, at momentum 1, and everything else in eval mode."""
+    """Put norms in training mode, with momentum 1, and everything else in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(norm, norm.momentum) for norm in norms]
     try:

@@ -1,26 +1,27 @@
-"""What a model must be for a method to make sense on it, alone or beside TR scheduling.
+"""Requirements of methods on the run that they are attached to.
 
-A method names what it `needs`; what cannot be had is refused with the reason. Everything else goes
-together: TR scheduling with every method, methods with each other, each of them with every
-estimator (EWGS) and with trained, frozen or refitted scales.
+A method lists its `needs`; where one is not met, the method is refused with the reason. All other
+combinations are allowed: TR scheduling with every method, methods with each other, each of them
+with every estimator (EWGS) and with trained, frozen or refitted scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import nn
 
 from tr_det.core.errors import check
 from tr_det.core.methods.base import Method, Run
+from tr_det.core.quantizers import Quantizer
 
 
 class Need(NamedTuple):
-    """Something that a run has or has not.
+    """A requirement on a run.
 
     Attributes:
-        is_met: tells whether it has.
+        is_met: whether a run meets it.
         reason: why a method that needs it must be "left out ..." otherwise.
     """
 
@@ -28,47 +29,35 @@ class Need(NamedTuple):
     reason: str
 
 
-def _any_weight(run: Run) -> bool:
-    return bool(run.codes.weights())
+def _weight_quantizers(run: Run) -> Iterable[Quantizer]:
+    return (quantizer for _, quantizer in run.codes.weights().values())
 
 
-def _any_spare_code(run: Run) -> bool:
-    return any(quantizer.bits < 8 for _, quantizer in run.codes.weights().values())
-
-
-def _no_soft_weight(run: Run) -> bool:
-    return not any(quantizer.soft for _, quantizer in run.codes.weights().values())
-
-
-def _any_norm(run: Run) -> bool:
-    return any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        for module in run.model.modules()
-    )
-
-
-def _batches(run: Run) -> bool:
-    return run.batches is not None
+def _has_batch_norm(run: Run) -> bool:
+    norms = (m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.track_running_stats for norm in norms)
 
 
 NEEDS = {
-    "weights": Need(_any_weight, "where no weight is quantized"),
+    "weights": Need(lambda run: bool(run.codes.weights()), "where no weight is quantized"),
     "spare codes": Need(
-        _any_spare_code, "where all weights have 8 bits: no code says that one is free"
+        lambda run: any(q.bits < 8 for q in _weight_quantizers(run)),
+        "where all weights have 8 bits: no code is left to mark free weights",
     ),
     "hard weights": Need(
-        _no_soft_weight,
+        lambda run: not any(q.soft for q in _weight_quantizers(run)),
         "where weights are soft in training (sigmoids, or a map towards the levels): the forward "
-        "does not have the codes that the method acts on, and such a map pulls weights to their "
+        "does not use the codes that the method acts on, and such a map pulls weights to their "
         "levels by itself",
     ),
-    "batch norms": Need(_any_norm, "where no batch norm has running statistics"),
-    "batches": Need(_batches, "where attach gets no batches to run the model on"),
+    "batch norms": Need(_has_batch_norm, "where no batch norm has running statistics"),
+    "batches": Need(
+        lambda run: run.batches is not None, "where attach gets no batches to run the model on"
+    ),
 }
-"""Name -> what it is."""
 
 
 def check_compatible(name: str, method: Method, run: Run) -> None:
-    """Raise ConfigError (key ``methods``) unless the run has what the method needs."""
+    """Raise ConfigError (key ``methods``) unless the run meets the needs of the method."""
     for need in method.needs:
         check("methods", name, NEEDS[need].is_met(run), f"left out {NEEDS[need].reason}")

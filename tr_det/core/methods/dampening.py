@@ -5,26 +5,26 @@ pulls each weight towards the middle of its code's interval:
 
     L = lambda(t) sum over layers of A((w_t - clip(w))^2)
 
-w_t is the latent value that stands for the weight's code (`Quantizer.centres`; for a held weight,
-that of the code it is held at) and a constant of the loss. clip is to those of the smallest and the
-largest code. A sums over output channels and takes the mean over the rest of the kernel, or is a
-plain sum or mean. lambda follows the cosine of `annealing` from ``weight`` to ``weight_final``: the
-recipe's grows. What reaches w is
+w_t is the latent value at the centre of the weight's code (`Quantizer.centres`; a held weight has
+the code at which it is held). It is a constant of the loss. clip is to the centres of the smallest
+and the largest code. A sums over output channels and takes the mean over the rest of the kernel, or
+is a plain sum or mean. lambda follows the cosine of `annealing` from ``weight`` to
+``weight_final``; in the paper's recipe it grows. The gradient is
 
     dL/dw = 2 lambda (w - w_t) / n  within the range, 0 outside it
 
-n being the weights of one output channel, 1 for the sum, all weights for the mean. Scales get
-nothing.
+where n is the number of weights of one output channel, 1 for the sum, that of all weights for the
+mean. Scales get no gradient.
 
 Deviations from the paper's code:
-  * the gradient is added to the task loss's in its closed form, once per update and before
-    clipping; it is in no loss that is logged, and no GradScaler scales it;
-  * a layer without gradient in an update is left alone, so frozen layers stay frozen; the paper's
-    loss would reach layers that the forward leaves out;
-  * w_t and the range are in units of w where a quantizer's levels are not (`fixed_grid`).
+  * the gradient is added to the task loss's in closed form, once per update and before clipping; it
+    is in no logged loss and is not scaled by a GradScaler;
+  * a layer without a gradient in an update is left alone, so frozen layers stay frozen; the paper's
+    loss would reach layers that the forward skips;
+  * w_t and the range are in units of w also where the levels are not (`fixed_grid`).
 
-As in the paper's code, all quantized weights take part, those with 8 bits too. No memory beyond
-temporary tensors of one weight's size; nothing to keep in checkpoints.
+As in the paper's code, it acts on all quantized weights, also on those with 8 bits. It needs
+temporary tensors of one weight's size and no state in checkpoints.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ AGGREGATIONS = ("kernel_mean", "sum", "mean")
 
 @METHODS.register
 class Dampening(Method):
-    """Pulls latent weights to the middle of their codes' intervals.
+    """Pulls latent weights towards the middle of their codes' intervals.
 
     Args:
         weight: lambda at the start, not negative.
         weight_final: lambda at the end, not negative; None: lambda is ``weight`` throughout.
-        start: share of the run before lambda begins to change, in [0, 1).
+        start: share of the run before lambda starts to change, in [0, 1).
         aggregation: A: ``"kernel_mean"``, ``"sum"`` or ``"mean"``.
 
     Attributes:
@@ -79,11 +79,11 @@ class Dampening(Method):
         self.strength = 0.0
 
     def setup(self, run: Run) -> None:
-        """Get to know the weights."""
+        """Store the weights and the length of the run."""
         self._weights, self._total = run.codes.weights(), run.total_steps
 
     def reads(self, step: int) -> bool:
-        """Take note of the update; return False: what it does is of no interest."""
+        """Set lambda for the update; return False, because codes are not needed."""
         self.strength = cosine(step + 1, self._total, self.first, self.last, self.start)
         return False
 
@@ -98,7 +98,7 @@ class Dampening(Method):
                 weight.grad.add_(_distance(weight, quantizer), alpha=factor)
 
     def _count(self, weight: Tensor, quantizer: Quantizer) -> int:
-        """Return how many weights share a mean."""
+        """Return n, the number of weights that share a mean."""
         if self.aggregation == "sum":
             return 1
         channels = weight.shape[quantizer.spec.axis] if weight.ndim else 1
@@ -112,9 +112,9 @@ class Dampening(Method):
 
 
 def _distance(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """Return w - w_t, 0 outside the range; at least float32."""
+    """Return w - w_t, 0 outside the range; the weight's shape, at least float32."""
     codes = quantizer.codes(weight)
-    ends = [1] * weight.ndim  # one for all weights, or one per channel
+    ends = [1] * weight.ndim  # the shape of the range's ends: for all weights, or per channel
     if quantizer.per_channel:
         ends[quantizer.spec.axis] = weight.shape[quantizer.spec.axis]
     low = quantizer.centres(codes.new_full(ends, quantizer.low))

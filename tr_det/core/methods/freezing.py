@@ -2,28 +2,28 @@
 
 Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022.
 
-After each update, for each weight that is not held yet, with its oscillation frequency f of
-`tracker` and a moving average a of its codes (of the same momentum):
+After each update, for each weight that is not held yet, with its oscillation frequency f from
+`tracker` and a moving average a of its codes c (with the same momentum m):
 
-    where f > threshold: hold the weight at round(a), a taken before this update's code enters it
+    where f > threshold: hold the weight at round(a), before this update's code enters a
     a <- m c + (1 - m) a
 
-A held weight has the level of its code whatever becomes of its latent value, which gets no gradient
-but still moves by momentum and decay. With a learned scale the level follows the scale. Holding is
-never undone. The jump to round(a), if any, is seen by the tracker at the next update.
+A held weight keeps its code. Its latent value gets no gradient but is still moved by momentum and
+decay. With a learned scale the level follows the scale. A weight is held until the end of the run.
+If it jumps to round(a), the tracker sees that at the next update.
 
 With ``threshold_final`` the threshold follows the cosine of `annealing` over the updates t = 1 to T
-from t_0 = start T on. Before t_0 no weight is held, while f is tracked; a starts at t_0 with the
+from t_0 = start T on. Before t_0, f is tracked but no weight is held; a starts at t_0 with the
 codes of that update.
 
-Under TR scheduling held weights count neither as changed nor as weights (`Update.rate`).
+Under TR scheduling held weights are left out of both counts of the rate (`Update.rate`).
 
 Deviations from the paper's code:
-  * once per update instead of in every forward, and kept in checkpoints, as in `tracker`;
-  * update t's codes meet the threshold of t; in the paper's code, whose forward t comes before the
-    update, that of t + 1;
-  * a threshold that one oscillation passes, the tracker's momentum, is refused, at both ends: what
-    is held for good should have moved to and fro several times.
+  * it acts once per update instead of in every forward, and its state is in checkpoints;
+  * the codes of update t are compared with the threshold of t; in the paper's code, whose forward t
+    comes before the update, with that of t + 1;
+  * a threshold that a single oscillation passes (the tracker's momentum) is refused at both ends: a
+    weight should oscillate several times before it is held for good.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from tr_det.core.quantizers import FREE
 
 @METHODS.register
 class Freezing(Method):
-    """Holds weights that oscillate; brings a `tracker` with defaults if none is attached.
+    """Holds weights that oscillate; attaches a default `tracker` if there is none.
 
     Args:
-        threshold: frequency above which a weight is held, in (0, 1); some multiples of the
-            tracker's momentum, as one oscillation raises f by that much.
-        threshold_final: that of the last update, likewise; None: it is ``threshold`` from the first
-            update on.
-        start: share of the run before weights are held, in [0, 1), with ``threshold_final``.
+        threshold: frequency above which a weight is held, in (0, 1); several times the tracker's
+            momentum, by which one oscillation raises f.
+        threshold_final: threshold of the last update, in the same range; None: the threshold is
+            ``threshold`` for the whole run.
+        start: share of the run before weights are held, in [0, 1); with ``threshold_final`` only.
         use_average: hold at the average of the codes; False: at the code after the update.
     """
 
@@ -82,7 +82,7 @@ class Freezing(Method):
         assert isinstance(tracker, Tracker)
         m = tracker.momentum
         for key, value in self.thresholds.items():
-            allowed = f"above the tracker's momentum, {m}, by which one oscillation counts"
+            allowed = f"above the tracker's momentum, {m}, by which one oscillation raises it"
             check(key, value, value > m, allowed)
         self._tracker = tracker
         self._total, self._first = run.total_steps, math.ceil(self.start * run.total_steps)
@@ -93,7 +93,7 @@ class Freezing(Method):
         return True
 
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
-        """Hold what oscillates, then let the average follow."""
+        """Hold weights that oscillate, then update the average."""
         t = step + 1
         first, last = self.thresholds.values()
         threshold = cosine(t, self._total, first, last, self.start)
@@ -103,7 +103,7 @@ class Freezing(Method):
                 continue
             codes = update.codes
             if t <= self._first and track.average is not None:
-                track.average.copy_(codes)  # each time: there may be no update of it at t_0 itself
+                track.average.copy_(codes)  # before t_0 too: the update t_0 may skip this weight
             if t < self._first:
                 continue
             which = track.frequency > threshold

@@ -1,17 +1,17 @@
-"""The curves of a run, under the same names in every trainer and with every optimizer.
+"""The logged curves of a run, with the same names in every trainer and for every optimizer.
 
-    tr/rate         share of the codes that the weights' moves changed (Eq. 5 of Lee et al., ICCV
-                    2025), at the scales in use before the update
-    tr/by_scale     share of the codes that the moves of trained scales and refits of levels changed
+    tr/rate         share of the codes changed by updates of weights (Eq. 5 of Lee et al., ICCV
+                    2025), at the scales before the update
+    tr/by_scale     share of the codes changed by updates of scales and refits of levels
     tr/scale_drift  relative change of the quantizers' trained or refitted numbers
     tr/step_size    mean change of the quantized weights' levels (Eq. S3)
     tr/distance     mean distance of the weights to the nearest transition point, in codes
     tr/target, tr/running, tr/talr    R, K and U, with TR scheduling
     tr/frozen       share of all weights that are held
 
-They are means over layers but for the last; ``tr_layers/<layer>/rate`` and so on are the layers'.
-Methods add their own, e.g. ``tr/oscillating``. Only updates that are logged are looked at, with one
-transfer from the device.
+All but the last are means over layers; those of a layer are ``tr_layers/<layer>/rate`` and so on.
+Methods add their own, e.g. ``tr/oscillating``. Only logged updates are measured, with one transfer
+from the device.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ _OF_UPDATES: dict[str, Callable[[Update], Tensor]] = {
 
 
 class Telemetry(Method):
-    """Writes the curves of the updates that are logged.
+    """Writes the curves of the logged updates.
 
     Args:
-        is_due: whether the update that is about to be made (its 0-based index) is logged.
-        write: takes its index and name -> number; NaN (a target that is still being sought) is
-            left out.
+        is_due: 0-based index of the next update -> whether it is logged.
+        write: called with its index and name -> number, without NaN (an unknown target).
     """
 
     order = 3
@@ -54,7 +53,7 @@ class Telemetry(Method):
         self._due = False
 
     def setup(self, run: Run) -> None:
-        """Get to know the run."""
+        """Store the run."""
         self._run = run
 
     def reads(self, step: int) -> bool:
@@ -89,13 +88,13 @@ class Telemetry(Method):
         self.write(step, {key: value for key, value in scalars.items() if math.isfinite(value)})
 
     def _curves(self, updates: Mapping[str, Update]) -> dict[str, list[Tensor]]:
-        """Return the curves' values of each weight; 0 changes where an update left it alone."""
+        """Return curve -> values of the weights; 0 changes where an update left a weight alone."""
         curves: dict[str, list[Tensor]] = {key: [] for key in (*_OF_UPDATES, "distance")}
         for name, (weight, quantizer) in self._run.codes.weights().items():
             update = updates.get(name)
-            still = torch.zeros((), device=weight.device)
+            zero = torch.zeros((), device=weight.device)
             for key, measure in _OF_UPDATES.items():
-                curves[key].append(still if update is None else measure(update))
+                curves[key].append(zero if update is None else measure(update))
             curves["distance"].append(distances(quantizer, weight).mean())
         optimizer = self._run.optimizer
         if isinstance(optimizer, TransitionScheduled):

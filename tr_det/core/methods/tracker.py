@@ -2,21 +2,21 @@
 
 Paper: *Overcoming Oscillations in Quantization-Aware Training*, Nagel et al., ICML 2022.
 
-For each weight, with its integer code c_t after update t, and the last move's direction d:
+For each weight, with its integer code c_t after update t and the direction d of its last change:
 
     o_t = 1 if c_t differs from c_{t-1} in the direction opposite to d, else 0
     f_t = m o_t + (1 - m) f_{t-1}
 
-d changes only when the code moves, so any number of quiet updates may lie between. Jumps of more
-than one level count like others. f starts at zero.
+d changes only with the code, however many updates pass in between. Jumps over several levels count
+like others. f starts at zero.
 
 Deviations from the paper's code:
-  * codes are compared once per update, not in every forward: evaluation and the calls of a shared
-    layer are no updates;
+  * codes are compared once per update, not in every forward, so evaluations and the calls of a
+    shared layer do not count;
   * the state is part of checkpoints.
 
-Memory per tracked weight: 4 bytes for f, 1 for d, 1 for the codes before the update, and 4 for the
-average of codes where a method asks for it (freezing).
+Memory per tracked weight: 4 bytes for f, 1 for d, 1 for the code before the update, and 4 for the
+average of codes where freezing needs it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tr_det.core.errors import check
 from tr_det.core.methods.base import METHODS, Method, Run
 
 OSCILLATING = 0.005
-"""Frequency above which a weight counts as oscillating in the log; ours."""
+"""Frequency above which a weight counts as oscillating in the log; not from the paper."""
 
 
 class Track:
-    """What is known of one weight tensor, in its shape.
+    """The state of one weight tensor; all tensors have its shape.
 
     Args:
-        codes: before the first update that is tracked.
-        with_average: keep an average of the codes as well.
+        codes: before the first update.
+        with_average: whether to store an average of the codes.
 
     Attributes:
         frequency: f, float32.
-        direction: d, int8: -1, 1, or 0 before the first move.
-        average: moving average of the codes, float32, or None; it starts with the first ones and
-            is brought up to date by whom it is for.
+        direction: d, int8: -1, 1, or 0 before the first change.
+        average: moving average of the codes, float32, or None; starts with ``codes`` and is updated
+            by the method that needs it.
     """
 
     def __init__(self, codes: Tensor, with_average: bool) -> None:
@@ -62,14 +62,14 @@ class Track:
 
 @METHODS.register
 class Tracker(Method):
-    """How often each weight's code moves to and fro.
+    """Measures how often the code of each weight oscillates.
 
     Args:
-        momentum: m, weight of a new update, in (0, 1]; also of the average of codes.
+        momentum: m, the share of a new update, in (0, 1]; also for the average of codes.
         max_bits: weights with more bits are not tracked, 1 to 8.
 
     Attributes:
-        tracks: by name of the weight, from its first update on.
+        tracks: weight name -> state, from its first update on.
     """
 
     needs = ("weights", "hard weights")
@@ -84,7 +84,7 @@ class Tracker(Method):
         self.with_average = False
 
     def setup(self, run: Run) -> None:
-        """Get to know the weights."""
+        """Store the weights."""
         self._weights = run.codes.weights()
         few = min(quantizer.bits for _, quantizer in self._weights.values())
         check("max_bits", self.max_bits, few <= self.max_bits, f"at least {few}, the fewest bits")
@@ -94,22 +94,18 @@ class Tracker(Method):
         return True
 
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
-        """Compare the codes with those before."""
+        """Compare the codes with those before the update."""
         for name, update in updates.items():
             if update.quantizer.bits > self.max_bits:
                 continue
+            assert update.previous is not None
             track = self.tracks.get(name)
             if track is None:
-                assert update.previous is not None
                 track = self.tracks[name] = Track(update.previous, self.with_average)
-            self._see(track, update)
-
-    def _see(self, track: Track, update: Update) -> None:
-        assert update.previous is not None
-        direction = torch.sign(update.codes - update.previous.to(torch.int16)).to(torch.int8)
-        oscillated = direction * track.direction < 0
-        track.frequency.lerp_(oscillated.to(torch.float32), self.momentum)
-        track.direction.copy_(torch.where(direction != 0, direction, track.direction))
+            direction = torch.sign(update.codes - update.previous.to(torch.int16)).to(torch.int8)
+            oscillated = direction * track.direction < 0
+            track.frequency.lerp_(oscillated.to(torch.float32), self.momentum)
+            track.direction.copy_(torch.where(direction != 0, direction, track.direction))
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the share of tracked weights that oscillate, and the mean frequency."""
@@ -122,11 +118,11 @@ class Tracker(Method):
         return {"tr/oscillating": often / count, "tr/frequency": total / count}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tracks."""
+        """Return the states."""
         return {name: track.tensors() for name, track in self.tracks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the tracks."""
+        """Restore the states."""
         self.tracks = {}
         for name, saved in state.items():
             weight, _ = self._weights[name]

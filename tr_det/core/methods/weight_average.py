@@ -6,10 +6,10 @@ Juditsky, 1992:
     a_t = d a_{t-1} + (1 - d) w_t,  d = min(decay, (1 + t) / (10 + t))
 
 over all floating-point parameters and buffers: latent weights, biases, norms with their running
-statistics, scales. Quantizers are applied to the average as to any weights. What is evaluated is
-the average, and it is kept as a checkpoint of its own; training goes on from the latent weights.
+statistics, scales. The average is quantized like any weights. It is evaluated and stored as a
+checkpoint of its own; training continues from the latent weights.
 
-The bound on d at the start, so that the average forgets its first weights, is TensorFlow's. Memory:
+The bound on d at the start is TensorFlow's; with it the average forgets the first weights. Memory:
 4 bytes for each averaged number.
 """
 
@@ -33,7 +33,7 @@ class WeightAverage(Method):
     """Averages parameters and buffers over updates.
 
     Args:
-        decay: d, in [0, 1); the average's memory is about 1 / (1 - d) updates.
+        decay: d, in [0, 1); the average is over about the last 1 / (1 - d) updates.
     """
 
     order = 2
@@ -45,7 +45,7 @@ class WeightAverage(Method):
         self.average: dict[str, Tensor] = {}
 
     def setup(self, run: Run) -> None:
-        """Get to know the model; the average starts with its state after the first update."""
+        """Store the model; the average starts with its state after the first update."""
         self._model = run.model
         self._scales = [
             f"{prefix}.{name}"
@@ -56,7 +56,7 @@ class WeightAverage(Method):
 
     @torch.no_grad()
     def after_update(self, step: int, updates: Mapping[str, Update]) -> None:
-        """Let the average follow."""
+        """Update the average."""
         current = self._current()
         if not self.average:
             self.average = {name: tensor.clone() for name, tensor in current.items()}
@@ -64,13 +64,13 @@ class WeightAverage(Method):
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [self.average[name] for name in current]
         torch._foreach_lerp_(averages, list(current.values()), 1.0 - decay)
-        for name in self._scales:  # one that data set late was NaN until then
+        for name in self._scales:  # NaN until the scale is calibrated
             average = self.average[name]
             average.copy_(torch.where(average.isnan(), current[name], average))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the average in the weights' place; before the first update there is none."""
+        """Replace the weights by the average; before the first update there is none."""
         kept = {name: tensor.clone() for name, tensor in self._current().items()}
         self._put(self.average)
         try:
@@ -83,7 +83,7 @@ class WeightAverage(Method):
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the average."""
+        """Restore the average."""
         current = self._current()
         self.average = {
             name: value.to(current[name].device, copy=True) for name, value in state.items()
@@ -96,6 +96,6 @@ class WeightAverage(Method):
             current[name].copy_(value)
 
     def _current(self) -> dict[str, Tensor]:
-        """Return what is averaged, by name, each tensor once."""
+        """Return name -> floating-point parameter or buffer, each tensor once."""
         named = (*self._model.named_parameters(), *self._model.named_buffers())
         return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}

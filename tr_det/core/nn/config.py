@@ -1,9 +1,9 @@
-"""What to quantize and how: frozen values, checked when they are made."""
+"""Quantization settings of a model and exceptions by layer name: frozen and checked values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,10 +24,10 @@ def check_bits(key: str, bits: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantRule:
-    """An exception for the layers whose name matches a pattern. Fields left None change nothing.
+    """An exception for layers whose names match a pattern. Fields that are None change nothing.
 
     Attributes:
-        pattern: glob over full dotted layer names, case-sensitive, e.g. ``"backbone.fpn_output*"``.
+        pattern: case-sensitive glob for full dotted layer names, e.g. ``"backbone.fpn_output*"``.
         skip: True leaves the layer in full precision.
         weight_bits: 1 to 8, or 32 for full precision.
         act_bits: the same, for the layer's input.
@@ -45,7 +45,7 @@ class QuantRule:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check every field."""
         for key in ("weight_bits", "act_bits"):
             if getattr(self, key) is not None:
                 check_bits(f"rule {self.pattern!r}: {key}", getattr(self, key))
@@ -55,7 +55,7 @@ class QuantRule:
             check(f"rule {self.pattern!r}: {key}", value, known, "True, False or None")
 
     def matches(self, name: str) -> bool:
-        """Return whether the rule speaks of the layer of that name."""
+        """Return whether the pattern matches the name of a layer."""
         return fnmatchcase(name, self.pattern)
 
 
@@ -70,17 +70,16 @@ class QuantConfig:
         act_quantizer: registry name.
         weight_options: options of the weight quantizers, e.g. ``{"per_channel": True}``.
         act_options: options of the input quantizers.
-        learn_weight_scale: train the parameters of weight quantizers, where they have any. Under
-            TR scheduling weights then transit without being updated: only with ``tr_scales``; the
-            paper's plain baselines train them.
-        signed_input: whether inputs can be negative, for layers that no rule speaks of.
+        learn_weight_scale: train the parameters of weight quantizers, as the paper's plain
+            baselines do. Under TR scheduling this needs ``tr_scales``, because weights then
+            transit without being updated.
+        signed_input: whether inputs can be negative, unless a rule says otherwise.
         output_scale: ``"auto"`` adds a learnable output scale where a quantizer needs it (its
-            output grid is fixed) and no trainable norm is seen to follow; ``"always"``;
+            output grid is fixed) and no trainable norm is found to follow; ``"always"``;
             ``"never"`` (an error where ``"auto"`` would add one).
-        recompute_inputs: quantize each layer's input once more in the backward pass instead of
-            keeping it: activations take the memory of full precision. Numbers are the same.
-        rules: exceptions by layer name; all that match apply in order, later ones win field by
-            field.
+        recompute_inputs: quantize each layer's input again in the backward pass instead of storing
+            it: activations take the memory of full precision. Results are the same.
+        rules: exceptions by layer name, applied in order; later ones win field by field.
     """
 
     weight_bits: int = 4
@@ -107,7 +106,7 @@ class QuantConfig:
             self._check_quantizer(part, role)
 
     def _check_quantizer(self, part: str, role: str) -> None:
-        """Build the quantizer once, so that what it refuses shows before any model."""
+        """Build the quantizer once, so that bad options are refused before there is a model."""
         name, options = getattr(self, f"{part}_quantizer"), getattr(self, f"{part}_options")
         check_among(f"{part}_quantizer", name, QUANTIZERS)
         cls, bits = QUANTIZERS[name], getattr(self, f"{part}_bits")
@@ -125,36 +124,28 @@ class QuantConfig:
             raise error.renamed(key) from None
 
     def for_layer(self, name: str) -> LayerChoice:
-        """Return what the config and its rules say of one layer."""
-        choice: dict[str, object] = {
-            "skip": None,
-            "weight_bits": self.weight_bits,
-            "act_bits": self.act_bits,
-            "signed_input": self.signed_input,
-            "output_scale": None,
-        }
+        """Return the settings of one layer: the config's, then those of the rules that match."""
+        choice = LayerChoice(None, self.weight_bits, self.act_bits, self.signed_input, None)
         for rule in self.rules:
             if not rule.matches(name):
                 continue
-            for key in ("weight_bits", "act_bits", "signed_input", "output_scale"):
-                if getattr(rule, key) is not None:
-                    choice[key] = getattr(rule, key)
-            if rule.skip is not None:
-                choice["skip"] = rule.pattern if rule.skip else None
-        return LayerChoice(**choice)  # type: ignore[arg-type]
+            changes = {k: v for k, v in vars(rule).items() if k in vars(choice) and v is not None}
+            if "skip" in changes:
+                changes["skip"] = rule.pattern if rule.skip else None
+            choice = replace(choice, **changes)
+        return choice
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """A config's word on one layer.
+    """The settings of one layer.
 
     Attributes:
-        skip: the pattern that leaves the layer in full precision, or None.
+        skip: pattern of the rule that leaves the layer in full precision, or None.
         weight_bits: 1 to 8 or 32.
         act_bits: 1 to 8 or 32.
         signed_input: whether the input can be negative.
-        output_scale: a rule's word on the learnable output scale, or None where the config's
-            policy decides.
+        output_scale: whether a rule gives it an output scale; None: the config's policy decides.
     """
 
     skip: str | None

@@ -1,4 +1,4 @@
-"""Conversion of a model in place, by name rules."""
+"""In-place conversion of a model's layers to quantized ones, by name rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from tr_det.core.errors import ConfigError, check
 from tr_det.core.nn.config import FULL_PRECISION, LayerChoice, QuantConfig
-from tr_det.core.nn.layers import OutputScale, QuantConv2d, QuantLinear, _QuantLayer
+from tr_det.core.nn.layers import QuantConv2d, QuantLinear, _QuantLayer
+from tr_det.core.nn.output_scale import OutputScale
 from tr_det.core.nn.report import LayerReport, QuantReport
 from tr_det.core.quantizers import QUANTIZERS, Calibrated, Quantizer, Spec
 
@@ -18,19 +19,18 @@ _QUANT_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QuantLinear,
 }
 _WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
-_Plan = list[tuple[str, nn.Module, LayerReport]]
+_Parts = tuple[Quantizer | None, Quantizer | None, OutputScale | None]
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def register_quant_layer(source: type[nn.Module], target: type[nn.Module]) -> None:
-    """Say which quantized class replaces a layer class.
+    """Register the quantized class that replaces a layer class.
 
-    The swap is by ``__class__``, so that layers which a model also keeps in plain Python lists
+    Conversion assigns ``__class__``, so layers that a model also keeps in plain Python lists
     (Detectron2's FPN and ResNet do) are converted too.
 
     Args:
-        source: exact class to replace; subclasses need their own entry, because their forward may
-            differ.
+        source: exact class to replace. A subclass, whose forward may differ, needs its own entry.
         target: subclass of both `source` and `QuantConv2d` or `QuantLinear`.
 
     Raises:
@@ -59,23 +59,21 @@ def source_class(quantized: type[nn.Module]) -> type[nn.Module]:
 def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> QuantReport:
     """Replace a model's convolution and linear layers by quantized ones, in place.
 
-    Layers that are quantized already, as the config wants them, stay as they are and are reported
-    as such. Scales are set later (`set_scales`, `attach`), so weights may be loaded after this
-    call.
+    Layers that are already quantized as the config says are left as they are and reported. Scales
+    are set later (`set_scales`, `attach`), so weights may be loaded after this call.
 
     Args:
         model: any module. A layer used several times, such as a detector's shared head, is one
             layer.
         config: bits, quantizers and rules.
-        prefix: put before every layer name, for a module that is a part of the model that the
-            rules speak of.
+        prefix: put before every layer name, for a part of a larger model whose names the rules use.
 
     Returns:
         A report of every layer that has a weight: how it was quantized, or why it was left alone.
 
     Raises:
-        ConfigError: a rule that matches no layer, a layer that neither a norm nor an output scale
-            follows though its quantizers need one, or a layer that is quantized otherwise already.
+        ConfigError: a rule matches no layer, quantizers need a norm or an output scale after a
+            layer and there is neither, or a layer is already quantized in another way.
     """
     layers = [
         (name, layer)
@@ -90,21 +88,21 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
                 f"a pattern that matches a layer; layers are {_examples(layers)}",
             )
     normed = _layers_before_a_norm(model)
-    # Plan first, convert after: an error must not leave a model half converted.
-    plan: _Plan = [
-        (name, layer, _plan(name, layer, config, layer in normed)) for name, layer in layers
-    ]
-    for name, layer, entry in plan:
-        if not entry.reason and not isinstance(layer, _QuantLayer):
-            _convert(layer, name, config, entry)
-    plan = _with_ties(plan)
-    sizes = {id(getattr(layer, "weight", layer)): entry.num_weights for _, layer, entry in plan}
-    counted = sum(sizes.values())  # a weight that layers share counts once
+    # All are planned before any is converted: an error must not leave a half-converted model.
+    plan = [_plan(name, layer, config, layer in normed) for name, layer in layers]
+    entries: list[LayerReport] = []
+    first: dict[int, str] = {}  # weight -> first layer that has it
+    for (name, layer), (entry, parts) in zip(layers, plan, strict=True):
+        owner = first.setdefault(id(getattr(layer, "weight", layer)), name)
+        entries.append(entry if owner == name else replace(entry, tied_to=owner))
+        if parts is not None and not isinstance(layer, _QuantLayer):
+            _convert(layer, name, config, parts)
+    counted = sum(entry.num_weights for entry in entries if not entry.tied_to)
     own_state = sum(
         p.numel() for m in model.modules() if isinstance(m, Calibrated) for p in m.parameters(False)
     )
     others = sum(p.numel() for p in model.parameters()) - counted - own_state
-    return QuantReport(tuple(entry for _, _, entry in plan), others)
+    return QuantReport(tuple(entries), others)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantConv2d | QuantLinear]]:
@@ -114,7 +112,10 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantConv2d | Quan
             yield name, layer
 
 
-def _plan(name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool) -> LayerReport:
+def _plan(
+    name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool
+) -> tuple[LayerReport, _Parts | None]:
+    """Return a layer's report and its parts, None if it is left alone."""
     kind = type(layer).__name__
     weight = getattr(layer, "weight", None)
     size = weight.numel() if weight is not None else sum(p.numel() for p in layer.parameters(False))
@@ -122,50 +123,42 @@ def _plan(name: str, layer: nn.Module, config: QuantConfig, norm_follows: bool) 
     if isinstance(layer, _QuantLayer):
         if choice.skip is None:
             _check_same(name, layer, choice, config)
-        return _report_of(name, kind, size, layer)
-    if choice.skip is not None:
-        return LayerReport(name, kind, size, reason=f"rule {choice.skip!r}")
-    if type(layer) not in _QUANT_LAYERS:
-        return LayerReport(
-            name, kind, size, reason=f"no quantized class for {kind}; see register_quant_layer"
-        )
-    if choice.weight_bits == choice.act_bits == FULL_PRECISION:
-        return LayerReport(name, kind, size, reason="32 bits asked for")
-    _quantizers(name, layer, choice, config)  # what it refuses
-    return LayerReport(
+        parts: _Parts = (layer.weight_quantizer, layer.input_quantizer, layer.output_scale)
+    else:
+        reason = ""
+        if choice.skip is not None:
+            reason = f"rule {choice.skip!r}"
+        elif type(layer) not in _QUANT_LAYERS:
+            reason = f"no quantized class for {kind}; see register_quant_layer"
+        elif choice.weight_bits == choice.act_bits == FULL_PRECISION:
+            reason = "32 bits asked for"
+        if reason:
+            return LayerReport(name, kind, size, reason=reason), None
+        scaled = _wants_output_scale(name, choice, config, norm_follows)
+        quantizers = _quantizers(name, layer, choice, config)
+        parts = (*quantizers, OutputScale() if scaled else None)
+    weight_quantizer, input_quantizer, output_scale = parts
+    report = LayerReport(
         name,
         kind,
         size,
-        choice.weight_bits,
-        choice.act_bits,
-        choice.signed_input,
-        _wants_output_scale(name, choice, config, norm_follows),
+        FULL_PRECISION if weight_quantizer is None else weight_quantizer.bits,
+        FULL_PRECISION if input_quantizer is None else input_quantizer.bits,
+        input_quantizer is not None and input_quantizer.signed,
+        output_scale is not None,
     )
-
-
-def _report_of(name: str, kind: str, size: int, layer: _QuantLayer) -> LayerReport:
-    """Return the report of a layer that is quantized already."""
-    weight_q, input_q = layer.weight_quantizer, layer.input_quantizer
-    return LayerReport(
-        name,
-        kind,
-        size,
-        FULL_PRECISION if weight_q is None else weight_q.bits,
-        FULL_PRECISION if input_q is None else input_q.bits,
-        input_q is not None and input_q.signed,
-        layer.output_scale is not None,
-    )
+    return report, parts
 
 
 def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: QuantConfig) -> None:
-    """Check that a quantized layer is what the config wants it to be."""
+    """Check that a quantized layer is quantized as the config says."""
     for part, quantizer, bits in (
         ("weight", layer.weight_quantizer, choice.weight_bits),
         ("act", layer.input_quantizer, choice.act_bits),
     ):
-        theirs = FULL_PRECISION if quantizer is None else quantizer.bits
-        at = f"at which {name!r} is quantized already; dequantize_layers undoes it"
-        check(f"{part}_bits", bits, bits == theirs, f"{theirs}, {at}")
+        present = FULL_PRECISION if quantizer is None else quantizer.bits
+        at = f"with which {name!r} is already quantized; dequantize_layers undoes it"
+        check(f"{part}_bits", bits, bits == present, f"{present}, {at}")
         if quantizer is not None:
             wanted = getattr(config, f"{part}_quantizer")
             same = type(quantizer) is QUANTIZERS[wanted]
@@ -174,7 +167,7 @@ def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: Quan
 
 
 def _specs(choice: LayerChoice, layer: nn.Module | None = None) -> tuple[Spec | None, Spec | None]:
-    """Return what a layer asks of its weight's and its input's quantizer."""
+    """Return the specifications of a layer's weight quantizer and input quantizer."""
     weight = getattr(layer, "weight", None)
     channels = 1 if weight is None else weight.shape[0]
     quantized = (choice.weight_bits != FULL_PRECISION, choice.act_bits != FULL_PRECISION)
@@ -187,7 +180,7 @@ def _specs(choice: LayerChoice, layer: nn.Module | None = None) -> tuple[Spec | 
 def _wants_output_scale(
     name: str, choice: LayerChoice, config: QuantConfig, norm_follows: bool
 ) -> bool:
-    if choice.output_scale is not None:  # a rule names the layer: its author knows what follows
+    if choice.output_scale is not None:  # the author of a rule knows what follows the layer
         return choice.output_scale
     names = (config.weight_quantizer, config.act_quantizer)
     needed = not norm_follows and any(
@@ -196,8 +189,8 @@ def _wants_output_scale(
     )
     policy = config.output_scale
     allowed = (
-        f"'auto' or 'always' for layer {name!r}: no trainable norm is seen to follow it, so "
-        "nothing absorbs the scale of its fixed grid; or say by a rule that the layer needs none"
+        f"'auto' or 'always' for layer {name!r}: no trainable norm is found to follow it, so "
+        "nothing absorbs the scale of its fixed grid; a rule can say that it needs none"
     )
     check("output_scale", policy, policy != "never" or not needed, allowed)
     return policy == "always" or needed
@@ -205,7 +198,7 @@ def _wants_output_scale(
 
 def _quantizers(
     name: str, layer: nn.Module, choice: LayerChoice, config: QuantConfig
-) -> list[Quantizer | None]:
+) -> tuple[Quantizer | None, Quantizer | None]:
     """Return a layer's weight and input quantizer."""
     made: list[Quantizer | None] = []
     for part, spec, options in zip(
@@ -223,15 +216,14 @@ def _quantizers(
                 raise ConfigError(f"{part}_bits", error.value, allowed) from None
             allowed = f"another one for layer {name!r} ({error})"
             raise ConfigError(f"{part}_quantizer", kind, allowed) from None
-    return made
+    weight_quantizer, input_quantizer = made
+    return weight_quantizer, input_quantizer
 
 
-def _convert(layer: nn.Module, name: str, config: QuantConfig, entry: LayerReport) -> None:
-    weight_quantizer, input_quantizer = _quantizers(name, layer, config.for_layer(name), config)
-    output_scale = OutputScale() if entry.output_scale else None
+def _convert(layer: nn.Module, name: str, config: QuantConfig, parts: _Parts) -> None:
     layer.__class__ = _QUANT_LAYERS[type(layer)]
     assert isinstance(layer, _QuantLayer)
-    layer.set_parts(weight_quantizer, input_quantizer, output_scale)
+    layer.set_parts(*parts)
     for child in ("weight_quantizer", "input_quantizer", "output_scale"):
         part = getattr(layer, child)
         if part is not None:
@@ -242,7 +234,7 @@ def _convert(layer: nn.Module, name: str, config: QuantConfig, entry: LayerRepor
 
 
 def _layers_before_a_norm(model: nn.Module) -> set[nn.Module]:
-    """Return layers followed by a trainable norm: their ``norm`` child, or next in a Sequential."""
+    """Return layers with a trainable norm as their ``norm`` child or next in a Sequential."""
     found: set[nn.Module] = set()
     for module in model.modules():
         norm = getattr(module, "norm", None)
@@ -259,23 +251,13 @@ def _layers_before_a_norm(model: nn.Module) -> set[nn.Module]:
 
 
 def _is_trainable_norm(module: nn.Module) -> bool:
-    """Return whether a module is a trainable norm, or made of norms (one per FPN level)."""
+    """Return whether a module is a trainable norm, or consists of norms (one per FPN level)."""
     parts = list(module.modules())
     return (
         any(isinstance(part, _NORMS) for part in parts)
         and not any(isinstance(part, _WEIGHT_LAYERS) for part in parts)
         and any(p.requires_grad for p in module.parameters())
     )
-
-
-def _with_ties(plan: _Plan) -> _Plan:
-    """Return the plan with the layers marked that have an earlier one's weight."""
-    first: dict[int, str] = {}
-    marked: _Plan = []
-    for name, layer, entry in plan:
-        owner = first.setdefault(id(getattr(layer, "weight", layer)), name)
-        marked.append((name, layer, entry if owner == name else replace(entry, tied_to=owner)))
-    return marked
 
 
 def _examples(layers: Sequence[tuple[str, nn.Module]]) -> str:

@@ -1,4 +1,4 @@
-"""From quantized layers back to torch's own, with what they compute as ordinary weights."""
+"""Conversion of quantized layers back to torch's own, with ordinary weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tr_det.core.nn.layers import LATENT, QuantConv2d, QuantLinear
 def dequantize_model(model: nn.Module) -> int:
     """Replace quantized layers by full-precision ones with de-quantized weights, in place.
 
-    Parameter names are those of the model before `quantize_model`. What a layer's grid does to the
-    scale of its output, by its weight, its input and its output scale, goes into the weight:
+    Parameter names are those of the model before `quantize_model`. The factors that a layer's grids
+    and its output scale put on its output are folded into the weight:
 
         output_scale * f(q(x), w_q) + bias = f(x, output_scale * gain * w_q) + bias
 
@@ -25,10 +25,10 @@ def dequantize_model(model: nn.Module) -> int:
         How many layers were replaced.
 
     Raises:
-        RuntimeError: a scale that was never set.
+        RuntimeError: a scale has never been set.
     """
     layers = [layer for _, layer in quantized_layers(model)]
-    # All first: layers may share a weight.
+    # All before the first copy: layers may share a weight.
     weights = [dequantized_weight(layer) for layer in layers]
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight.copy_(weight)
@@ -52,7 +52,7 @@ def dequantize_layers(model: nn.Module) -> int:
 
 @torch.no_grad()
 def dequantized_weight(layer: QuantConv2d | QuantLinear) -> Tensor:
-    """Return the weight with which a full-precision layer does what this one does."""
+    """Return the weight of an equivalent full-precision layer, in the latent weight's shape."""
     for part in layer.parts():
         part.require_calibrated()
     weight = layer.quantized_weight()

@@ -1,10 +1,9 @@
-"""Quantized inputs made again in the backward pass instead of kept.
+"""Quantized inputs that are recomputed in the backward pass instead of stored.
 
-A quantized layer has two inputs to remember where a full-precision one has one: x, which the ReLU
-before it keeps anyway, and x_q, for the gradient of the weight. x_q is a pure function of x, so
-with `recomputed_input` autograd keeps a recipe in its place: activations are stored once, as in
-full precision, and each layer's input is quantized once more in the backward pass, to the same
-bits.
+Autograd stores one activation for a full-precision layer and two for a quantized one: x, which the
+ReLU before it stores anyway, and x_q, for the gradient of the weight. x_q is a pure function of x.
+With `recomputed_input` only x is stored, as in full precision, and the backward pass quantizes it
+again, to the same bits.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _Layout = tuple[torch.Size, tuple[int, ...]]
 def recomputed_input(
     x: Tensor, x_q: Tensor, quantize: Callable[[Tensor], Tensor]
 ) -> AbstractContextManager[Any]:
-    """Return a context in which what autograd saves of x_q is ``quantize(x)`` when needed.
+    """Return a context in which autograd recomputes x_q as ``quantize(x)`` instead of saving it.
 
-    Other tensors, and copies that autocast or padding make of x_q, are kept as usual. Changing x
-    before the backward pass is an error, as it is without this.
+    Other tensors, and copies that autocast or padding make of x_q, are saved as usual. Changing x
+    before the backward pass is an error, as it is without this context.
 
     Args:
-        x: a layer's input.
-        x_q: ``quantize(x)``.
-        quantize: a pure function: what it gives in the backward pass must be what it gave.
+        x: a layer's input, any shape.
+        x_q: ``quantize(x)``, the same shape.
+        quantize: a pure function.
     """
     source = x.detach()
     identity = (x_q.data_ptr(), x_q.dtype, x_q.numel())
@@ -42,7 +41,7 @@ def recomputed_input(
 
     def unpack(packed: tuple[Tensor, int, _Layout | None]) -> Tensor:
         tensor, version, layout = packed
-        if tensor._version != version:  # autograd's own check does not look behind hooks
+        if tensor._version != version:  # autograd's own check does not cover hooks
             raise RuntimeError(
                 "a tensor needed for gradient computation has been modified by an inplace "
                 f"operation: is at version {tensor._version}; expected version {version} instead"
@@ -50,7 +49,7 @@ def recomputed_input(
         if layout is None:
             return tensor
         with torch.no_grad():
-            # The same layout as in the forward pass, so that a view of it is the same view.
+            # In the forward pass's layout, so that views of x_q are the same.
             return quantize(tensor).as_strided(*layout)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

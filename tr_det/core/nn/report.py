@@ -1,4 +1,4 @@
-"""What `quantize_model` did, layer by layer."""
+"""The report of `quantize_model`, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class LayerReport:
 
     Attributes:
         name: full dotted name.
-        kind: class name before this call.
+        kind: class name before the conversion.
         num_weights: elements of its weight.
         weight_bits: 1 to 8, or 32.
         act_bits: of its input, 1 to 8, or 32.
         signed_input: whether the input's grid is signed.
         output_scale: whether it has a learnable output scale.
         reason: why it was left alone; empty if it was quantized.
-        tied_to: the earlier layer that has the same weight, or empty.
+        tied_to: the earlier layer with the same weight, or empty.
     """
 
     name: str
@@ -38,7 +38,7 @@ class QuantReport:
 
     Attributes:
         layers: one entry per layer.
-        other_parameters: parameters outside those weights (biases, norms), always kept in 32 bits.
+        other_parameters: number of the other parameters (biases, norms), always 32 bits.
     """
 
     layers: tuple[LayerReport, ...]

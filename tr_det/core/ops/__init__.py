@@ -1,14 +1,6 @@
-"""Straight-through estimators: pure functions with hand-written gradients.
+"""Straight-through estimators: functions with hand-written gradients, fused where possible."""
 
-Fused implementations live behind these same functions; nothing above this folder needs to know.
-"""
-
-from tr_det.core.ops.affine import (
-    affine_codes,
-    affine_quantize,
-    affine_recode_,
-    affine_values,
-)
+from tr_det.core.ops.affine import affine_codes, affine_quantize, affine_recode_, affine_values
 from tr_det.core.ops.affine_compiled import fingerprint
 from tr_det.core.ops.affine_grid import SCALE_FLOOR, Affine, Estimator
 from tr_det.core.ops.affine_step import FREE, LayerStep, SGDOptions

@@ -36,7 +36,7 @@ typedef struct {
   int32_t base, low_code, high_code, fixed, sign, bent, clipped_only, offset;
 } Affine;
 
-/* What shares a scale, or, where neighbours are of different channels, all channels once. */
+/* Elements that share a scale or, where the channel changes with each element, all channels once. */
 typedef struct {
   const float *scale, *shift;
   int64_t end;
@@ -53,7 +53,7 @@ static Run run_at(int64_t i, int64_t end, const float *scale, const float *shift
 
 static inline float floored(float s) { return s < 1e-8f ? 1e-8f : s; }
 
-/* Statements for every i of n, with s, z and step; where these are constant they are hoisted. */
+/* Statements for every i < n, with s, z and step, which are hoisted where they are constant. */
 #define FOR_ELEMENTS(...)                                                              \
   if (run.each && run.shift)                                                           \
     for (int32_t i = 0; i < n; i++) ELEMENT(run.scale[i], run.shift[i], __VA_ARGS__)   \
@@ -147,19 +147,19 @@ EACH_CPU static int32_t recode_run(const float *restrict x, uint8_t *restrict co
   return changed;
 }
 
-/* A statement for each run of each chunk, from i on and n long. */
+/* A statement for each run of each chunk: elements i to i + length. */
 #define FOR_RUNS(...)                                                            \
   for (int64_t start = 0; start < n; start += CHUNK) {                           \
     int64_t end = n - start < CHUNK ? n : start + CHUNK;                         \
     for (int64_t i = start; i < end;) {                                          \
       Run run = run_at(i, end, scale, shift, channels, inner);                   \
       int32_t length = (int32_t)(run.end - i);                                   \
-      __VA_ARGS__;                                                                     \
+      __VA_ARGS__;                                                               \
       i = run.end;                                                               \
     }                                                                            \
   }
 
-/* out = the values that stand for x. */
+/* out = the quantized values of x. */
 void quantize(const float *x, float *out, const float *scale, const float *shift, int64_t n,
               int64_t channels, int64_t inner, const Affine *a, int threads) {
   FOR_CHUNKS FOR_RUNS(quantize_run(x + i, out + i, length, run, *a))

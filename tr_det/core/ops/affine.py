@@ -1,14 +1,13 @@
 """Quantization to affine grids, with a choice of straight-through gradients.
 
-`Affine` says what a grid is: Eq. 13 of the paper, LSQ, EWGS, uniform grids with a zero point, per
-tensor or per channel. `affine_plain` is the definition of values and gradients. `affine_compiled`
-gives the same floats to the bit, `affine_triton` the same codes to the bit and the same gradients
-up to float rounding, in fewer passes.
+An `Affine` describes a grid: Eq. 13 of the paper, LSQ, EWGS, uniform grids with a zero point, per
+tensor or per channel. `affine_plain` defines values and gradients. `affine_compiled` gives the same
+floats to the bit, `affine_triton` the same codes to the bit and the same gradients up to float
+rounding, in fewer passes.
 
 Deviations from the papers:
   * sign(0) is +1 (0 would not be a level of a binary quantizer);
-  * s is floored at ``SCALE_FLOOR`` so that a learned scale cannot reach zero; its gradient still
-    passes.
+  * s is at least ``SCALE_FLOOR``, so that a learned scale cannot reach zero; its gradient passes.
 
 Rounding is half to even.
 """
@@ -24,13 +23,8 @@ from torch.nn import Parameter
 
 from tr_det.core.ops.affine_compiled import gradients_compiled, quantize_compiled, recode_compiled
 from tr_det.core.ops.affine_grid import Affine
-from tr_det.core.ops.affine_plain import (
-    codes_plain,
-    gradients_plain,
-    quantize_plain,
-    values_plain,
-)
-from tr_det.core.ops.backends import has_triton, is_watched
+from tr_det.core.ops.affine_plain import codes_plain, gradients_plain, quantize_plain, values_plain
+from tr_det.core.ops.backends import has_triton, is_traced
 
 
 class _AffineQuantize(torch.autograd.Function):
@@ -38,10 +32,9 @@ class _AffineQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
-        # What backward keeps is x itself, not a mask of what was clipped. x costs nothing: it is a
-        # Parameter, or the output of a ReLU, which keeps the same storage for its own backward, or
-        # what the full-precision layer would have kept. A mask would come on top, at one bit or
-        # one byte per element, and dL/dscale needs x anyway.
+        # Backward saves x itself, not a mask of what was clipped. x costs no memory: it is a
+        # Parameter, or the output of a ReLU, which saves the same storage for its own backward, or
+        # what the full-precision layer would have saved. And dL/dscale needs x anyway.
         ctx.save_for_backward(x, scale, shift)
         ctx.affine = affine
         quantize, _ = _implementation(x, scale)
@@ -58,10 +51,8 @@ class _AffineQuantize(torch.autograd.Function):
         grad_x, grad_scale, grad_shift = gradients(
             grad, x, scale, shift, ctx.affine, want_scale, want_shift
         )
-        if grad_scale is not None and grad_scale.dtype != scale.dtype:
-            grad_scale = grad_scale.to(scale.dtype)
-        if grad_shift is not None and grad_shift.dtype != shift.dtype:
-            grad_shift = grad_shift.to(shift.dtype)
+        grad_scale = None if grad_scale is None else grad_scale.to(scale.dtype)
+        grad_shift = None if grad_shift is None else grad_shift.to(shift.dtype)
         return (grad_x if want_x else None), grad_scale, grad_shift, None
 
 
@@ -73,9 +64,9 @@ Gradients = Callable[
 
 
 def _implementation(x: Tensor, scale: Tensor) -> tuple[Quantize, Gradients]:
-    """Return the functions that are quickest for a tensor; all give the same codes."""
-    # Subclasses may have no memory to point a kernel at.
-    if is_watched() or type(x) not in (Tensor, Parameter):
+    """Return the fastest functions for a tensor; all give the same codes."""
+    # Subclasses may have no memory of their own.
+    if is_traced() or type(x) not in (Tensor, Parameter):
         return quantize_plain, gradients_plain
     if x.is_cpu:
         return quantize_compiled, gradients_compiled
@@ -129,7 +120,9 @@ def affine_quantize(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affi
 
 @torch.no_grad()
 def affine_codes(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
-    """Return the integer codes of x, int8 or uint8 (`Affine.code_dtype`); no gradient.
+    """Return the integer codes of x, in its shape and ``affine.code_dtype``; no gradient.
+
+    Arguments as of `affine_quantize`.
 
     >>> uniform = Affine(0, 3, divisor=3, offset=True)  # 4 levels from shift to shift + scale
     >>> x = torch.tensor([-1.0, 0.2, 0.9])
@@ -142,9 +135,9 @@ def affine_codes(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine)
 
 
 def affine_values(codes: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
-    """Return the float32 values of integer codes; see `affine_codes`.
+    """Return the float32 values of integer codes, in their shape; see `affine_codes`.
 
-    Differentiable in scale and shift, of which a value is a linear function.
+    Differentiable in scale and shift, in which a value is linear.
     """
     return values_plain(codes, scale, shift, affine)
 

@@ -1,8 +1,7 @@
 """Affine grids on CPUs by the kernels of `affine.c`: one pass each, where torch takes several.
 
-All numbers are those of `affine_plain` to the bit: whether a machine has a compiler changes none.
-Where the kernels cannot be given a tensor (other dtypes, gaps, no compiler), that file does the
-work.
+All numbers equal those of `affine_plain` to the bit, which is used where the kernels cannot be
+(other dtypes, tensors with gaps, no compiler).
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from tr_det.core.ops.affine_plain import (
     scale_gradient,
     shift_gradient,
 )
-from tr_det.core.ops.backends import channels_of, is_watched
+from tr_det.core.ops.backends import channels_of, is_traced
 from tr_det.core.ops.build import library
 
 FEW = 32_768
-"""Elements that one thread works through at a time; kernels without threads get no more of them
-where torch would use several."""
+"""Elements that one thread processes at a time; kernels without threads are not used for more where
+torch would use several threads."""
 
 
 def kernels_for(
     affine: Affine, x: Tensor, scale: Tensor, shift: Tensor | None, other: Tensor | None = None
 ) -> ctypes.CDLL | None:
-    """Return the kernels if they can be given these tensors.
+    """Return the kernels if they can process these tensors, else None.
 
     Args:
         affine: the grid.
         x: what is quantized.
         scale: its scale.
         shift: its shift, if it has one.
-        other: a tensor of x's shape that is read or written along with it: a gradient of x's
-            dtype, or codes.
+        other: a tensor of x's shape that is read or written as well: a gradient of x's dtype, or
+            codes.
     """
     kernels = library()
     if (
@@ -72,7 +71,7 @@ def _in_step(x: Tensor, other: Tensor) -> bool:
 
 
 def _fits(scale: Tensor, x: Tensor, axis: int) -> bool:
-    """Return whether there is one scale after the other for each of x's channels."""
+    """Return whether a scale is dense, with one number per channel of x."""
     return scale.shape == x.shape[axis : axis + 1 or None] and scale.is_contiguous()
 
 
@@ -126,7 +125,7 @@ def gradients_compiled(
         return gradients_plain(grad, x, scale, shift, affine, want_scale, want_shift)
     out, products = torch.empty_like(x), None
     by_products = want_scale and has_products(shift, affine)
-    if by_products or affine.estimator == "ewgs":  # whose kernel writes them, wanted or not
+    if by_products or affine.estimator == "ewgs":  # whose kernel always writes them
         products = torch.empty_like(x)
     kernels.gradient(
         grad.data_ptr(),
@@ -138,7 +137,7 @@ def gradients_compiled(
     grad_scale = None
     if by_products:
         grad_scale = scale_gradient(out, x, products, scale, affine)
-    elif want_scale:  # reading a number blocks nothing on a CPU, and costs less than a tensor
+    elif want_scale:  # on a CPU, reading the number is cheaper than a tensor operation
         grad_scale = inner(out, x).div_(-max(scale.item(), SCALE_FLOOR))
     return out, grad_scale, shift_gradient(out, grad, affine) if want_shift else None
 
@@ -146,8 +145,8 @@ def gradients_compiled(
 def recode_compiled(
     x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine, codes: Tensor
 ) -> Tensor | None:
-    """Do what `affine_recode_` does, or return None if the kernels do not fit."""
-    kernels = None if is_watched() else kernels_for(affine, x, scale, shift, codes)
+    """Do what `affine_recode_` does, or return None if the kernels cannot be used."""
+    kernels = None if is_traced() else kernels_for(affine, x, scale, shift, codes)
     if kernels is None:
         return None
     arguments = _rest(x, scale, shift, affine)
@@ -155,9 +154,9 @@ def recode_compiled(
 
 
 def fingerprint(x: Tensor) -> int:
-    """Return a hash of a few of a weight's elements; 0 where that cannot be had for nearly nothing.
+    """Return a hash of a few elements of a weight, or 0 where the kernel cannot be used.
 
-    It tells an edit through ``x.data``, which leaves no other trace.
+    It detects an edit through ``x.data``, which does not change the tensor's version.
     """
     if not x.is_cpu or x.dtype != torch.float32 or not x.is_contiguous():
         return 0

@@ -1,4 +1,4 @@
-"""What a kernel must know of an affine grid besides tensors."""
+"""The description of an affine grid that all implementations share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 SCALE_FLOOR = 1e-8
-"""Smallest scale that is divided by."""
+"""Lower bound of a scale where it divides."""
 
 Estimator = Literal["clip", "round", "ewgs", "identity"]
 
@@ -31,9 +31,9 @@ class Affine:
         low: smallest code.
         high: largest code, ``high - low <= 255``.
         divisor: the step is ``scale / divisor``.
-        unit: what ``mul * code + add = 1`` is worth on an output grid that is fixed; None for the
-            step: values are then in units of x.
-        mul: with ``add``, from codes to multiples of the unit.
+        unit: the value of ``mul * code + add = 1`` on a fixed output grid; None for the step:
+            values are then in units of x.
+        mul: with ``add``, maps codes to multiples of the unit.
         add: see ``mul``.
         lead: 0.5 where levels lie half a step above the multiples of the step, as on a grid
             without zero (with ``add=0.5``).
@@ -42,8 +42,8 @@ class Affine:
         axis: dimension of x along which scale and shift vary; None: one of each per tensor.
         estimator: where the gradient passes: "clip" where t is within the bounds, "round" where
             round(t) is, "identity" everywhere; "ewgs" is "clip" times ``1 + delta sign(g) (clip(t)
-            - round(t))`` (Lee et al., CVPR 2021). The bounds belong to what passes.
-        scale_by_clipped: whether dL/dscale leaves out what rounding contributes (PACT).
+            - round(t))`` (Lee et al., CVPR 2021). At the bounds it passes.
+        scale_by_clipped: whether dL/dscale omits the contribution of rounding (PACT).
         delta: of "ewgs", in units of codes.
         offset: whether the shift is added to the value, as asymmetric grids do.
 
@@ -87,7 +87,7 @@ class Affine:
 
     @property
     def spread(self) -> float:
-        """What dL/dx is divided by besides s where the output grid is fixed."""
+        """The divisor of dL/dx besides s where the output grid is fixed."""
         assert self.unit is not None
         return 1.0 / (self.divisor * self.unit * self.slope)
 
@@ -99,7 +99,7 @@ class Affine:
             return -math.inf, math.inf
         if self.estimator != "round":
             return low, high
-        # Half to even: the tie next to an even bound is rounded to it, next to an odd one away.
+        # Half to even: the tie beyond an even bound is rounded to it, beyond an odd one away.
         ties = torch.tensor([low - 0.5, high + 0.5])
         inner = torch.nextafter(ties, torch.zeros(2))
         even = torch.tensor([low % 2 == 0, high % 2 == 0])
@@ -121,7 +121,7 @@ class Affine:
             self.spread if fixed else 1.0,
             self.slope,
             self.mul,
-            plus or -0.0,  # adds nothing, not even to the sign of zero
+            plus or -0.0,  # x + -0.0 is x, also for -0.0
             self.mul * self.low + self.add,
             self.mul * self.high + self.add,
             self.delta,

@@ -1,7 +1,7 @@
-"""Affine grids and their gradients in torch operations: the definition of what the others compute.
+"""Affine grids and their gradients in torch operations: the definition of all implementations.
 
-Serves every device, and compilers, which fuse it. On CPUs the C kernels give the same floats to the
-bit, so the order of operations here is theirs.
+For every device, and for compilers, which fuse it. The order of operations is that of the C
+kernels, which give the same floats to the bit.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tr_det.core.ops.affine_grid import SCALE_FLOOR, Affine
-from tr_det.core.ops.backends import is_watched
+from tr_det.core.ops.backends import is_traced
 
 _DOT_BLOCK = 2**20
-"""Longest float32 dot product: BLAS adds one after the other, so errors grow with the length."""
+"""Longest float32 dot product: BLAS adds in sequence, so errors grow with the length."""
 
 
 def codes_plain(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
@@ -41,10 +41,9 @@ def values_plain(codes: Tensor, scale: Tensor, shift: Tensor | None, affine: Aff
 
 
 def quantize_plain(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) -> Tensor:
-    """Return the values that stand for x, in its dtype; arguments as of `codes_plain`.
+    """Return the quantized values of x, in its shape and dtype; arguments as of `codes_plain`.
 
-    One new tensor and a few passes over it in place: on CPUs most of the cost is memory that is
-    touched for the first time.
+    In place on one new tensor: on CPUs the first access to new memory is most of the cost.
     """
     wide, scale, shift = _prepared(x, scale, shift, affine)
     t = wide if affine.sign else _quotient(wide, scale, shift, affine)
@@ -76,7 +75,7 @@ def gradients_plain(
         no unit  dL/dx = g F M k                       dL/dscale = sum(g (m - M F k u)) / divisor
         both     dL/dshift = -sum(dL/dx), and with offset + sum(g)
 
-    Without unit and with ``scale_by_clipped``, m stands for F k u.
+    Without unit and with ``scale_by_clipped``, m replaces F k u.
 
     Args:
         grad: g, shape and dtype of x.
@@ -89,7 +88,7 @@ def gradients_plain(
 
     Returns:
         dL/dx, in the shape and dtype of x; the others in the shape of scale, float32 (float64 for
-        float64), or None. Elements of x that are NaN pass the gradient, so that they show.
+        float64), or None. The gradient passes at elements that are NaN, so that they propagate.
     """
     dtype, small = x.dtype, scale
     x, scale, shift = _prepared(x, scale, shift, affine)
@@ -127,7 +126,7 @@ def gradients_plain(
 
 
 def has_products(shift: Tensor | None, affine: Affine) -> bool:
-    """Return whether dL/dscale is summed from an array of products, not from dL/dx and x."""
+    """Return whether dL/dscale is the sum of an array of products, not a dot product."""
     return affine.unit is None or shift is not None or affine.axis is not None
 
 
@@ -149,7 +148,7 @@ def shift_gradient(grad_x: Tensor, grad: Tensor, affine: Affine) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Return sum(a b) of two tensors of one shape, 0-d; on CPUs without a tensor of products."""
-    if is_watched() or not a.is_cpu:
+    if is_traced() or not a.is_cpu:
         return (a * b).sum()
     a, b = _flat_alike(a, b)
     if a.ndim != 1:
@@ -162,7 +161,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _flat_alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as 1-d views in the order of memory, or as they are if they differ in layout."""
+    """Return both as 1-d views in memory order, or unchanged if their layouts differ."""
     if a.is_contiguous() and b.is_contiguous():
         return a.view(-1), b.view(-1)
     last = torch.channels_last
@@ -172,7 +171,7 @@ def _flat_alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum(x: Tensor, affine: Affine) -> Tensor:
-    """Sum over everything that shares a scale."""
+    """Return the sums over elements that share a scale."""
     if affine.axis is None:
         return x.sum()
     kept = affine.axis % x.ndim
@@ -183,7 +182,7 @@ def _sum(x: Tensor, affine: Affine) -> Tensor:
 def _prepared(
     x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return x, s and shift in the precision of the arithmetic, the latter two to broadcast."""
+    """Return x, s and shift in the precision of the computation, s and shift broadcastable to x."""
     x = _wide(x)  # a quotient in half precision would fall on the wrong side of a transition point
     scale = scale.to(x.dtype).clamp_min(SCALE_FLOOR)
     shift = None if shift is None else shift.to(x.dtype)
@@ -206,7 +205,7 @@ def _quotient(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affine) ->
 
 
 def _multiples(x: Tensor, t: Tensor, affine: Affine) -> Tensor:
-    """Return mul * code + add, in the memory of t but for signs, which need none; NaN stays."""
+    """Return mul * code + add, in place on t unless by sign; NaN stays NaN."""
     if affine.sign:
         below, above = (float(affine.mul * code + affine.add) for code in (affine.low, affine.high))
         return torch.where(x < 0, below, torch.where(x >= 0, above, x)).to(x.dtype)

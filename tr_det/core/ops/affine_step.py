@@ -1,4 +1,4 @@
-"""What the one-pass update of a quantized weight reads and writes; see `affine_step_triton`."""
+"""The arguments of the one-pass update of quantized weights in `affine_step_triton`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from tr_det.core.ops.affine_grid import Affine
 
 FREE = -128
-"""In `LayerStep.held`: the code follows its weight."""
+"""The number in `LayerStep.held` of a weight that is not held."""
 
 
 @dataclass(frozen=True)
 class SGDOptions:
-    """As of ``torch.optim.SGD``."""
+    """The options of ``torch.optim.SGD``."""
 
     momentum: float = 0.0
     dampening: float = 0.0
@@ -25,7 +25,7 @@ class SGDOptions:
 
 @dataclass(frozen=True)
 class LayerStep:
-    """One quantized weight and what its update reads and writes.
+    """The tensors and the grid of one quantized weight.
 
     Attributes:
         weight: float32, dense; written.
@@ -36,7 +36,7 @@ class LayerStep:
         affine: the grid.
         scale: float32; 0-d, or (channels,) and dense if the grid has an axis.
         shift: likewise, or None for 0.
-        held: int8, strides of weight: the code where it is not ``FREE``; None: all are free.
+        held: int8, strides of weight: the code of a held weight, else ``FREE``; None: none is held.
     """
 
     weight: Tensor

@@ -1,4 +1,4 @@
-"""What there is to run kernels with, and how numbers get there."""
+"""Helpers for choosing and launching kernels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def is_watched() -> bool:
-    """Return whether somebody records or replaces torch operations, and would miss a kernel.
+def is_traced() -> bool:
+    """Return whether torch operations are recorded or replaced, where a kernel would be missed.
 
-    That is a compiler, a tracer (TorchScript, ONNX) or a dispatch mode (``make_fx``, counters).
+    That is by a compiler, a tracer (TorchScript, ONNX) or a dispatch mode (``make_fx``, counters).
     """
     return (
         torch.compiler.is_compiling()
@@ -31,9 +31,9 @@ def is_watched() -> bool:
 
 
 def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers as a vector on a device, without waiting for what that does."""
-    here = torch.tensor(numbers, dtype=dtype)
-    pinned = here.pin_memory() if device.type == "cuda" else here
+    """Return numbers as a vector on a device, without synchronising with it."""
+    vector = torch.tensor(numbers, dtype=dtype)
+    pinned = vector.pin_memory() if device.type == "cuda" else vector
     return pinned.to(device, non_blocking=True)
 
 
@@ -43,10 +43,10 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def channels_of(x: Tensor, axis: int | None) -> tuple[int, int]:
-    """Return how many channels a dense tensor has and how many elements lie within one.
+    """Return the channels of a dense tensor and the elements of one channel in a row in memory.
 
-    So the channel of the i-th element in memory is ``i // within % channels``.
+    So the channel of the i-th element in memory is ``i // in_a_row % channels``.
     """
     if axis is None or x.shape[axis] <= 1:
         return 1, max(x.numel(), 1)
-    return x.shape[axis], x.stride(axis)  # in a dense tensor, that is what lies within one index
+    return x.shape[axis], x.stride(axis)

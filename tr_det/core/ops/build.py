@@ -1,8 +1,8 @@
-"""C kernels built on the machine they run on, once, in half a second; or not at all.
+"""The build of the C kernels at first use, with the machine's own compiler.
 
-A wheel per platform would be needed otherwise. It is what Triton does for its launchers: the
-compiler of the machine (``$CC``, ``cc``, ``gcc`` or ``clang``), and a cache in the user's folder.
-Without a compiler, or with ``TR_DET_COMPILE=0``, torch operations serve; numbers are the same.
+It takes half a second and needs no wheel per platform; Triton builds its launchers in the same way.
+The compiler is ``$CC``, ``cc``, ``gcc`` or ``clang``; the result is cached in the user's folder.
+Without a compiler, or with ``TR_DET_COMPILE=0``, torch operations give the same numbers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FLAGS = (
     "-fno-math-errno",  # lets rintf become an instruction
     "-fno-trapping-math",
 )
-# Threads are those of torch: its OpenMP library has been loaded, and by not naming one to the
-# linker this library takes it, where a second one would run threads of its own against the first.
+# OpenMP is not named to the linker, so that the kernels use the library that torch has loaded: a
+# second one would run its own threads in competition with torch's.
 CHOICES: tuple[tuple[str, ...], ...] = (
     ("-fopenmp",),
     ("-fopenmp", "-DNO_CLONES"),
@@ -38,14 +38,14 @@ CHOICES: tuple[tuple[str, ...], ...] = (
     ("-DNO_CLONES",),
 )
 SECONDS = 60
-"""Longest time a compiler is given."""
+"""Time limit of a compiler call."""
 
 _log = logging.getLogger(__name__)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the kernels, built now if they have not been before; None if that is not possible."""
+    """Return the kernels, built now unless cached; None if that is not possible."""
     if os.environ.get(SWITCH, "1") == "0":
         return None
     compiler = _compiler()
@@ -66,20 +66,20 @@ def library() -> ctypes.CDLL | None:
 
 
 def cache_folder() -> Path:
-    """Return where built kernels are kept: ``$XDG_CACHE_HOME/tr_det`` or ``~/.cache/tr_det``."""
+    """Return the folder of built kernels: ``$XDG_CACHE_HOME/tr_det`` or ``~/.cache/tr_det``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tr_det"
 
 
 def build(compiler: str, folder: Path) -> ctypes.CDLL:
-    """Return the kernels, from the folder if they are there.
+    """Return the kernels from a folder, built into it if they are missing.
 
     Args:
         compiler: a C compiler that takes GCC's options.
-        folder: where they are kept; made if it is missing. Several processes may build at once.
+        folder: the cache, created if missing. Several processes may build at once.
 
     Raises:
-        OSError: if the folder cannot be written or no choice of flags gives what can be loaded.
+        OSError: if the folder cannot be written or no choice of flags gives a loadable library.
         subprocess.SubprocessError: if the compiler fails with every choice.
     """
     parts = (SOURCE.read_bytes(), compiler.encode(), repr((FLAGS, CHOICES)).encode())
@@ -94,10 +94,10 @@ def build(compiler: str, folder: Path) -> ctypes.CDLL:
 
 
 def _first_that_loads(compiler: str, folder: Path) -> Path:
-    """Return a library that was built with the first choice of flags that works."""
+    """Return a library built with the first choice of flags that works."""
     error: Exception = OSError("no choice of flags")
     for index, choice in enumerate(CHOICES):
-        # A name of its own: a loader remembers what it tried under a name.
+        # Separate names: a loader caches what it tried under a name.
         compiled, linked = folder / f"{index}.o", folder / f"{index}.so"
         try:
             _run(compiler, *FLAGS, *choice, "-c", str(SOURCE), "-o", str(compiled))

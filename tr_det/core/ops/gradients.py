@@ -1,4 +1,4 @@
-"""Functions that change a gradient and no value."""
+"""Functions that change gradients, not values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _PassGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Return x; its gradient is multiplied by the factor.
+    """Return x, any shape; its gradient is multiplied by the factor.
 
     >>> x = torch.tensor(3.0, requires_grad=True)
     >>> scale_gradient(x, 0.5).square().backward(); x.grad.item()
@@ -41,7 +41,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
-    """Return the value, a function of x of the same shape and dtype; x gets its gradient as it is.
+    """Return the value, of x's shape and dtype; its gradient passes to x unchanged.
 
     >>> x = torch.tensor([0.2, 0.7], requires_grad=True)
     >>> pass_gradient(x, x.detach().round()).sum().backward(); x.grad.tolist()
@@ -52,7 +52,7 @@ def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
 
 
 def at_least(x: Tensor, smallest: float) -> Tensor:
-    """Return max(x, smallest); the gradient passes everywhere.
+    """Return max(x, smallest), in x's shape; the gradient passes everywhere.
 
     >>> x = torch.tensor(-1.0, requires_grad=True)
     >>> y = at_least(x, 0.5); y.backward(); (y.item(), x.grad.item())

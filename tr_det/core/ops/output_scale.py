@@ -1,18 +1,18 @@
 """A layer's output times a learnable scalar, without keeping the unscaled output.
 
-For a layer that is linear in its weight, ``y = s f(x, w)``, autograd's own product would keep
+For a layer that is linear in its weight, ``y = s f(x, w)``, autograd's own product would save
 ``f(x, w)``, as large as the output, for
 
     dL/ds = sum(g f(x, w)),    g = dL/dy.
 
-The same number is there already in the size of the weight: f is linear in w, so with
-``dL/dw = s f_w(x)^T g``, Euler's identity gives
+The gradient of the weight is enough: f is linear in w, so with ``dL/dw = s f_w(x)^T g``, Euler's
+identity gives
 
     dL/ds = <dL/dw, w> / s.
 
-So `tie_scale` hands the weight on and computes dL/ds from the gradient that comes back to it, and
-`scale_output` multiplies in place. Values are those of ``f(x, w) * s``; dL/ds is the same up to
-float rounding. At s = 0, which training does not meet but by assignment, dL/ds is given as 0.
+So `tie_scale` returns the weight and computes dL/ds from its gradient, and `scale_output`
+multiplies in place. Values are those of ``f(x, w) * s``; dL/ds is the same up to float rounding. At
+s = 0, which does not occur in training, dL/ds is 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _TieScale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, scale)  # the layer keeps the same weight for dL/dx
+        ctx.save_for_backward(weight, scale)  # the layer saves the same weight for dL/dx
         return weight.view_as(weight)
 
     @staticmethod
@@ -56,7 +56,7 @@ class _ScaleOutput(torch.autograd.Function):
 
 
 def tie_scale(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return the weight; gradients that come back to it give that of the scale.
+    """Return the weight; from its gradient follows that of the scale.
 
     Args:
         weight: w of a function linear in w, any shape.
@@ -70,8 +70,8 @@ def scale_output(output: Tensor, scale: Tensor) -> Tensor:
     """Multiply by the scale in place; gradients go to the output alone.
 
     Args:
-        output: of a function of a weight from `tie_scale`; nobody else may need its values, and
-            autograd does not, if the function is a convolution or a matrix product.
+        output: of a convolution or matrix product with a weight from `tie_scale`, any shape; its
+            unscaled values must not be needed elsewhere.
         scale: 0-d.
 
     >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]], requires_grad=True)

@@ -1,8 +1,8 @@
-"""The controllers of all quantized layers: their state in the groups, their lines as vectors.
+"""The controllers of all quantized layers, advanced together as vectors.
 
-Lines 2 to 4 of Algorithm 1 (*Scheduling Weight Transitions for QAT*, ICCV 2025) for every layer at
-once, on the parameters' device and without bringing a value to the host. Only ``tr_factor="auto"``
-reads the measured rates, once, when its probe ends.
+Lines 2 to 4 of Algorithm 1 (*Scheduling Weight Transitions for QAT*, ICCV 2025), on the parameters'
+device and without reading a value from it. Only ``tr_factor="auto"`` reads the measured rates, once
+when its probe ends.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import (
     BASE_LR,
     BITS,
+    CORRECTION,
     FACTOR,
-    MASS,
     NAME,
     QUANTIZER,
     RATE,
@@ -64,28 +64,26 @@ class TransitionMetrics:
     rate: Tensor
 
     @classmethod
-    def of(cls, groups: list[Group], at_rest: set[int]) -> TransitionMetrics:
-        """Collect what the groups show; ``at_rest`` has the ids of those the step left alone."""
-        if not groups:
-            return cls((), *(torch.zeros(0) for _ in range(4)))
-        rates = [torch.zeros_like(g[RATE]) if id(g) in at_rest else g[RATE] for g in groups]
+    def of(cls, groups: list[Group], left_alone: set[int]) -> TransitionMetrics:
+        """Collect from TR groups; ``left_alone`` has the ids of those that had no gradient."""
+        rates = [torch.zeros_like(g[RATE]) if id(g) in left_alone else g[RATE] for g in groups]
         return cls(
             names=tuple(group[NAME] for group in groups),
             target=torch.tensor([group[TARGET_TR] for group in groups]),
             running=stack(groups, RUNNING_TR),
             talr=stack(groups, TALR),
-            rate=torch.stack(rates),
+            rate=torch.stack(rates) if rates else torch.zeros(0),
         )
 
 
 class _Constants(NamedTuple):
-    """Vectors over the active layers, on their device: float32, the last one bool."""
+    """Vectors of shape (active layers,) on their device: float32, the last one bool."""
 
     root_bits: Tensor  # sqrt(b)
     base: Tensor  # base learning rate
     gain: Tensor  # eta
     share: Tensor  # of all active weights
-    measured: Tensor  # whether there is a rate yet
+    measured: Tensor  # whether a layer has had an update
 
 
 class Controllers:
@@ -101,7 +99,7 @@ class Controllers:
         self._constants: _Constants
 
     def start(self, group: Group, others: list[Group]) -> None:
-        """Give a new TR group its controller; one that comes late joins the others' clock."""
+        """Give a new TR group its controller, at the step number of the other groups."""
         device = group["params"][0].device
         group[BITS] = group[QUANTIZER].bits
         group[BASE_LR] = float(group["lr"])
@@ -114,7 +112,7 @@ class Controllers:
                 f"that of {first[NAME]!r}, {first[BASE_LR]!r}, with tr_granularity='model'",
             )
         group[TALR] = torch.tensor(group[BASE_LR], dtype=torch.float32, device=device)
-        for key in (RUNNING_TR, RATE, MASS):
+        for key in (RUNNING_TR, RATE, CORRECTION):
             group[key] = torch.zeros((), dtype=torch.float32, device=device)
         group[STEP] = max((other[STEP] for other in others), default=0)
         group[UPDATES] = 0
@@ -123,61 +121,53 @@ class Controllers:
         group[TARGET_TR] = self._target(group, group[STEP])
 
     def restore(self, group: Group) -> None:
-        """Make a loaded group ours: tensors on its device, lambda from the settings if given."""
+        """Fit a loaded group to this run: tensors on its device, lambda from the settings."""
         for key in TENSORS:
             group[key] = group[key].to(group["params"][0].device)
         if self.settings.factor != AUTO:
             group[FACTOR] = float(self.settings.factor)
 
     def advance(self, active: list[Group], groups: list[Group]) -> None:
-        """Measure and follow, before an update.
+        """Measure the rates and set the TALRs of an update.
 
         Args:
-            active: groups whose weight has a gradient; the other layers' controllers stand still.
+            active: groups whose weight has a gradient; other controllers do not move.
             groups: all TR groups.
         """
         if not active:
             return
         step = active[0][STEP]
-        constants = self._constants_of(active)  # first: it sees to what is on another device
-        before = stack(active, RUNNING_TR), stack(active, MASS)
-        running, mass = self._measure(active, constants, *before)
+        constants = self._constants_of(active)  # first: it moves state to the device
+        momentum = self.settings.running_momentum()
+        previous = stack(active, RUNNING_TR), stack(active, CORRECTION)
+        running = running_rate(previous[0], stack(active, RATE), momentum)
+        correction = running_rate(previous[1], constants.measured, momentum)
+        unstack(active, RUNNING_TR, running)
+        unstack(active, CORRECTION, correction)
         probe = probe_steps(self.settings.total_steps)
         if active[0][FACTOR] is None and max(group[UPDATES] for group in groups) >= probe:
             # A rate needs two updates; this step's is not counted yet.
-            awake = set(map(id, active))
-            self._choose_factor([g for g in groups if g[UPDATES] + (id(g) in awake) > 1], groups)
+            now = set(map(id, active))
+            self._choose_factor([g for g in groups if g[UPDATES] + (id(g) in now) > 1], groups)
         if active[0][FACTOR] is not None:  # else the base learning rate stays
-            self._follow(active, groups, constants, step, running, mass, before)
+            self._follow(active, constants, step, [running, correction, *previous])
+        if self.settings.granularity == "model":
+            for group in groups:  # those without gradient share the controller
+                group[TALR] = active[0][TALR]
         for group in active:
             group[TARGET_TR] = self._target(group, step)
 
-    def _measure(
-        self, active: list[Group], constants: _Constants, running: Tensor, mass: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Eq. 10, and what K's measurements weigh: nothing before a layer's first update."""
-        momentum = self.settings.running_momentum()
-        running = running_rate(running, stack(active, RATE), momentum)
-        mass = running_rate(
-            mass, constants.measured, momentum
-        )  # stays 0 until there is a measurement
-        for group, new_running, new_mass in zip(
-            active, running.unbind(), mass.unbind(), strict=True
-        ):
-            group[RUNNING_TR], group[MASS] = new_running, new_mass
-        return running, mass
-
     def _follow(
-        self,
-        active: list[Group],
-        groups: list[Group],
-        constants: _Constants,
-        step: int,
-        running: Tensor,
-        mass: Tensor,
-        before: tuple[Tensor, Tensor],
+        self, active: list[Group], constants: _Constants, step: int, measured: list[Tensor]
     ) -> None:
-        """Eq. 11 or another rule."""
+        """Set the TALRs by Eq. 11 or another rule.
+
+        Args:
+            active: groups whose weight has a gradient.
+            constants: theirs.
+            step: t.
+            measured: K_t, its bias correction and both of t - 1, shape (active layers,) each.
+        """
         settings = self.settings
         first_target: Tensor = active[0][FACTOR] * constants.root_bits
 
@@ -186,36 +176,28 @@ class Controllers:
             shape = settings.shape(step)
             return first_target * shape + settings.final * (1.0 - shape)
 
-        vectors = [target_at(step), target_at(max(step - 1, 0)), first_target, running, mass]
-        vectors += before
+        vectors = [first_target, target_at(step), target_at(max(step - 1, 0)), *measured]
         if settings.granularity == "model":
             vectors = [(constants.share * vector).sum().expand_as(vector) for vector in vectors]
-        target, previous_target, first_target, running, mass, previous, previous_mass = vectors
-        talr = UPDATE_RULES[settings.update](
-            Feedback(
-                talr=stack(active, TALR),
-                running=running,
-                target=target,
-                previous_running=previous,
-                previous_target=previous_target,
-                first_target=first_target,
-                base=constants.base,
-                gain=constants.gain,
-                momentum=settings.running_momentum(),
-                mass=mass,
-                previous_mass=previous_mass,
-            )
+        first_target, target, previous_target, running, correction, *previous = vectors
+        feedback = Feedback(
+            talr=stack(active, TALR),
+            running=running,
+            target=target,
+            previous_running=previous[0],
+            previous_target=previous_target,
+            first_target=first_target,
+            base=constants.base,
+            gain=constants.gain,
+            momentum=settings.running_momentum(),
+            correction=correction,
+            previous_correction=previous[1],
         )
-        for group, new in zip(active, talr.unbind(), strict=True):
-            group[TALR] = new
-        if settings.granularity == "model":
-            for group in groups:  # those without gradient share the controller
-                if group["params"][0].grad is None:
-                    group[TALR] = active[0][TALR]
+        unstack(active, TALR, UPDATE_RULES[settings.update](feedback))
 
     def _choose_factor(self, measured: list[Group], groups: list[Group]) -> None:
-        """End the probe: one read from the device gives lambda to every group."""
-        rates = (stack(measured, RUNNING_TR) / stack(measured, MASS)).tolist()
+        """Set lambda of all groups from the rates of the probe: one read from the device."""
+        rates = (stack(measured, RUNNING_TR) / stack(measured, CORRECTION)).tolist()
         factor = factor_from(rates, [group[BITS] for group in measured])
         logging.getLogger(__name__).info(
             "tr_factor='auto': lambda = %.3g, from the transition rates of %d layers (%.3g to "
@@ -235,40 +217,37 @@ class Controllers:
         return self.settings.target(group[FACTOR], group[BITS], step)
 
     def _constants_of(self, active: list[Group]) -> _Constants:
-        """Return what does not change as a rule.
-
-        It is sent to the device when the set of active or of measured layers changes.
-        """
+        """Return the layers' constants; sent to the device when the active layers change."""
         weights = [group["params"][0] for group in active]
         measured = [group[UPDATES] > 0 for group in active]
         device = weights[0].device
         key = (device, *map(id, weights), *measured)
         if key != self._constants_key:
-            for group, weight in zip(active, weights, strict=True):
-                if weight.device != device:
-                    raise ValueError(
-                        f"{group[NAME]!r} is on {weight.device}, {active[0][NAME]!r} on {device}: "
-                        "TR-scheduled weights must be on one device"
-                    )
+            for group in active:
                 if group[TALR].device != device:  # the model was moved after this was made
                     self.restore(group)
             base = [group[BASE_LR] for group in active]
             total = max(sum(weight.numel() for weight in weights), 1)
             gain = self.settings.gain
-            rows = {
-                "root_bits": [math.sqrt(group[BITS]) for group in active],
-                "base": base,
-                "gain": base if gain is None else [gain] * len(weights),
-                "share": [weight.numel() / total for weight in weights],
-            }
-            self._constants = _Constants(
-                **{name: send(row, torch.float32, device) for name, row in rows.items()},
-                measured=send(measured, torch.bool, device),
-            )
+            rows = [
+                [math.sqrt(group[BITS]) for group in active],
+                base,
+                base if gain is None else [gain] * len(weights),
+                [weight.numel() / total for weight in weights],
+            ]
+            root_bits, base_lr, eta, share = (send(row, torch.float32, device) for row in rows)
+            on_device = send(measured, torch.bool, device)
+            self._constants = _Constants(root_bits, base_lr, eta, share, on_device)
             self._constants_key = key
         return self._constants
 
 
 def stack(groups: list[Group], key: str) -> Tensor:
-    """Return the groups' 0-d tensors as one vector."""
-    return torch.stack([group[key] for group in groups])
+    """Return the groups' 0-d tensors as one vector, shape (groups,)."""
+    return torch.stack([group[key] for group in groups]) if groups else torch.zeros(0)
+
+
+def unstack(groups: list[Group], key: str, vector: Tensor) -> None:
+    """Store a vector's elements in the groups, as 0-d tensors."""
+    for group, value in zip(groups, vector.unbind(), strict=True):
+        group[key] = value

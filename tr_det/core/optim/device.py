@@ -1,14 +1,14 @@
-"""The update on a device, where reading a TALR would wait: g_t from a torch step on zeros.
+"""The weight update on a device, where reading a TALR would wait: a torch step on zeros gives g_t.
 
-Eq. 12 and the new codes of all layers are then made in one kernel launch where that fits, else
-layer by layer. For SGD the kernel makes the torch step as well.
+Where they fit the kernel, Eq. 12 and the new codes of all layers take one launch, else each layer
+is updated by itself. For SGD the kernel makes the torch step as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,34 +18,28 @@ from tr_det.core.ops.backends import has_triton
 from tr_det.core.optim.controllers import stack
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import NAME, QUANTIZER, TALR
-
-if TYPE_CHECKING:
-    from tr_det.core.optim.scheduled import TransitionScheduled
+from tr_det.core.optim.weight_update import WeightUpdate
 
 MOST_KERNELS = 16
-"""Sets of layers whose tables are kept; which layers have gradients may change by step."""
+"""Sets of layers whose tables are kept; the layers with a gradient may differ between steps."""
 
 
-class DeviceUpdate:
-    """Takes g_t from a torch step on zeros, and makes Eq. 12 where U is.
+class DeviceUpdate(WeightUpdate):
+    """Gets g_t from a torch step on zeros, and multiplies it by the TALR on the device."""
 
-    Args:
-        optimizer: whose groups it updates.
-    """
-
-    def __init__(self, optimizer: TransitionScheduled) -> None:
-        self.optimizer = optimizer
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._kernels: dict[tuple[int, ...], Any] = {}
 
     def update(self, active: list[Group]) -> None:
-        """Update all groups; those of quantized weights with a gradient are ``active``."""
-        keeps = [self.optimizer.kept_by_decay(group) for group in active]
+        """Update all groups; ``active`` are the TR groups whose weight has a gradient."""
+        factors = [self.decay_factor(group) for group in active]
         directions = self._directions(active)
         if active and all(map(self.fits, active, directions, [None] * len(active))):
-            self.launch(active, directions, [None] * len(active), keeps)
+            self.launch(active, directions, [None] * len(active), factors)
             return
-        for group, direction, keep in zip(active, directions, keeps, strict=True):
-            move(group["params"][0], direction, group[TALR], keep)
+        for group, direction, factor in zip(active, directions, factors, strict=True):
+            move(group["params"][0], direction, group[TALR], factor)
 
     def _directions(self, active: list[Group]) -> list[Tensor]:
         """Make the torch step; return g_t of the quantized weights.
@@ -62,7 +56,7 @@ class DeviceUpdate:
                 weight.grad = self._decayed(group)
                 weight.data = direction
                 group["lr"], group["weight_decay"] = 1.0, 0.0
-            self.optimizer.torch_step()
+            self.torch_step()
         finally:
             for group, weight, latent, grad, values in zip(
                 active, weights, latents, grads, replaced, strict=True
@@ -73,32 +67,31 @@ class DeviceUpdate:
         return directions
 
     def _decayed(self, group: Group) -> Tensor:
-        """Return the gradient with decay that is not decoupled.
+        """Return the gradient plus decay that is not decoupled, as the torch step would add it.
 
-        It is what the torch step would do, were the weight there; maximize flips the gradient, not
-        the decay.
+        ``maximize`` flips the gradient, not the decay.
         """
         grad: Tensor = group["params"][0].grad
-        if group["weight_decay"] == 0 or self.optimizer.decay_is_decoupled(group):
+        if group["weight_decay"] == 0 or self.decay_is_decoupled(group):
             return grad
         sign = -1.0 if group.get("maximize") else 1.0
         return grad.add(group["params"][0], alpha=sign * group["weight_decay"])
 
     def fits(self, group: Group, direction: Tensor, buffer: Tensor | None) -> bool:
-        """Return whether a group can be given to the kernel.
+        """Return whether the kernel takes a TR group.
 
         Args:
             group: a TR group.
-            direction: gradient or g_t.
-            buffer: of momentum.
+            direction: its gradient or g_t, in the weight's shape.
+            buffer: its momentum buffer, likewise; None without.
         """
         weight = group["params"][0]
-        codes = self.optimizer.codes.buffer(group[NAME])
+        codes = self.codes.buffer(group[NAME])
         dense: bool = torch.ops.aten.is_non_overlapping_and_dense(weight)
         return (
             runs_on(weight)
             and group[QUANTIZER].kernel() is not None
-            and not any(p.requires_grad for p in group[QUANTIZER].parameters())  # moved by now
+            and not any(p.requires_grad for p in group[QUANTIZER].parameters())  # already moved
             and dense
             and weight.dtype == torch.float32
             and weight.numel() > 0
@@ -113,7 +106,7 @@ class DeviceUpdate:
         groups: list[Group],
         directions: list[Tensor],
         buffers: list[Tensor | None],
-        keeps: list[Tensor | float] | None = None,
+        factors: list[Tensor | float] | None = None,
         sgd: SGDOptions | None = None,
     ) -> None:
         """Update weights, momentum, codes and counts of groups that `fits`; see `StepKernel`.
@@ -122,12 +115,11 @@ class DeviceUpdate:
             groups: TR groups.
             directions: gradients with ``sgd``, else g_t of Eq. 12.
             buffers: momentum buffers, or None.
-            keeps: what decoupled decay leaves of each weight.
-            sgd: make SGD's step.
+            factors: what decoupled decay multiplies each weight by.
+            sgd: options of SGD's step, if the kernel makes it.
         """
         from tr_det.core.ops.affine_step_triton import StepKernel
 
-        book = self.optimizer.codes
         key = tuple(id(group["params"][0]) for group in groups)
         if key not in self._kernels:
             if len(self._kernels) >= MOST_KERNELS:
@@ -142,7 +134,7 @@ class DeviceUpdate:
                     weight=group["params"][0].detach(),
                     direction=direction,
                     buffer=buffer,
-                    codes=book.buffer(group[NAME]),
+                    codes=self.codes.buffer(group[NAME]),
                     affine=affine,
                     scale=scale.detach(),
                     shift=None if shift is None else shift.detach(),
@@ -151,20 +143,20 @@ class DeviceUpdate:
             )
         talr = stack(groups, TALR)
         keep = None
-        if keeps is not None and any(isinstance(k, Tensor) or k != 1.0 for k in keeps):
+        if factors is not None and any(isinstance(f, Tensor) or f != 1.0 for f in factors):
             keep = torch.stack(
-                [k if isinstance(k, Tensor) else torch.full_like(talr[0], k) for k in keeps]
+                [f if isinstance(f, Tensor) else torch.full_like(talr[0], f) for f in factors]
             )
         counts = self._kernels[key](layers, talr, keep=keep, sgd=sgd)
         for group, count in zip(groups, counts.unbind(), strict=True):
-            book.wrote(group[NAME], count)
+            self.codes.wrote(group[NAME], count)
 
 
 class SGDDeviceUpdate(DeviceUpdate):
-    """Leaves SGD's own arithmetic to the kernel: most updates need no torch step on zeros."""
+    """Lets the kernel do SGD's own arithmetic: most updates need no torch step on zeros."""
 
     def update(self, active: list[Group]) -> None:
-        """Update all groups; those of quantized weights with a gradient are ``active``."""
+        """Update all groups; ``active`` are the TR groups whose weight has a gradient."""
         launches: dict[SGDOptions, list[Group]] = {}
         rest = []
         for group in active:
@@ -190,33 +182,33 @@ class SGDDeviceUpdate(DeviceUpdate):
         return self.fits(group, group["params"][0].grad, buffer)
 
 
-def move(weight: Tensor, direction: Tensor, talr: Tensor, keep: Tensor | float) -> None:
-    """Move a latent weight in place, after decoupled decay: ``w = keep w + U g``.
+def move(weight: Tensor, direction: Tensor, talr: Tensor, factor: Tensor | float) -> None:
+    """Move a latent weight in place, after decoupled decay: ``w = factor w + U g``.
 
     Args:
         weight: floating point, any shape.
         direction: of descent, same shape and dtype.
         talr: U, 0-d float32.
-        keep: what decoupled decay leaves of the weight; 1.0 without.
+        factor: what decoupled decay multiplies the weight by; 1.0 without.
     """
     if weight.dtype in (torch.float16, torch.bfloat16):
-        # A 0-d factor takes the tensor's dtype, which would round U, and ``keep`` to 1.
-        wide = weight.float() * keep
+        # A 0-d factor takes the tensor's dtype, which would round U, and the factor to 1.
+        wide = weight.float() * factor
         weight.copy_(wide.addcmul_(direction.float(), talr))
         return
-    if isinstance(keep, Tensor) or keep != 1.0:
-        weight.mul_(keep)
+    if isinstance(factor, Tensor) or factor != 1.0:
+        weight.mul_(factor)
     weight.addcmul_(direction, talr)
 
 
 def runs_on(weight: Tensor) -> bool:
-    """Return whether the kernel can be launched where a weight is."""
+    """Return whether the kernel runs on a weight's device."""
     return weight.is_cuda and has_triton()
 
 
 @contextmanager
 def _hidden_gradients(groups: list[Group]) -> Iterator[None]:
-    """Let the torch step pass some weights over."""
+    """Hide the gradients of some weights, so that the torch step leaves them alone."""
     grads = [group["params"][0].grad for group in groups]
     try:
         for group in groups:

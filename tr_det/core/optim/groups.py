@@ -113,16 +113,12 @@ def tr_param_groups(
     taken = {p for group in weights + scales for p in group["params"]}
     norms = {p for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
     rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
+    norm_decay = weight_decay if norm_weight_decay is None else norm_weight_decay
+    decays = [norm_decay if p in norms else weight_decay for p in rest]
     groups: list[Group] = []
-    if norm_weight_decay is None or norm_weight_decay == weight_decay:
-        groups.append({"params": rest, "lr": lr, "weight_decay": weight_decay})
-    else:
-        groups.append(
-            {"params": [p for p in rest if p not in norms], "lr": lr, "weight_decay": weight_decay}
-        )
-        groups.append(
-            {"params": [p for p in rest if p in norms], "lr": lr, "weight_decay": norm_weight_decay}
-        )
+    for decay in dict.fromkeys([weight_decay, norm_decay]):
+        params = [p for p, own in zip(rest, decays, strict=True) if own == decay]
+        groups.append({"params": params, "lr": lr, "weight_decay": decay})
     return [group for group in groups if group["params"]] + weights + scales
 
 

@@ -1,8 +1,6 @@
-"""The update on the host, where a TALR can be read: the torch step makes Eq. 12 itself."""
+"""The weight update on the host, where a TALR can be read: the torch step makes Eq. 12 itself."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,48 +8,33 @@ from torch import Tensor
 from tr_det.core.optim.controllers import stack
 from tr_det.core.optim.groups import Group
 from tr_det.core.optim.keys import TALR
-
-if TYPE_CHECKING:
-    from tr_det.core.optim.scheduled import TransitionScheduled
+from tr_det.core.optim.weight_update import WeightUpdate
 
 
-def is_on_host(tensor: Tensor) -> bool:
-    """Return whether reading the tensor's value blocks nothing."""
-    return tensor.device.type == "cpu"
-
-
-class HostUpdate:
-    """Makes Eq. 12 by the torch step, with U for a learning rate.
-
-    Args:
-        optimizer: whose groups it updates.
-    """
-
-    def __init__(self, optimizer: TransitionScheduled) -> None:
-        self.optimizer = optimizer
+class HostUpdate(WeightUpdate):
+    """Runs the torch step with the TALR as the learning rate of each quantized weight."""
 
     def update(self, active: list[Group]) -> None:
-        """Update all groups; those of quantized weights with a gradient are ``active``."""
-        optimizer = self.optimizer
+        """Update all groups; ``active`` are the TR groups whose weight has a gradient."""
         before = [dict(group) for group in active]
-        rates = stack(active, TALR).tolist() if active else []
+        rates = stack(active, TALR).tolist()
         try:
             for group, rate in zip(active, rates, strict=True):
-                if optimizer.decay_by_lr(group):
-                    group["params"][0].mul_(optimizer.kept_by_decay(group))
+                if self.decay == "lr" and self.decay_is_decoupled(group):
+                    group["params"][0].mul_(self.decay_factor(group))
                     group["weight_decay"] = 0.0
                 group["lr"] = rate
                 if self._may_be_fused(group):
                     group["fused"] = True
-            optimizer.torch_step()
+            self.torch_step()
         finally:
             for group, values in zip(active, before, strict=True):
                 group.update(values)
 
     def _may_be_fused(self, group: Group) -> bool:
-        """Return whether torch's quickest implementation may be taken, the choice being open.
+        """Return whether torch's fused implementation may be used: the user left the choice open.
 
-        On the host it goes through memory without looking at strides, so they must all be alike.
+        On the host it ignores strides, so those of the weight, gradient and state must agree.
         """
         weight = group["params"][0]
         state = self.optimizer.state.get(weight, {}).values()

@@ -1,16 +1,15 @@
-"""What happens to a step when a gradient is NaN or infinite.
+"""The check for NaN and infinite gradients before a step.
 
 One such value in one layer would spread through that layer's weights, codes and running TR, and in
-the next forward through the model. Plain torch optimizers let it. TR-scheduled ones look at all
-gradients first and leave everything as it was:
+the next forward pass through the model. TR-scheduled optimizers check all gradients first:
 
-- ``"refuse"`` raises FloatingPointError. On a GPU the answer is fetched without waiting for it, so
-  the error comes at the next step, or when the state is about to be saved; the weights are lost by
-  then, but no checkpoint is written of them.
-- ``"skip"`` counts the step and goes on, as a GradScaler does. Nothing moves: no weight, no
-  momentum, no controller, no schedule. On a GPU this waits for the gradients in every step.
+- ``"refuse"`` raises FloatingPointError. On a GPU the result is fetched without waiting for it, so
+  the error comes with the next step or when the state is about to be saved; the weights are lost by
+  then, but no checkpoint of them is written.
+- ``"skip"`` counts the step and goes on, as a GradScaler does: weights, momentum, controllers and
+  schedule stay. On a GPU this waits for the gradients in every step.
 
-The price is one read of the gradients. Without quantized weights nothing is looked at.
+The cost is one read of the gradients. Optimizers without quantized weights check nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from torch import Tensor
 
 from tr_det.core.ops.backends import on_device_of
 from tr_det.core.optim.groups import Group
-from tr_det.core.optim.host import is_on_host
 from tr_det.core.optim.keys import NAME, QUANTIZER
+from tr_det.core.optim.weight_update import is_on_host
 
 
 class GradientGuard:
     """Decides whether a step may be made.
 
     Attributes:
-        skipped: steps that were not.
+        skipped: number of steps left out.
 
     Args:
         policy: ``"refuse"`` or ``"skip"``.
@@ -70,10 +69,10 @@ class GradientGuard:
         return False
 
     def settle(self) -> None:
-        """Look at the answer that was still on its way.
+        """Read the result of the last check, if that has not been done.
 
         Raises:
-            FloatingPointError: if it says that the last step was made with NaN or inf.
+            FloatingPointError: the last step was made with NaN or inf.
         """
         if self._pending is not None and not self._pending():
             raise FloatingPointError(
@@ -83,11 +82,11 @@ class GradientGuard:
         self._pending = None
 
     def forget(self) -> None:
-        """Forget the last step: other weights have been loaded."""
+        """Drop the result of the last check: other weights have been loaded."""
         self._pending = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what a copy keeps; what is on its way cannot be copied."""
+        """Return what is copied; a result that has not arrived is not."""
         return {**self.__dict__, "_pending": None}
 
 
@@ -101,12 +100,12 @@ def _summary(grads: list[Tensor]) -> Tensor:
 
 
 def _answers_later(answer: Tensor) -> bool:
-    """Return whether reading a value would wait for a queue of work."""
+    """Return whether reading a value would wait for queued work."""
     return answer.is_cuda
 
 
 def _fetch(answer: Tensor) -> Callable[[], bool]:
-    """Start bringing a flag to the host; the result waits for this one copy alone."""
+    """Start copying a flag to the host; calling the result waits for this copy alone."""
     with on_device_of(answer):
         copy = answer.to("cpu", non_blocking=True)  # into pinned memory
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -124,9 +123,9 @@ def _values(grad: Tensor) -> Tensor:
 
 
 def _first_bad(groups: list[Group]) -> str | None:
-    """Return a name for the first gradient that is not finite; the quantized weights have one.
+    """Name the first gradient that is not finite, quantized weights first.
 
-    None if all are: the summary of large numbers may be infinite.
+    None if all are finite: the sum of large numbers may be infinite.
     """
     ordered = sorted(groups, key=lambda group: QUANTIZER not in group)
     for group in ordered:

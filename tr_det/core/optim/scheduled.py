@@ -8,22 +8,21 @@ Paper: *Scheduling Weight Transitions for Quantization-Aware Training*, Lee, Jeo
     Eq. 11    U_t = max(0, U_{t-1} + eta (R_t - K_t)), U_{-1} = eta = base learning rate
     Eq. 12    w_{t+1} = w_t - U_t g_t
 
-How one mechanism serves every torch optimizer: their updates are linear in the learning rate. On
-the host U_t is a number like any other, so the torch step runs with it for the quantized weights'
-learning rate. On a device reading U_t would wait for the device, so there the torch step runs at
-learning rate 1 and without decay on a zero tensor put in the weight's place (no optimizer reads the
-weight otherwise), which leaves ``-g_t``; the latent weight is put back and moved by U_t times that.
-All options of the torch optimizer keep working; where ``fused`` and ``foreach`` are left open, the
-quantized weights on the host take torch's fused implementation. The two ways are `HostUpdate` and
-`DeviceUpdate`.
+One mechanism serves every torch optimizer, because their updates are linear in the learning rate.
+On the host (`HostUpdate`) the torch step runs with U_t as the learning rate of the quantized
+weights. On a device (`DeviceUpdate`) reading U_t would wait, so there the torch step runs at
+learning rate 1 and without decay on zeros in the weight's place (no optimizer reads the weight
+otherwise), which leaves ``-g_t``; then the latent weight is put back and moved by U_t times that.
+All options of the torch optimizer keep working. Where ``fused`` and ``foreach`` are not given,
+quantized weights on the host use torch's fused implementation.
 
-Deviations from the paper, where it is silent:
-  * a layer without gradient at a step is not touched: no update, and its controller stands still;
+Choices where the paper is silent:
+  * a layer without gradient at a step is left alone: neither its weight nor its controller changes;
   * decoupled weight decay (AdamW) is multiplied by the TALR, or with ``tr_decay="lr"`` by the
     group's learning rate;
   * past ``total_steps`` the last target is held;
-  * scales of quantized weights may be trained (the paper freezes them): transitions are then told
-    apart by what caused them, the weight's move or the scale's (``tr_scales``).
+  * scales of quantized weights may be trained (the paper freezes them): transitions caused by the
+    weight's move and by the scale's are then counted separately (``tr_scales``).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from tr_det.core.optim.checks import check_same_state, checked_group
 from tr_det.core.optim.controllers import Controllers, TransitionMetrics
 from tr_det.core.optim.device import DeviceUpdate
 from tr_det.core.optim.groups import Group
-from tr_det.core.optim.host import HostUpdate, is_on_host
+from tr_det.core.optim.host import HostUpdate
 from tr_det.core.optim.keys import (
     CONTROLLER,
     NAME,
@@ -49,10 +48,10 @@ from tr_det.core.optim.keys import (
     QUANTIZER,
     RATE,
     STEP,
-    TALR,
     UPDATES,
 )
 from tr_det.core.optim.nonfinite import GradientGuard
+from tr_det.core.optim.weight_update import WeightUpdate, is_on_host
 from tr_det.core.transition import TransitionSettings
 from tr_det.core.transition.settings import knobs
 from tr_det.core.weight_stats import SIGNALS
@@ -99,13 +98,13 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._disable_amp_inside_step()
 
     def _start(self) -> None:
-        """Make what no checkpoint or copy holds."""
+        """Create what neither checkpoints nor copies hold."""
         self._controllers = Controllers(self._tr)
-        if not hasattr(self, "codes"):  # loading keeps the book, which others read as well
+        if not hasattr(self, "codes"):  # loading keeps it: methods read it as well
             self.codes = CodeBook()
         self.codes.forget()
-        self._path: HostUpdate | DeviceUpdate | None = None
-        self._at_rest: set[int] = set()  # ids of groups
+        self._weight_update: WeightUpdate | None = None
+        self._left_alone: set[int] = set()  # ids of groups without gradient at the last step
         self._warned = False
         self.made_update = False
 
@@ -155,13 +154,13 @@ class TransitionScheduled(torch.optim.Optimizer):
                     keep_previous=self._tr.signal == "effective_step_size",
                 )
                 self._controllers.advance(active, groups)
-                self._path_for(active).update(active)
+                self._weight_update_for(active).update(active)
                 updates = self.codes.moved()
-                if self._tr.scales != "frozen":  # codes are those of the scales from now on
+                if self._tr.scales != "frozen":  # from now on codes follow the scales as well
                     updates = self.codes.rescaled()
             except BaseException:
-                # A repeated step must not be controlled twice. Some weights may have moved, as with
-                # the torch optimizer.
+                # A repeated step must not move controllers twice. Some weights may have moved, as
+                # with the torch optimizer.
                 for group, values in zip(groups, before, strict=True):
                     group.update(values)
                 self.codes.forget()
@@ -172,7 +171,7 @@ class TransitionScheduled(torch.optim.Optimizer):
                 group[UPDATES] += 1
             for group in groups:
                 group[STEP] += 1
-            self._at_rest = {id(group) for group in groups} - {id(group) for group in active}
+            self._left_alone = {id(group) for group in groups} - {id(group) for group in active}
         self.made_update = True
         if not groups and not self._warned:
             self._warned = True
@@ -186,16 +185,16 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     @property
     def follows_scales(self) -> bool:
-        """Whether transitions that the moves of quantizers' numbers cause are followed as well."""
+        """Whether controllers follow the transitions that changes of quantizers cause as well."""
         return self._tr.scales == "sum"
 
     def refitted(self, updates: Mapping[str, Update]) -> None:
-        """Take note of refits of the levels after the step, where they are to be followed."""
+        """Count refits of the levels after the step, where controllers follow them."""
         groups = [group for group in self._tr_groups() if group[NAME] in updates]
         self._measure(groups, updates)
 
     def _measure(self, groups: list[Group], updates: Mapping[str, Update]) -> None:
-        """Keep what the controllers follow at the next step."""
+        """Store what the controllers follow at the next step."""
         signal = SIGNALS[self._tr.signal]
         for group in groups:
             update = updates[group[NAME]]
@@ -208,53 +207,34 @@ class TransitionScheduled(torch.optim.Optimizer):
         return self._guard.skipped
 
     def transition_metrics(self) -> TransitionMetrics:
-        """Return what the last step used; reading the tensors' values is left to the caller."""
-        return TransitionMetrics.of(self._tr_groups(), self._at_rest)
+        """Return what the last step used, as tensors on the parameters' device."""
+        return TransitionMetrics.of(self._tr_groups(), self._left_alone)
 
     def _tr_groups(self) -> list[Group]:
         return [group for group in self.param_groups if QUANTIZER in group]
 
-    def _path_for(self, active: list[Group]) -> HostUpdate | DeviceUpdate:
-        """Return the way to update where the weights are; another one if they have been moved."""
+    def _weight_update_for(self, active: list[Group]) -> WeightUpdate:
+        """Return the update for where the weights are now."""
         host = not active or is_on_host(active[0]["params"][0])
         wanted = HostUpdate if host else self._device_update
-        if type(self._path) is not wanted:
-            self._path = wanted(self)
-        assert self._path is not None
-        return self._path
+        if type(self._weight_update) is not wanted:
+            self._weight_update = wanted(self, self._torch_step, self.codes, self._tr.decay)
+        assert self._weight_update is not None
+        return self._weight_update
 
-    def torch_step(self) -> None:
+    def _torch_step(self) -> None:
         """Make the torch optimizer's own step on all groups as they are."""
-        # torch wraps a class' step to run the hooks and profiler once per call; ours is wrapped
-        # already.
+        # torch wraps a class's step to run hooks and the profiler; `step` above is wrapped already.
         step = super().step.__func__  # type: ignore[attr-defined]
         getattr(step, "__wrapped__", step)(self) if getattr(step, "hooked", False) else step(self)
 
-    def kept_by_decay(self, group: Group) -> torch.Tensor | float:
-        """Return what decoupled decay leaves of a weight; 1.0 without such decay."""
-        if group["weight_decay"] == 0 or not self.decay_is_decoupled(group):
-            return 1.0
-        if self._tr.decay == "talr":
-            kept: torch.Tensor = 1.0 - group["weight_decay"] * group[TALR]
-            return kept
-        return float(1.0 - group["weight_decay"] * group["lr"])
-
-    def decay_by_lr(self, group: Group) -> bool:
-        """Return whether a group's decoupled decay goes by its learning rate, not by the TALR."""
-        return self._tr.decay == "lr" and self.decay_is_decoupled(group)
-
-    def decay_is_decoupled(self, group: Group) -> bool:
-        """Return whether a group's decay is AdamW's."""
-        return bool(group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)))
-
     def _torch_class(self) -> type:
-        """Return the torch optimizer underneath, whatever subclasses are on top."""
+        """Return the torch optimizer below, whatever subclasses are above it."""
         return next(c for c in type(self).__mro__ if c.__module__.startswith("torch.optim"))
 
     def _disable_amp_inside_step(self) -> None:
         # A fused torch optimizer takes scaled gradients and skips inside step(). Here GradScaler
-        # must unscale first and skip the whole step, so that a skipped step counts no transition
-        # and moves no controller.
+        # must unscale first and skip the whole step: a skipped step counts no transition.
         self._step_supports_amp_scaling = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,7 +261,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._guard.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickling and deepcopy keep; methods and codes belong to the run."""
+        """Return what pickling and deepcopy copy; methods and codes belong to the run."""
         state: dict[str, Any] = super().__getstate__()
         return {**state, "_tr": self._tr, "_guard": self._guard}
 
@@ -290,7 +270,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         super().__setstate__(state)
         self._start()
         self._disable_amp_inside_step()
-        # Here, because torch's hooks after loading come next.
+        # Here, because torch calls the hooks after loading next.
         for group, quantizer in zip(
             self.param_groups, self.__dict__.get("_loading", ()), strict=False
         ):

@@ -4,8 +4,8 @@
 
     u_{t+1} = u_t - eta g(w_t),  w_{t+1} = prox_t(u_{t+1})
 
-u is the Parameter and w what the forward uses, so the gradient at w passes to u as it is. A map
-says how soft it is at update n of the run (from 1, w = u, to 0, the nearest level) and makes w.
+u is the Parameter and w the weight in the forward; the gradient at w passes to u unchanged. A map
+has a softness at update n of the run (from 1, w = u, to 0, the nearest level) that determines w.
 """
 
 from __future__ import annotations

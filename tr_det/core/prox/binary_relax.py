@@ -1,6 +1,6 @@
 """BinaryRelax: from the latent weight to its level in a straight line.
 
-Yin et al., SIAM Journal on Imaging Sciences 2018, with the linear course that PARQ's code has:
+Yin et al., SIAM Journal on Imaging Sciences 2018, with the linear schedule of PARQ's code:
 
     w = (1 - theta) u + theta q(u),  theta = (n - start) / (end - start)
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def softness(n: int, start: float, end: float, steepness: float) -> float:
-    """Return 1 - theta; the steepness has no meaning here."""
+    """Return 1 - theta; the steepness is not used."""
     return 1 - (n - start) / (end - start)
 
 

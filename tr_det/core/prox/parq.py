@@ -9,9 +9,9 @@ r falls from 1 to 0 over the run, by a normalised sigmoid of steepness k:
     r = (s(f) - s(1)) / (s(0) - s(1)),  s(f) = 1 / (1 + exp(k (f - 1/2)))
     f = (n - start) / (end - start)
 
-Deviations: the paper's accumulated learning rate is left out, as by default in its authors' code,
-where the slope is scheduled by itself; so are a middle of the course other than 1/2 and a weight
-decay that follows the slope.
+Deviations: the slope is scheduled by itself, not by the paper's accumulated learning rate, as by
+default in its authors' code; a middle of the schedule other than 1/2 and a weight decay that
+follows the slope are left out.
 """
 
 from __future__ import annotations

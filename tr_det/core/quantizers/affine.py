@@ -1,7 +1,12 @@
-"""Quantizers whose codes and levels are affine: one scale, perhaps a shift, uniform steps.
+"""The base of quantizers with uniform steps: one scale and perhaps a shift.
 
 They share kernels (`tr_det.core.ops.affine`) and a choice of straight-through estimators. A
-subclass says what its `Affine` is and how its scale is set.
+subclass defines its `Affine` and how its scale is set. Common to all, and not in the papers:
+
+  * a scale is at least ``SCALE_FLOOR`` where it divides; its gradient passes there;
+  * at the bounds themselves the gradient passes;
+  * scales per channel are an option for weights;
+  * parameters have the learning rate and decay of all quantizer parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ class AffineQuantizer(Quantizer):
     """A quantizer on a uniform grid.
 
     Args:
-        spec: what the layer asks for.
+        spec: bits, sign, role and channels.
         estimator: gradient of rounding and clipping: ``"clip"`` passes it where x is in the
             range before rounding, ``"round"`` where the code is in the range (half a step wider
             at both ends), ``"ewgs"`` as clip, weighed by the rounding error (EWGS), ``"identity"``
@@ -38,12 +43,14 @@ class AffineQuantizer(Quantizer):
         **options: of `Quantizer`.
 
     Attributes:
-        affine: what the kernels need to know.
+        affine: the grid.
+        is_linear: whether codes are affine in x, not only in `transformed` x.
     """
 
     estimators: ClassVar[tuple[str, ...]] = ("clip", "round", "ewgs", "identity")
     estimator: ClassVar[str] = "clip"
-    """The method's own."""
+    """The method's default."""
+    is_linear: bool = True
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class AffineQuantizer(Quantizer):
             estimator=chosen,  # type: ignore[arg-type]  # checked above
             delta=ewgs_factor / (2**spec.bits - 1) if chosen == "ewgs" else 0.0,
         )
+        self.low, self.high = self.affine.low, self.affine.high
 
     def make_affine(self) -> Affine:
         """Return the grid; estimator and axis are filled in."""
@@ -73,25 +81,31 @@ class AffineQuantizer(Quantizer):
         """Return the scale and the shift of `Affine`, differentiable in the parameters."""
         return self.scale, None  # type: ignore[return-value]
 
+    def transformed(self, x: Tensor) -> Tensor:
+        """Return the function of x that is rounded, in its shape; x itself by default."""
+        return x
+
     def quantize(self, x: Tensor) -> Tensor:
         """Return the level of each element."""
         scale, shift = self.scale_and_shift()
-        return affine_quantize(x, scale, shift, self.affine)
+        return affine_quantize(self.transformed(x), scale, shift, self.affine).to(x.dtype)
 
+    @torch.no_grad()
     def discretise(self, x: Tensor) -> Tensor:
         """Return integer codes of x."""
         scale, shift = self.scale_and_shift()
-        return affine_codes(x, scale, shift, self.affine)
+        return affine_codes(self.transformed(x), scale, shift, self.affine)
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the level of each code."""
         scale, shift = self.scale_and_shift()
         return affine_values(codes, scale, shift, self.affine)
 
+    @torch.no_grad()
     def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
         """Overwrite codes in one pass; return how many changed."""
         scale, shift = self.scale_and_shift()
-        return affine_recode_(x, scale, shift, self.affine, codes)
+        return affine_recode_(self.transformed(x), scale, shift, self.affine, codes)
 
     def features_per_scale(self, x: Tensor) -> int:
         """Return how many weights, or features of one sample, share a scale; LSQ's N."""
@@ -100,18 +114,8 @@ class AffineQuantizer(Quantizer):
         return max(x.numel() // (int(self.spec.channels or 1) if self.per_channel else 1), 1)
 
     def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
-        """Return what kernels need; None in a subclass that rounds a function of x."""
-        return self.affine, *self.scale_and_shift()
-
-    @property
-    def low(self) -> int:
-        """Smallest code."""
-        return self.affine.low
-
-    @property
-    def high(self) -> int:
-        """Largest code."""
-        return self.affine.high
+        """Return the grid, scale and shift; None where codes are not affine in x."""
+        return (self.affine, *self.scale_and_shift()) if self.is_linear else None
 
     @torch.no_grad()
     def grid(self) -> Grid:
@@ -123,8 +127,8 @@ class AffineQuantizer(Quantizer):
         return Grid(a.low, a.high, mul, add, step / halves, rounding.shift if a.offset else None)
 
     def rounding(self) -> Rounding | None:
-        """Return the thresholds; None in a subclass that rounds a function of x."""
-        return self._thresholds()
+        """Return the thresholds; None where they are not affine in the code."""
+        return self._thresholds() if self.is_linear else None
 
     @torch.no_grad()
     def _thresholds(self) -> Rounding:
@@ -138,7 +142,8 @@ class AffineQuantizer(Quantizer):
     def normalized(self, x: Tensor) -> Tensor:
         """Return ``base + (x - shift) / step``, clipped to the codes; the binary grid's to +-1."""
         step, shift, base, tie = self._rounding_for(x)
-        units = (x.float() if shift is None else x.float() - shift) / step
+        wide = self.transformed(x).float()
+        units = (wide if shift is None else wide - shift) / step
         if tie == "sign":
             return units.clamp(-1.0, 1.0)
         return (units + base if base else units).clamp(self.affine.low, self.affine.high)

@@ -1,4 +1,4 @@
-"""What every quantizer is."""
+"""The base class of all quantizers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ _IDENTITY_SIZE = 64
 class Quantizer(Calibrated):
     """A map from real values to integer codes, and from codes to levels.
 
-    A subclass says `quantize`, `discretise`, `values` and `calibrate_from`; the rest has defaults.
-    Codes are consecutive integers, `low` to `high`, ascending with the values.
+    A subclass defines `quantize`, `discretise`, `values`, `normalized`, `centres` and
+    `calibrate_from`; the rest has defaults. Codes are consecutive integers that ascend with the
+    values.
 
     Args:
-        spec: what the layer asks for.
+        spec: bits, sign, role and channels.
         learn_scale: whether the quantizer's parameters get gradients; must be False for weights
             under TR scheduling.
         per_channel: one scale per channel of the weight instead of one per tensor.
 
     Attributes:
+        bits: width in bits.
+        signed: whether codes can be negative.
+        low: smallest code.
+        high: largest code; there are at most ``2 ** bits`` codes.
+        code_dtype: int8, or uint8 for unsigned codes.
         roles: what it can quantize; some methods are for weights or for inputs only.
         adapts: whether `end_update` must be called after every update. Then training without
             `tr_det.core.attach` is refused.
@@ -36,8 +42,8 @@ class Quantizer(Calibrated):
             it is not; None until the first weight is held.
         soft: whether the forward in training gives other values than the levels, e.g. a sum of
             sigmoids; in evaluation there are levels only.
-        seen: statistics of the forwards since the last update, 1-d, for `end_update`; pooled by
-            their maximum over processes. None where the quantizer observes nothing.
+        seen: statistics of the forwards since the last update, 1-d, for `end_update`; the maximum
+            over processes is taken. None where the quantizer observes nothing.
 
     Raises:
         ConfigError: bits, role or an option that the quantizer does not have.
@@ -59,6 +65,8 @@ class Quantizer(Calibrated):
         fits = not per_channel or spec.channels is not None
         check("per_channel", per_channel, fits, "False for inputs, and where channels is None")
         self.spec, self.learn_scale, self.per_channel = spec, learn_scale, per_channel
+        self.bits, self.signed, self.low, self.high = spec.bits, spec.signed, spec.low, spec.high
+        self.code_dtype = torch.int8 if spec.signed else torch.uint8
         self.seen: Tensor | None = None
         self.attached = False
         self.register_buffer("held", None)
@@ -75,7 +83,7 @@ class Quantizer(Calibrated):
         raise NotImplementedError
 
     def discretise(self, x: Tensor) -> Tensor:
-        """Return integer codes of x: same shape, `code_dtype`; no gradient, pure."""
+        """Return the integer code of each element, `code_dtype`; no gradient, pure."""
         raise NotImplementedError
 
     def values(self, codes: Tensor) -> Tensor:
@@ -83,22 +91,22 @@ class Quantizer(Calibrated):
         raise NotImplementedError
 
     def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Overwrite codes by `discretise`'s; return how many changed, 0-d integer on x's device."""
+        """Overwrite codes by those of x; return how many changed, 0-d integer on x's device."""
         new = self.discretise(x)
         changed = torch.count_nonzero(new != codes)
         codes.copy_(new)
         return changed
 
     def grid(self) -> Grid | None:
-        """Return the levels where they are affine in the code; None: `levels` is all there is."""
+        """Return the levels where they are affine in the code, else None."""
         return None
 
     def rounding(self) -> Rounding | None:
-        """Return the thresholds where they are affine in the code, else None."""
+        """Return the thresholds between codes where they are affine in the code, else None."""
         return None
 
     def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
-        """Return what kernels need, if they serve the quantizer: grid, scale and shift."""
+        """Return the grid, scale and shift for the kernels, or None if they cannot be used."""
         return None
 
     def normalized(self, x: Tensor) -> Tensor:
@@ -136,10 +144,10 @@ class Quantizer(Calibrated):
         steps = grid.mul if rounding.tie == "even" else 1
         return (grid.step * steps / rounding.step).detach()
 
-    # ---- what data do to it ----
+    # ---- set from data, and changed in the course of a run ----
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
-        """Set the parameters from data, without gradient; no data at all leave them unset.
+        """Set the parameters from data, without gradient; empty data leave them unset.
 
         Args:
             x: any shape, floating point, finite.
@@ -148,10 +156,10 @@ class Quantizer(Calibrated):
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
-        """See an input in training; only `seen` may change, and seeing it twice changes nothing."""
+        """Update `seen` from an input in training; the same input twice changes nothing more."""
 
     def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
-        """Follow an update: commit what was seen, refit levels.
+        """Apply `seen` and refit levels after an update.
 
         Args:
             step: updates made.
@@ -160,41 +168,16 @@ class Quantizer(Calibrated):
         """
 
     def anneal(self, step: int, total: int) -> None:
-        """Take the position in the run, after each update and when a run goes on."""
+        """Set the position in the run, after each update and on resuming."""
 
     def param_options(self) -> dict[str, Any]:
-        """Return options of the quantizer's parameter group, over those of all quantizers.
+        """Return options of the quantizer's parameter group that replace the common ones.
 
         ``lr_factor`` multiplies the group's learning rate; other keys are the optimizer's own.
         """
         return {}
 
-    # ---- what callers use ----
-
-    @property
-    def bits(self) -> int:
-        """Width in bits."""
-        return self.spec.bits
-
-    @property
-    def signed(self) -> bool:
-        """Whether codes can be negative."""
-        return self.spec.signed
-
-    @property
-    def low(self) -> int:
-        """Smallest code."""
-        return self.spec.low
-
-    @property
-    def high(self) -> int:
-        """Largest code; there are at most ``2 ** bits`` codes."""
-        return self.spec.high
-
-    @property
-    def code_dtype(self) -> torch.dtype:
-        """Type of the codes: int8, or uint8 for unsigned ones."""
-        return torch.int8 if self.spec.signed else torch.uint8
+    # ---- for callers ----
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize x (any shape); gradients to x and to the trained parameters.
@@ -214,7 +197,7 @@ class Quantizer(Calibrated):
         out = self.quantize(x)
         if self.held is None:
             return out
-        held = self.values(self.held.clamp_min(self.low))  # FREE is no code
+        held = self.values(self.held.clamp_min(self.low))  # FREE is not a code
         return torch.where(self.held == FREE, out, held.to(out.dtype))
 
     @torch.no_grad()
@@ -227,7 +210,7 @@ class Quantizer(Calibrated):
         return torch.where(self.held == FREE, found, self.held.to(found.dtype))
 
     def recode_(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Overwrite codes by those of x; return how many changed, held ones left out; no gradient.
+        """Overwrite codes by those of x; return how many changed, without the held ones.
 
         Args:
             x: any shape, floating point.
@@ -245,14 +228,14 @@ class Quantizer(Calibrated):
 
     @torch.no_grad()
     def hold(self, which: Tensor, codes: Tensor) -> None:
-        """Hold weights at codes from now on, whatever becomes of their latent values.
+        """Hold weights at codes from now on, whatever their latent values become.
 
         Args:
             which: bool, the weight's shape.
             codes: integer, likewise; clipped to the quantizer's codes.
 
         Raises:
-            ConfigError: 8-bit codes, which have no value to spare.
+            ConfigError: 8-bit codes, which leave no value for `FREE`.
         """
         check("bits", self.bits, self.bits < 8, "at most 7 for weights that are held")
         codes = codes.clamp(self.low, self.high).to(torch.int8)
@@ -282,26 +265,24 @@ class Quantizer(Calibrated):
         self.calibrate_from(x.detach(), pool)
 
     def own_tensors(self) -> list[Tensor]:
-        """Return the parameters and buffers that data set: all but `held`."""
+        """Return the parameters and buffers that are set from data: all but `held`."""
         buffers = [b for key, b in self._buffers.items() if key != "held" and b is not None]
         return [p for p in self._parameters.values() if p is not None] + buffers
 
     def moving_tensors(self) -> dict[str, Tensor]:
-        """Return the parameters that are trained, and the numbers of a quantizer that `adapts`."""
-        if self.adapts:
-            named = {**self._parameters, **self._buffers}
-            return {key: t for key, t in named.items() if t is not None and key != "held"}
-        named = dict(self._parameters)
-        return {key: t for key, t in named.items() if t is not None and t.requires_grad}
-
-    def per_channel_shape(self) -> tuple[int, ...]:
-        """Return the shape of a parameter that has one value per scale: () or (channels,)."""
-        return (int(self.spec.channels or 1),) if self.per_channel else ()
+        """Return the trained parameters; for a quantizer that `adapts`, all of `own_tensors`."""
+        named = {**self._parameters, **self._buffers}
+        own = {key: t for key, t in named.items() if t is not None and key != "held"}
+        return {key: t for key, t in own.items() if self.adapts or t.requires_grad}
 
     def new_parameter(self) -> nn.Parameter:
         """Return an unset parameter with one value per scale, float32."""
-        unset = torch.full(self.per_channel_shape(), torch.nan)
-        return nn.Parameter(unset, requires_grad=self.learn_scale)
+        return nn.Parameter(self.unset(), requires_grad=self.learn_scale)
+
+    def unset(self, *shape: int) -> Tensor:
+        """Return NaNs, float32: of the shape or, with a scale per channel, (channels, *shape)."""
+        scales = (int(self.spec.channels or 1),) if self.per_channel else ()
+        return torch.full((*scales, *shape), torch.nan)
 
     def spread(self, numbers: Tensor, x: Tensor) -> Tensor:
         """Return one number per scale in a shape that broadcasts to x's."""
@@ -328,7 +309,7 @@ class Quantizer(Calibrated):
     # ---- checkpoints ----
 
     def identity(self) -> str:
-        """Return what a checkpoint must agree on: the quantizer's name and its codes."""
+        """Return the name and the code range, which a checkpoint must have as well."""
         name = type(self).__module__.rpartition(".")[2]
         return f"{name} with codes {self.low} to {self.high}"
 
@@ -338,17 +319,17 @@ class Quantizer(Calibrated):
         return torch.tensor(list(text), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take nothing: the identity was compared before."""
+        """Do nothing: the identity was compared before."""
 
     def problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
-        """Return why a state dict is not for this quantizer, or nothing."""
-        saved = state_dict.get(f"{prefix}_extra_state")
-        theirs = self.identity() if saved is None else bytes(saved.tolist()).decode().strip()
-        if theirs == self.identity():
+        """Return why a state dict is not for this quantizer, or an empty string."""
+        own, state = self.identity(), state_dict.get(f"{prefix}_extra_state")
+        saved = own if state is None else bytes(state.tolist()).decode().strip()
+        if saved == own:
             return super().problem_of(state_dict, prefix)
         return (
-            f"the checkpoint has {theirs}, this model has {self.identity()}; use the quantizers "
-            "and bit-widths that it was trained with"
+            f"the checkpoint has {saved}, this model has {own}; use the quantizers and "
+            "bit-widths that it was trained with"
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

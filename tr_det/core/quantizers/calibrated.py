@@ -1,4 +1,4 @@
-"""Modules with numbers that data must set before they can be used."""
+"""The base of modules whose numbers must be set from data before use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Calibrated(nn.Module):
     """A module whose parameters and buffers are NaN until data or a checkpoint has set them.
 
-    Being set is thus part of the numbers themselves: copies, averages and checkpoints need no flag
-    beside them. It is looked up once; asking the device in every forward would wait for it.
+    So copies, averages and checkpoints need no extra flag. The answer is cached: asking the device
+    in every forward would wait for it.
 
     Attributes:
         label: name for messages, e.g. ``backbone.res2.0.conv1.input_quantizer``.
@@ -25,17 +25,17 @@ class Calibrated(nn.Module):
         self._is_set = False
 
     def own_tensors(self) -> list[Tensor]:
-        """Return the parameters and buffers that must be set."""
+        """Return the parameters and buffers that are set from data."""
         return [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
 
     @property
     def is_calibrated(self) -> bool:
         """Whether every number has been set from data, loaded or copied."""
         if not self._is_set:
-            self._is_set = self._look_up()
+            self._is_set = self._has_no_nan()
         return self._is_set
 
-    def _look_up(self) -> bool:
+    def _has_no_nan(self) -> bool:
         return not any(t.is_meta or bool(t.isnan().any()) for t in self.own_tensors())
 
     def require_calibrated(self) -> None:
@@ -49,14 +49,14 @@ class Calibrated(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         were_meta = any(t.is_meta for t in self.own_tensors())
         applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if were_meta:  # to_empty gives memory with anything in it
+        if were_meta:  # to_empty leaves memory uninitialised
             with torch.no_grad():
                 for tensor in self.own_tensors():
                     tensor.fill_(torch.nan)
         return applied
 
     def problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
-        """Return why a state dict is not for this module, or nothing."""
+        """Return why a state dict is not for this module, or an empty string."""
         if f"{prefix}initialized" not in state_dict:
             return ""
         return (
@@ -82,4 +82,4 @@ class Calibrated(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._is_set = self._look_up()  # here: a compiler of the next forward could not
+        self._is_set = self._has_no_nan()  # now: a compiled forward could not

@@ -12,15 +12,13 @@ fixed, so a norm or an output scale must follow; with one bit levels are in unit
 no parameter.
 
 Deviations from the paper:
-  * M and E are refitted after an update and hold through the next forward and backward, instead of
-    being computed in each; the gradient through M, which only the largest weight has, is left out
-    (none goes through E in the paper);
+  * M and E are refitted after each update, not computed in each forward; the gradient through M,
+    which only the largest weight has, is left out (none goes through E in the paper);
   * gradients are not quantized;
   * sgn(0) is +1, and w = 0 gets one of the two inner levels (a tie);
   * where all weights are below 1e-8, M = 1;
   * inputs that can be negative (the paper has none) are clipped to [-1, 1] and have the levels
-    k / (2^(b-1) - 1), |k| < 2^(b-1). One signed bit is refused: it would have the level 0 only;
-  * per channel, as an option for weights.
+    k / (2^(b-1) - 1), |k| < 2^(b-1). One signed bit is refused: it would have the level 0 only.
 """
 
 from __future__ import annotations
@@ -35,21 +33,20 @@ from tr_det.core.ops import SCALE_FLOOR, Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
-from tr_det.core.quantizers.spec import Rounding, Spec
+from tr_det.core.quantizers.spec import Spec
 
 
 @QUANTIZERS.register
 class DoReFa(AffineQuantizer):
-    """Weights by their tanh, inputs as they are.
+    """Weights through tanh, inputs as they are.
 
     Args:
-        spec: signed weights, or inputs; not one signed bit of these.
+        spec: signed weights, or inputs (not of one signed bit).
         **options: of `AffineQuantizer`; ``estimator`` is ``"identity"`` by default for weights.
             There is nothing that ``learn_scale`` could train.
 
     Attributes:
-        reach: float32 buffer, 0-d or (channels,): M; E with one bit, units of w; 1 for inputs.
-        curved: whether codes are uniform in tanh(x), not in x: for weights of 2 bits or more.
+        reach: float32 buffer, 0-d or (channels,): M; with one bit E, in units of w; 1 for inputs.
 
     >>> from tr_det.core import build_quantizer
     >>> quantizer = build_quantizer("dorefa", bits=2, signed=True)
@@ -69,8 +66,8 @@ class DoReFa(AffineQuantizer):
             options["estimator"] = options.get("estimator") or "identity"
         super().__init__(spec, **options)
         self.adapts = is_weight
-        self.curved = self.needs_scale_after(spec)
-        self.register_buffer("reach", torch.full(self.per_channel_shape(), torch.nan))
+        self.is_linear = not self.needs_scale_after(spec)
+        self.register_buffer("reach", self.unset())
 
     @classmethod
     def needs_scale_after(cls, spec: Spec) -> bool:
@@ -89,41 +86,23 @@ class DoReFa(AffineQuantizer):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor | None]:
         """Return the length and the lower end of the range."""
-        return (2.0 * self.reach, -self.reach) if self.curved else (self.reach, None)
+        return (self.reach, None) if self.is_linear else (2.0 * self.reach, -self.reach)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Return the level of each element."""
-        return super().quantize(self._bent(x)).to(x.dtype)
-
-    def discretise(self, x: Tensor) -> Tensor:
-        """Return integer codes of x."""
-        return super().discretise(self._bent(x))
-
-    def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Overwrite codes; return how many changed."""
-        return super().rewrite_(self._bent(x), codes)
-
-    def rounding(self) -> Rounding | None:
-        """Return the thresholds; none where they are uniform in tanh(x)."""
-        return None if self.curved else super().rounding()
-
-    def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
-        """Return what kernels need; none knows tanh."""
-        return None if self.curved else super().kernel()
-
-    def normalized(self, x: Tensor) -> Tensor:
-        """Return x, or for weights from 2 bits on tanh(x), in units of codes."""
-        return super().normalized(self._bent(x))
+    def transformed(self, x: Tensor) -> Tensor:
+        """Return tanh(x), in float32 for half precision, for weights of 2 bits or more; else x."""
+        if self.is_linear:
+            return x
+        return torch.tanh(x if x.dtype == torch.float64 else x.float())
 
     @torch.no_grad()
     def centres(self, codes: Tensor) -> Tensor:
         """Return the middle of each code's interval, that of tanh(x) from 2 bits on."""
         bound = 1.0 - 2.0**-24  # the largest float32 with a finite atanh
         middle = super().centres(codes)
-        return torch.atanh(middle.clamp(-bound, bound)) if self.curved else middle
+        return middle if self.is_linear else torch.atanh(middle.clamp(-bound, bound))
 
     def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
-        """Follow the weight."""
+        """Fit M or E to the weight."""
         if weight is not None and self.adapts:
             self._fit(weight)
 
@@ -137,14 +116,7 @@ class DoReFa(AffineQuantizer):
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
-        rows = self._bent(self.by_channel(x).float()).abs()
-        size = rows.amax(1) if self.curved else rows.mean(1)
-        if self.curved:
-            size = torch.where(size > SCALE_FLOOR, size, 1.0)
+        rows = self.transformed(self.by_channel(x).float()).abs()
+        largest = rows.amax(1)
+        size = rows.mean(1) if self.is_linear else torch.where(largest > SCALE_FLOOR, largest, 1.0)
         self.reach.copy_(size.reshape(self.reach.shape))
-
-    def _bent(self, x: Tensor) -> Tensor:
-        """Return that in which codes are uniform: tanh(x), in float32 for half precision, or x."""
-        if not self.curved:
-            return x
-        return torch.tanh(x if x.dtype == torch.float64 else x.float())

@@ -7,7 +7,7 @@ t = (x - l) / Delta, interval i = floor(t) has the middle f = t - i - 1/2 = 0:
     kappa = k Delta = log(2 / alpha - 1),  so tanh(kappa / 2) = 1 - alpha
 
 within [l, u], else l or u. The forward takes the sign of phi, that is ``l + Delta round(t)``; the
-backward is that of Q_S, also for alpha, which says how far Q_S is from steps:
+backward is that of Q_S, also for alpha, which measures how far Q_S is from steps:
 
     dQ/dx = h'                       (0 outside)
     dQ/du = (h - t h') / n           (1 above, 0 below)
@@ -18,11 +18,10 @@ Initial values: alpha 0.2. l and u (ours) are ``-+3 std`` for signed data; for u
 ``3 std / sqrt(1 - 2/pi)``, or ``min + 3 std`` if that is larger. std is unbiased.
 
 Deviations from the paper:
-  * the first range and alpha's first value are ours, as is that of degenerate data (`deviation`);
+  * the first range (`first_range`) and alpha's first value are ours;
   * alpha is taken from [1e-4, 0.5 - 1e-4] and u - l is at least 1e-8; gradients pass there;
-  * x = l and x = u count as inside; in the middle of an interval the code is the even t;
-  * nothing but the loss acts on alpha; the optimizer treats it like every quantizer's parameter;
-  * one range and alpha per channel, as an option.
+  * in the middle of an interval the code is the even t;
+  * nothing but the loss acts on alpha.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from torch import Tensor
 from tr_det.core.errors import check
 from tr_det.core.ops import SCALE_FLOOR, Affine, affine_quantize
 from tr_det.core.quantizers.affine import AffineQuantizer
-from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.moments import first_range
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
 
 ALPHA_MARGIN = 1e-4
-"""How near alpha comes to 0 and to 0.5."""
+"""Least distance of alpha from 0 and from 0.5."""
 
 
 class _Soft(torch.autograd.Function):
-    """The hard value, with the gradients of Q_S; keeps x and the parameters only."""
+    """The hard value with the gradients of Q_S; saves only x and the parameters for backward."""
 
     @staticmethod
     def forward(
@@ -95,9 +94,9 @@ class DSQ(AffineQuantizer):
     """Hard levels with the gradients of soft ones.
 
     Args:
-        spec: what the layer asks for.
+        spec: weights or inputs.
         alpha: first value, in (0, 0.5); the smaller, the more Q_S looks like steps.
-        **options: of `AffineQuantizer`; there is no other estimator.
+        **options: of `AffineQuantizer`; the estimator is fixed.
 
     Attributes:
         lower: l, float32, 0-d or (channels,), units of x.
@@ -140,15 +139,11 @@ class DSQ(AffineQuantizer):
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the range from the deviation, and alpha."""
-        std = deviation(self.by_channel(x), pool)
-        if std is None:
+        found = first_range(self.by_channel(x), self.signed, pool)
+        if found is None:
             return
-        upper, lower = 3.0 * std, -3.0 * std
-        if not self.signed:
-            rows = self.by_channel(x.double())
-            least = rows.amin(1) if x.numel() else rows.new_full((len(rows),), torch.inf)
-            upper = torch.maximum(upper / HALF_NORMAL_STD, upper - pool(-least, "max"))
-            lower = torch.zeros_like(upper)
-        self.upper.copy_(upper.reshape(self.upper.shape))
+        lower, upper = found
+        lower = lower if self.signed else torch.zeros_like(lower)
         self.lower.copy_(lower.reshape(self.lower.shape))
+        self.upper.copy_(upper.reshape(self.upper.shape))
         self.alpha.fill_(self.first_alpha)

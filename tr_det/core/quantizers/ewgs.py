@@ -17,27 +17,24 @@ Deviations from the paper:
     Hutchinson's estimate of the Hessian's trace, is left out;
   * inputs that can be negative (the paper has none) have the weights' form with l = -u, so that
     their zero is the zero of the output, which a convolution pads with;
-  * the intervals of weights have a hundredth of the learning rate of other quantizers' parameters
-    (the authors give them an Adam of their own, at 1e-5 beside 1e-3): a move of l and u shifts all
+  * the intervals of weights have a hundredth of the learning rate of other quantizer parameters
+    (the authors use a separate Adam for them, at 1e-5 beside 1e-3): a move of l and u shifts all
     weights of a layer, and at the full rate a pre-trained detector diverges under SGD;
-  * an interval without length (constant data, which give NaN in the authors' code) gets that of
-    `deviation`; it is floored at 1e-8 in training;
+  * constant data, which give NaN in the authors' code, get the interval of `deviation`;
   * the first interval of inputs that lie far from zero (by more than 2 std, where the formula's
-    may be empty) ends at ``min(x) + 3 std(x)``;
-  * intervals per channel, as an option (the paper has one per tensor).
+    may be empty) ends at ``min(x) + 3 std(x)``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tr_det.core.errors import check
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
-from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.moments import first_range
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
@@ -48,7 +45,7 @@ class EWGS(AffineQuantizer):
     """A learned interval on a fixed output grid.
 
     Args:
-        spec: what the layer asks for; weights are signed.
+        spec: signed weights, or inputs.
         **options: of `AffineQuantizer`; ``estimator`` is ``"ewgs"`` by default.
 
     Attributes:
@@ -97,13 +94,10 @@ class EWGS(AffineQuantizer):
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the interval from the deviation, and for inputs the minimum."""
-        std = deviation(self.by_channel(x), pool)
-        if std is None:
+        found = first_range(self.by_channel(x), self.signed, pool)
+        if found is None:
             return
-        upper, lower = 3.0 * std, -3.0 * std
-        if not self.signed:
-            lower = -pool(-x.double().amin() if x.numel() else x.new_tensor(-1e300).double(), "max")
-            upper = torch.maximum(3.0 * std / HALF_NORMAL_STD, lower + 3.0 * std)
+        lower, upper = found
         self.upper.copy_(upper.reshape(self.upper.shape))
         if self.lower is not None:
             self.lower.copy_(lower.reshape(self.lower.shape))

@@ -1,9 +1,9 @@
-"""Weight quantizers whose levels are fitted to the weights, with proximal maps.
+"""The base of weight quantizers whose levels are fitted to the weights, with proximal maps.
 
-With a map of `tr_det.core.prox` that is PARQ's AProx, as its authors' optimizer has it to the bit.
-The fit is made after every ``period``-th update and holds through the forwards in between. In
-evaluation, and from the end of a map's course on, weights have their levels. Before its start, and
-before the first update of a run, they are in full precision.
+With a map of `tr_det.core.prox` this is PARQ's AProx, equal to its authors' optimizer to the bit.
+Levels are fitted after every ``period``-th update. In evaluation, and after the end of a map's
+schedule, weights are at their levels. Before its start, and before the first update of a run, they
+are in full precision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tr_det.core.quantizers.spec import Spec
 
 
 class FittedQuantizer(Quantizer):
-    """Mixed in before `Quantizer` or `AffineQuantizer`; a subclass says `fit`.
+    """A mixin before `Quantizer` or `AffineQuantizer`; a subclass defines `fit`.
 
     Args:
         spec: a weight.
@@ -31,8 +31,8 @@ class FittedQuantizer(Quantizer):
             ``"binary_relax"``.
         start: share of the run after which a map other than "hard" begins, in [0, 1).
         end: share after which it is hard, in (start, 1].
-        steepness: of PARQ's course, > 0; below 1 it is nearly a line.
-        **options: of the other base.
+        steepness: of PARQ's schedule, > 0; below 1 it is nearly a line.
+        **options: of the other base class.
     """
 
     roles = ("weight",)
@@ -89,7 +89,7 @@ class FittedQuantizer(Quantizer):
             self._fit(weight)
 
     def anneal(self, step: int, total: int) -> None:
-        """Take the place in the map's course."""
+        """Set the position in the map's schedule."""
         self.is_fresh = step == 0 or self._fits_at(step)
         n, start, end = step - 1, self.start * total, self.end * total
         if not self.soft or n >= end:

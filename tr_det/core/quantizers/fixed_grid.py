@@ -12,12 +12,10 @@ all elements.
 
 Deviations from the paper:
   * sign(0) is +1 (the paper does not say; 0 would not be a level of the binary quantizer);
-  * s is floored at 1e-8, so that a learned scale cannot reach zero; its gradient still passes;
-  * inputs that can be negative use the signed grid and the signed initialisation (the paper has
-    none of them: it puts ReLUs where they would occur);
+  * inputs that can be negative use the signed grid and the signed initialisation (in the paper
+    ReLUs precede all inputs);
   * where std is zero or undefined (constant tensors, one element) the scale is 3 times the root
-    mean square, or 1 for an all-zero tensor, instead of zero or NaN;
-  * scales per channel, as an option (the paper has one per tensor).
+    mean square, or 1 for an all-zero tensor.
 
 Rounding is half to even. gamma is a power of two, so gamma x / s, x / (s / gamma) and ONNX'
 x / y_scale are the same float, and every x_q is exact in float32, float16 and bfloat16.
@@ -31,7 +29,7 @@ from torch import Tensor
 
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
-from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.moments import three_deviations
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
@@ -39,10 +37,10 @@ from tr_det.core.quantizers.spec import Spec
 
 @QUANTIZERS.register
 class FixedGridQuantizer(AffineQuantizer):
-    """Eq. 13.
+    """A learned clipping range on a fixed output grid (Eq. 13).
 
     Args:
-        spec: what the layer asks for.
+        spec: weights or inputs.
         **options: of `AffineQuantizer`.
 
     Attributes:
@@ -74,7 +72,6 @@ class FixedGridQuantizer(AffineQuantizer):
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the scale to 3 std (signed) or 3 std / sqrt(1 - 2/pi) (unsigned)."""
-        std = deviation(self.by_channel(x), pool)
-        if std is not None:
-            scale = 3.0 * std if self.signed else 3.0 * std / HALF_NORMAL_STD
+        scale = three_deviations(self.by_channel(x), self.signed, pool)
+        if scale is not None:
             self.scale.copy_(scale.reshape(self.scale.shape))

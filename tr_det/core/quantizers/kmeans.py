@@ -1,4 +1,4 @@
-"""Clusters of numbers: Lloyd's algorithm in one dimension, without randomness."""
+"""One-dimensional k-means (Lloyd's algorithm), without randomness."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ ROUNDS = 50
 def cluster_centres(rows: Tensor, count: int, rounds: int = ROUNDS) -> Tensor:
     """Return the centres of each row's clusters, ascending.
 
-    It starts at quantiles of the distinct numbers, so that repeated ones (the zeros after a ReLU)
-    take no cluster twice. Each round moves every centre to the mean of what is nearest to it; one
-    that nothing is nearest to stays. Centres coincide where a row has fewer distinct numbers.
+    The first centres are quantiles of the distinct numbers, so that repeated numbers (the zeros
+    after a ReLU) do not take two clusters. Each round moves every centre to the mean of the numbers
+    nearest to it; a centre without any stays. Centres coincide where a row has fewer distinct
+    numbers than clusters.
 
     Args:
         rows: shape (rows, numbers), floating point, finite, with at least one number.
         count: clusters.
-        rounds: how many.
+        rounds: iterations.
 
     Returns:
         Shape (rows, count), float64.

@@ -7,19 +7,16 @@ al., ICML 2025:
     r_0 = w,  v_i = mean|r_{i-1}|,  r_i = r_{i-1} - v_i sgn(r_{i-1}),  i = 1..b,  sgn(0) = +1
     levels = {+-v_1 +- ... +- v_b},  w_q = the nearest level
 
-One bit gives ``mean|w| sgn(w)``, the least-squares optimum. For two bits the optimum is there as an
-option: v_1 - v_2 and v_1 + v_2 are then the means of the |w| below and above v_1. The levels are in
-units of w, so no scale need follow. They are not uniform: `grid` is None and a table is all there
-is.
+One bit gives ``mean|w| sgn(w)``, the least-squares optimum. For two bits the optimum is an option:
+v_1 - v_2 and v_1 + v_2 are then the means of the |w| below and above v_1. The levels are in units
+of w, so no scale need follow. They are not uniform: `grid` is None.
 
 The gradient passes everywhere (PARQ: the exact gradient at w_q, no mask); the levels have none.
 
 Deviations from the papers:
-  * the levels are refitted after an update and hold through the next forward and backward, instead
-    of being computed in each;
-  * w_q is the nearest level. The sum of the fit's own signs, which PARQ's code takes in the updates
-    that fit, is a farther one for some weights from three bits on; it is an option;
-  * per channel as an option, as in PARQ's code.
+  * the levels are refitted after updates, not computed in each forward;
+  * w_q is the nearest level. PARQ's code takes the sum of the fit's own signs right after a fit,
+    which for some weights is a farther level from three bits on; that is an option.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ class _Levels(Quantizer):
         rows = self.by_channel(x.float())
         if self.own_signs and self.is_fresh:
             rows = self._by_signs(rows)
-        # From a midpoint on the upper level, as sgn(0) = +1 has it.
+        # At a midpoint the upper level, as sgn(0) = +1.
         found = torch.searchsorted(midpoints, rows.contiguous(), right=True)
         return self.from_rows(found + self.low, x).to(torch.int8)
 
@@ -108,8 +105,7 @@ class LSBQ(FittedQuantizer, _Levels):
         optimal: the least-squares optimum instead of the greedy fit; 1 or 2 bits.
         own_signs: in forwards right after a fit each weight has the sum of the fit's signs, not the
             nearest level: PARQ's code to the bit. Codes then need not ascend with the weights.
-        **options: of `FittedQuantizer` and `Quantizer`; there is nothing that ``learn_scale`` could
-            train.
+        **options: of `FittedQuantizer` and `Quantizer`; ``learn_scale`` has no effect.
 
     Attributes:
         magnitudes: v, float32 buffer of shape (b,) or (channels, b), units of the weight.
@@ -129,8 +125,7 @@ class LSBQ(FittedQuantizer, _Levels):
         check("optimal", optimal, not optimal or spec.bits <= 2, "False from 3 bits on")
         super().__init__(spec, **options)
         self.optimal, self.own_signs = optimal, own_signs
-        unset = torch.full((*self.per_channel_shape(), self.bits), torch.nan)
-        self.register_buffer("magnitudes", unset)
+        self.register_buffer("magnitudes", self.unset(self.bits))
 
     def fit(self, x: Tensor) -> None:
         """Set the magnitudes."""

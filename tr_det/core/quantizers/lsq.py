@@ -11,15 +11,11 @@ from the calibration batch, or, for the recipes of Nagel et al., ICML 2022 (``in
 the scale of least squared error (`best_scale`).
 
 Deviations from the paper:
-  * per channel, as an option: one step per output channel, N counts the weights of one channel;
-  * at the bounds themselves, x = -Q_N s and x = Q_P s, the gradient passes (the paper's
-    inequalities are strict; the difference has measure zero, and where a ReLU precedes, its own
-    gradient is zero at x = 0);
-  * s is floored at 1e-8 when it divides, so that it cannot cross zero; its gradient passes there;
+  * with a step per channel, N counts the weights of one channel;
   * a tensor of zeros gets mean|x| = 1, or max|x| = 1;
   * the squared error of inputs is that of a sample of the calibration batch;
-  * the step size has the learning rate and decay of all quantizer parameters (a tenth, no decay),
-    not the weights' as in the paper; ``SCALE_LR_FACTOR 1.0`` gives its learning rate;
+  * the step size has a tenth of the weights' learning rate and no decay (``SCALE_LR_FACTOR 1.0``
+    gives the paper's learning rate);
   * one signed bit is refused: Q_P = 0 leaves the levels -s and 0.
 """
 
@@ -45,7 +41,7 @@ class LSQ(AffineQuantizer):
     """Learned step size.
 
     Args:
-        spec: what the layer asks for; not one signed bit.
+        spec: weights or inputs, not of one signed bit.
         gradient_scale: multiply the step size's gradient by 1 / sqrt(N Q_P).
         initial: first step size: ``"mean"``, the paper's, or ``"mse"``, of least squared error.
         **options: of `AffineQuantizer`.

@@ -21,10 +21,6 @@ Deviations from the paper:
   * inputs that can be negative have signed codes (the paper's are unsigned). With beta, the levels
     are the same; the initial values of inputs do not depend on it;
   * sigma is unbiased; that of a constant is its size, of zeros 1/3 (`deviation`);
-  * per channel, as an option for weights;
-  * at the bounds themselves the gradient passes;
-  * s is floored at 1e-8 when it divides; its gradient passes there;
-  * s and beta have the learning rate and decay of all quantizer parameters;
   * one-bit weights are refused: p = 0 leaves the levels -s and 0. So are unsigned weights.
 """
 
@@ -51,7 +47,7 @@ class LSQPlus(AffineQuantizer):
     """Learned step size and, for inputs, learned offset.
 
     Args:
-        spec: what the layer asks for; weights are signed, of 2 bits or more.
+        spec: inputs, or signed weights of 2 bits or more.
         gradient_scale: multiply the parameters' gradients by 1 / sqrt(N p).
         **options: of `AffineQuantizer`.
 

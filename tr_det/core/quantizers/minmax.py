@@ -8,16 +8,14 @@ Training*, Nagel et al., ICML 2022, after Krishnamoorthi, 2018:
 Rounding comes before clamping, so the gradient passes half a step beyond the bounds (estimator
 ``"round"``); none reaches the range.
 
-Deviations: the range is fitted after an update and holds through the next forward, instead of being
-computed in it, which gives the same numbers; a percentile may stand for the maximum; one bit is
-refused, as int_max is 0.
+Deviations: the range is fitted after an update, not in the next forward, which gives the same
+numbers; a percentile may replace the maximum; one bit is refused, as int_max is 0.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tr_det.core.errors import check
@@ -30,11 +28,11 @@ from tr_det.core.quantizers.spec import Spec
 
 @QUANTIZERS.register
 class MinMax(FittedQuantizer, AffineQuantizer):
-    """A range that is the weights' own.
+    """The range of the weights themselves.
 
     Args:
         spec: a weight of 2 to 8 bits.
-        percentile: of |w| that the largest level stands for, in (0, 100]; 100 is the maximum.
+        percentile: of |w|, that is the largest level, in (0, 100]; 100 is the maximum.
         **options: of `FittedQuantizer` and `AffineQuantizer`.
 
     Attributes:
@@ -56,7 +54,7 @@ class MinMax(FittedQuantizer, AffineQuantizer):
         check("percentile", percentile, number, "in (0, 100]")
         super().__init__(spec, **options)
         self.percentile = percentile
-        self.register_buffer("reach", torch.full(self.per_channel_shape(), torch.nan))
+        self.register_buffer("reach", self.unset())
 
     def make_affine(self) -> Affine:
         """Return levels in multiples of the step."""

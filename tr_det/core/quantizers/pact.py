@@ -16,8 +16,7 @@ Deviations from the paper:
     levels alpha k / (2^(b-1) - 1), |k| < 2^(b-1), zero among them. The gradient of alpha is 1 above
     and -1 below the range; alpha starts at ``3 std(x)``. One signed bit is refused: it would have
     the level 0 only;
-  * at x = alpha itself the gradient goes to x only, at x = 0 it passes;
-  * alpha is floored at 1e-8 when it divides; its gradient passes there.
+  * at x = alpha itself the gradient goes to x only.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor
 from tr_det.core.errors import check
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
-from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.moments import three_deviations
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
@@ -40,9 +39,9 @@ class PACT(AffineQuantizer):
     """Learned clipping level.
 
     Args:
-        spec: an input; not one signed bit.
-        initial: first alpha, > 0, units of x; None takes it from the deviation.
-        decay: weight decay of alpha, >= 0; 0 leaves it to the optimizer's groups.
+        spec: an input, not of one signed bit.
+        initial: first alpha, > 0, units of x; None: from the standard deviation.
+        decay: weight decay of alpha, >= 0; 0: that of the optimizer's group.
         **options: of `AffineQuantizer`.
 
     Attributes:
@@ -82,14 +81,9 @@ class PACT(AffineQuantizer):
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set alpha to its first value."""
-        std = deviation(self.by_channel(x), pool)
-        if std is None:
-            return
-        if self.initial is not None:
-            self.alpha.fill_(self.initial)
-        else:
-            alpha = 3.0 * std if self.signed else 3.0 * std / HALF_NORMAL_STD
-            self.alpha.copy_(alpha.reshape(self.alpha.shape))
+        alpha = three_deviations(self.by_channel(x), self.signed, pool)
+        if alpha is not None:
+            self.alpha.fill_(alpha[0] if self.initial is None else self.initial)
 
     def param_options(self) -> dict[str, Any]:
         """Return the decay, if there is one."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 Pool = Callable[[Tensor, str], Tensor]
 """(tensor, how) -> tensor; how: ``"sum"``, ``"max"`` (elementwise) or ``"sample"``: a 1-d tensor of
-elements drawn from all processes'."""
+elements from all processes."""
 
 SAMPLE = 65_536
-"""Most elements that a process puts into a sample."""
+"""Largest number of elements from one process."""
 
 
 def alone(tensor: Tensor, how: str) -> Tensor:
-    """Pool nothing: for weights, which are the same everywhere."""
+    """Return the tensor, or a sample of it: for weights, which all processes share."""
     return _drawn(tensor) if how == "sample" else tensor
 
 

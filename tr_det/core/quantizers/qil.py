@@ -16,14 +16,13 @@ Initial values (the paper gives no numbers): the interval [0, 3 std], or [0, 3 s
 2/pi)] for unsigned inputs, that is c = d = half of it; gamma 1. std is unbiased.
 
 Deviations from the paper:
-  * the initial values, those of degenerate data (`deviation`) among them;
+  * the initial values;
   * signed inputs have the weights' transformer with gamma = 1 (the paper has no such inputs);
   * d is at least 1e-8 when it divides, gamma at least 1e-2; their gradients pass there;
   * at the interval's lower end the derivative of the power is infinite for gamma < 1: it is taken
     at ``alpha |w| + beta >= 1e-3``;
   * where c < d nothing is pruned and w^ jumps at w = 0, whose own code is 0; codes that no w has
-    have a centre next to 0;
-  * one interval and gamma per channel of the weight, as an option.
+    have a centre next to 0.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from torch import Tensor
 from tr_det.core.errors import check
 from tr_det.core.ops import Affine, at_least, pass_gradient
 from tr_det.core.quantizers.affine import AffineQuantizer
-from tr_det.core.quantizers.moments import HALF_NORMAL_STD, deviation
+from tr_det.core.quantizers.moments import three_deviations
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.registry import QUANTIZERS
-from tr_det.core.quantizers.spec import Rounding, Spec
+from tr_det.core.quantizers.spec import Spec
 
 SMALLEST_D = 1e-8
 SMALLEST_GAMMA = 1e-2
@@ -53,13 +52,12 @@ class QIL(AffineQuantizer):
     Args:
         spec: inputs, or signed weights; signed codes from 2 bits on.
         learn_gamma: whether weights have a gamma; else it is 1.
-        **options: of `AffineQuantizer`; there is no other estimator.
+        **options: of `AffineQuantizer`; the estimator is fixed.
 
     Attributes:
         center: c, float32, 0-d or (channels,), units of x.
         half_length: d, likewise.
         gamma: likewise, without a unit; None for inputs and without ``learn_gamma``.
-        is_linear: whether codes are affine in x: for unsigned inputs.
 
     >>> from tr_det.core import build_quantizer
     >>> quantizer = build_quantizer("qil", bits=2, signed=True)
@@ -99,7 +97,11 @@ class QIL(AffineQuantizer):
         d = at_least(self.half_length, SMALLEST_D)
         return 2 * d, self.center - d
 
-    def transformed(self, x: Tensor, smallest: float = 0.0) -> Tensor:
+    def transformed(self, x: Tensor) -> Tensor:
+        """Return x^, or x itself where codes are affine in it."""
+        return x if self.is_linear else self._transformed(x, 0.0)
+
+    def _transformed(self, x: Tensor, smallest: float) -> Tensor:
         """Return x^; for its gradients, bases of powers are at least ``smallest``."""
         wide = torch.promote_types(x.dtype, torch.float32)
         c = self.spread(self.center, x).to(wide)
@@ -117,32 +119,7 @@ class QIL(AffineQuantizer):
         if self.is_linear:
             return super().quantize(x)
         values = self.values(self.discretise(x)).to(x.dtype)
-        return pass_gradient(self.transformed(x, SMALLEST_BASE).to(x.dtype), values)
-
-    def discretise(self, x: Tensor) -> Tensor:
-        """Return integer codes of x."""
-        return super().discretise(self._rounded(x))
-
-    def rewrite_(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Overwrite codes; return how many changed."""
-        return super().rewrite_(self._rounded(x), codes)
-
-    @torch.no_grad()
-    def _rounded(self, x: Tensor) -> Tensor:
-        """Return what the affine grid rounds."""
-        return x if self.is_linear else self.transformed(x)
-
-    def kernel(self) -> tuple[Affine, Tensor, Tensor | None] | None:
-        """Return what kernels need, or None where codes are not affine in x."""
-        return super().kernel() if self.is_linear else None
-
-    def rounding(self) -> Rounding | None:
-        """Return the thresholds, or None where codes are not affine in x."""
-        return super().rounding() if self.is_linear else None
-
-    def normalized(self, x: Tensor) -> Tensor:
-        """Return q x^."""
-        return super().normalized(self._rounded(x))
+        return pass_gradient(self._transformed(x, SMALLEST_BASE).to(x.dtype), values)
 
     @torch.no_grad()
     def centres(self, codes: Tensor) -> Tensor:
@@ -163,10 +140,10 @@ class QIL(AffineQuantizer):
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the interval from the deviation, and gamma."""
-        std = deviation(self.by_channel(x), pool)
-        if std is None:
+        reach = three_deviations(self.by_channel(x), self.signed, pool)
+        if reach is None:
             return
-        half = (1.5 * std if self.signed else 1.5 * std / HALF_NORMAL_STD).clamp_min(SMALLEST_D)
+        half = (reach / 2).clamp_min(SMALLEST_D)
         self.center.copy_(half.reshape(self.center.shape))
         self.half_length.copy_(self.center)
         if self.gamma is not None:

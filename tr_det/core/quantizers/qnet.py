@@ -18,21 +18,19 @@ neighbouring clusters of beta x, n + 1 of them by k-means.
 
 Deviations from the paper:
   * uniform levels only, s_i = 1; the paper's other sets (powers of two) are left out;
-  * T rises linearly with the updates made, from ``temperature_start`` to ``temperature_end``, which
-    are ours (what steeper ones gave: docs/methods.md);
+  * T rises linearly with the updates, from ``temperature_start`` to ``temperature_end``; the values
+    are ours (docs/methods.md shows what steeper ones gave);
   * alpha starts at the least squared error of the levels, given those thresholds. At the paper's
-    1 / beta, numbers near a cluster near zero get levels that are spread out to max|x|: pre-trained
-    features do not survive that (docs/methods.md);
-  * o is whatever gives the levels above: half the sum of s_i for signed data, as in the paper, but
-    0 for unsigned;
+    1 / beta, numbers in a cluster near zero get levels that are spread out to max|x|, which
+    destroys pre-trained features (docs/methods.md);
+  * o is half the sum of s_i for signed data, as in the paper, but 0 for unsigned;
   * b_i are midpoints between levels where two clusters are nearer than 1e-3 levels; alpha is at
     least 1e-8 and so is beta when used (gradients pass there); for zeros q is 1, alpha 1 / beta;
   * in evaluation, where the gradient is zero almost everywhere, x gets it as it is within half a
-    spacing of the thresholds; the parameters get none;
-  * one alpha and beta, and set of biases, per channel as an option.
+    spacing of the thresholds; the parameters get none.
 
-A sigmoid is computed as (1 + tanh(z T / 2)) / 2: torch's tanh gives equal numbers for equal
-arguments wherever they lie in memory, its sigmoid on CPUs does not.
+A sigmoid is computed as (1 + tanh(z T / 2)) / 2: on CPUs torch's sigmoid, unlike its tanh, gives
+results that depend on where a number lies in memory.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ NEAREST = 1e-3
 
 
 class _Sigmoids(torch.autograd.Function):
-    """Q in training; keeps x and the parameters, and computes the sigmoids once more in backward.
+    """Q in training; saves x and the parameters, and recomputes the sigmoids in backward.
 
     alpha, beta and each of the biases broadcast to x; factor is s_i / 2, middle the mean level.
     """
@@ -110,7 +108,7 @@ class QuantizationNetwork(Quantizer):
     """A sum of sigmoids in training, of steps in evaluation.
 
     Args:
-        spec: what the layer asks for.
+        spec: weights or inputs.
         temperature_start: T at the start of a run, > 0.
         temperature_end: T at its end, not below the start's.
         **options: of `Quantizer`.
@@ -119,7 +117,7 @@ class QuantizationNetwork(Quantizer):
         alpha: float32, 0-d or (channels,), units of x.
         beta: likewise, levels per unit of x.
         biases: b_i in any order, float32, (n,) or (channels, n), levels.
-        temperature: T, 0-d float32, per level; follows the run, in no checkpoint.
+        temperature: T, 0-d float32, per level; set by `anneal`, not in checkpoints.
 
     >>> from tr_det.core import build_quantizer
     >>> quantizer = build_quantizer("qnet", bits=2, signed=True).eval()
@@ -151,21 +149,11 @@ class QuantizationNetwork(Quantizer):
             self.affine = Affine(low, high, mul=2, add=1, axis=axis)
         else:
             self.affine = Affine(-high if spec.signed else 0, high, axis=axis)
+        self.low, self.high = self.affine.low, self.affine.high
         self.alpha, self.beta = self.new_parameter(), self.new_parameter()
-        unset = torch.full((*self.per_channel_shape(), self.high - self.low), torch.nan)
-        self.biases = nn.Parameter(unset, requires_grad=self.learn_scale)
-        self._now = float(first)  # beside the tensor, which may come from a device without memory
+        self.biases = nn.Parameter(self.unset(self.high - self.low), self.learn_scale)
+        self._now = float(first)  # for the meta device, where the tensor holds no number
         self.temperature = torch.tensor(self._now, dtype=torch.float32)
-
-    @property
-    def low(self) -> int:
-        """Smallest code."""
-        return self.affine.low
-
-    @property
-    def high(self) -> int:
-        """Largest code."""
-        return self.affine.high
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the soft value of each element in training, its level otherwise."""

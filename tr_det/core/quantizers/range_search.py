@@ -1,7 +1,7 @@
-"""Ranges of least squared error, for initial values: searches over a few candidates.
+"""Ranges of least squared error among a few candidates, for initial values.
 
-Between two thresholds all numbers get one level. So, once they are sorted, a candidate's error
-follows from the running sum at its thresholds, without a pass over the numbers.
+All numbers between two thresholds get one level. So, once the numbers are sorted, the error of a
+candidate follows from cumulative sums at its thresholds, without another pass over the numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SCALES = 100
 """Candidates of `best_scale`."""
 
 SHRINKS = 40
-"""Candidates of `best_range` for either end."""
+"""Candidates of `best_range` for each end."""
 
 _BLOCK = 2**20  # float64 levels at a time: 8 MB
 _ALIKE = 1e-12  # errors this near, relative to the sum of squares, differ by rounding only

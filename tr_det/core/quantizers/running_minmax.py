@@ -7,15 +7,15 @@ Quantization-Aware Training*, Nagel et al., ICML 2022, after Krishnamoorthi, 201
     s = max(|x_min|, x_max) / int_max,  x_min = min(., 0),  x_max = max(., 1e-8)
     range <- 0.9 range + 0.1 (minimum and maximum of the batch), after each update
 
-The range is a statistic, not a parameter: no gradient reaches it. Rounding comes before clamping,
-so the gradient passes half a step beyond the bounds (estimator ``"round"``).
+The range is a statistic without gradient. Rounding comes before clamping, so the gradient passes
+half a step beyond the bounds (estimator ``"round"``).
 
 Deviations from the reference:
-  * one observation is an update, not a forward: all forwards since the last update (a shared
-    layer's calls, gradient accumulation) and all processes are one batch, and the new range holds
-    from the next update on, so that a recomputed forward gives the same numbers;
-  * evaluation observes nothing;
-  * whether the grid is signed is said by the layer, not read off the first batch;
+  * there is one observation per update, not per forward: all forwards since the last update (calls
+    of a shared layer, gradient accumulation) in all processes are one batch, and the range changes
+    with the update only, so that a recomputed forward gives the same numbers;
+  * evaluation does not change the range;
+  * the layer decides whether the grid is signed, not the first batch;
   * one signed bit is refused, as int_max is 0.
 """
 
@@ -41,7 +41,7 @@ class RunningMinMax(AffineQuantizer):
     """A range that follows the data.
 
     Args:
-        spec: an input; not one signed bit.
+        spec: an input, not of one signed bit.
         momentum: weight of a new observation, in (0, 1].
         **options: of `AffineQuantizer`; ``estimator`` is ``"round"`` by default.
 
@@ -63,7 +63,7 @@ class RunningMinMax(AffineQuantizer):
         super().__init__(spec, **options)
         self.momentum = momentum
         self.register_buffer("range", torch.full((2,), torch.nan))
-        # From the start: processes pool it, whether their data reached the layer or not.
+        # Always a tensor: processes pool it even where no data reached the layer.
         self.seen = torch.full_like(self.range, -torch.inf)
 
     def make_affine(self) -> Affine:
@@ -77,14 +77,14 @@ class RunningMinMax(AffineQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen what was seen since the last update."""
+        """Extend the range seen since the last update."""
         if x.numel():
             low, high = x.detach().aminmax()
             self.seen = torch.maximum(self.seen, torch.stack((-low, high)).to(self.seen.dtype))
 
     @torch.no_grad()
     def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
-        """Move the range towards what was seen; nothing, or what overflowed, leaves it."""
+        """Move the range towards what was seen, unless that is nothing or has overflowed."""
         seen = torch.where(self.seen.isfinite(), self.seen, self.range)
         self.range.lerp_(seen, self.momentum)
         self.seen.fill_(-torch.inf)

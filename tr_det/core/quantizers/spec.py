@@ -1,4 +1,4 @@
-"""What a quantizer is asked for, and what it says of itself."""
+"""What a layer asks of a quantizer, and how a quantizer describes its codes to others."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Ternary(FittedQuantizer, AffineQuantizer):
         check_among("fitted_by", fitted_by, ("mean", "max", "optimal"))
         super().__init__(spec, **options)
         self.fitted_by = fitted_by
-        self.register_buffer("size", torch.full(self.per_channel_shape(), torch.nan))
+        self.register_buffer("size", self.unset())
 
     def make_affine(self) -> Affine:
         """Return three levels."""

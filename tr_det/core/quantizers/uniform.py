@@ -10,8 +10,7 @@ its authors' code: with q_max = min(b mean|w|, max|w|), or max|w|,
 "half" has 2^b levels, none of them zero, and is the paper's; "full" is torchao's integer grid. The
 levels are in units of w, so no scale need follow. The gradient passes everywhere.
 
-Deviations from the authors' code: s is floored by 1e-8 over the steps; "full" divides by s where
-theirs multiplies by 1 / s.
+Deviation from the authors' code: "full" divides by s where theirs multiplies by 1 / s.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Uniform(FittedQuantizer, AffineQuantizer):
         spec: a weight.
         grid: ``"half"``, ``"narrow"`` or ``"full"``; the latter two from 2 bits on.
         reach: q_max: ``"mean"`` or ``"max"``.
-        center: take the weights' mean off before, and add it to the levels.
+        center: subtract the weights' mean first, and add it to the levels.
         **options: of `FittedQuantizer` and `AffineQuantizer`.
 
     Attributes:
@@ -71,9 +70,8 @@ class Uniform(FittedQuantizer, AffineQuantizer):
         check("bits", spec.bits, fits, f"from 2 to 8 with the grid {grid!r}")
         self._kind, self._reach, self._center = grid, reach, center
         super().__init__(spec, **options)
-        unset = torch.full(self.per_channel_shape(), torch.nan)
-        self.register_buffer("q_max", unset)
-        self.register_buffer("mean", unset.clone() if center else None)
+        self.register_buffer("q_max", self.unset())
+        self.register_buffer("mean", self.unset() if center else None)
 
     def make_affine(self) -> Affine:
         """Return the grid."""

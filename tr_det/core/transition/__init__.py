@@ -1,4 +1,4 @@
-"""The TR scheme as pure functions: what is measured, which target it has, how it follows."""
+"""The TR scheme as pure functions: running rate, target, TALR rules, settings."""
 
 from tr_det.core.transition.auto import AUTO, factor_from, probe_steps
 from tr_det.core.transition.controller import UPDATE_RULES, Feedback, running_rate

@@ -1,19 +1,19 @@
-"""``tr_factor="auto"``: find lambda by watching plain training. Ours, not the paper's.
+"""Lambda from the transition rates of plain training: ``tr_factor="auto"``. Ours, not the paper's.
 
-Table S4 of the paper shows that accuracy depends on lambda, over decades, and the paper finds it by
-hand. What it has to match is the pace at which a usable learning rate makes weights transit. So for
-the first updates (`probe_steps`) every layer trains at its base learning rate, as with the plain
-optimizer, and its transitions are counted; then
+Table S4 of the paper shows that accuracy depends on lambda over orders of magnitude; the paper
+tunes it by hand. Lambda has to match the rate at which a usable learning rate makes weights
+transit. So for the first updates (`probe_steps`) every layer trains at its base learning rate, as
+with the plain optimizer, and its transitions are counted; then
 
     lambda = SCALE * median over layers of  K_l / (1 - m^n) / sqrt(b_l)
 
-(K corrected for its start from zero after n measurements). With SCALE = 2 a target that falls to
-zero along a cosine or a line is, in the mean over the run, the rate that plain training shows at
-its start. The median, because the rates of a network's layers differ by small factors
-around a common value but a layer that stands still, or one of a few weights, can be far off.
+(K after bias correction). With SCALE = 2 a target that falls to zero along a cosine or a line is,
+in the mean over the run, the rate that plain training shows at its start. The median, because the
+rates of most layers differ by small factors only, but a layer without transitions, or one with a
+few weights, can be far off.
 
-The probe is part of the run: nothing is repeated or undone, and the target's course starts at
-update 0. It needs a base learning rate that plain training can use.
+The probe is part of the run: nothing is repeated or undone, and the target's schedule starts at
+update 0. The base learning rate must be one that plain training can use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import statistics
 AUTO = "auto"
 SCALE = 2.0
 SMALLEST, LARGEST = 1e-5, 0.1
-"""Bounds of the result; what lies outside is no rate of a working run."""
+"""Bounds of the result; a run that trains is never outside."""
 
 
 def probe_steps(total_steps: int) -> int:

@@ -1,11 +1,10 @@
-"""How the TALR follows the target (Lee et al., ICCV 2025): Eqs. 10, 11, S1 and S2.
+"""Rules by which the TALR follows the target (Lee et al., ICCV 2025): Eqs. 10, 11, S1 and S2.
 
-Tensors are float32 and of one shape, one element per controller (layer). The rules are pure and
-read like the paper's lines; `UPDATE_RULES` gives each what it needs. The paper's rule is
-"additive"; ours, "pi", is in `pi.py`.
+Tensors are float32 and of one shape, (layers,) or 0-d: one element per controller. The paper's rule
+is "additive"; ours, "pi", is in `pi.py`.
 
-Deviations from the paper, all in S1 and S2, whose ratio R/K is undefined at K = 0 (the start, or a
-layer that stands still):
+Deviations from the paper, both in S1 and S2, whose ratio R/K is undefined at K = 0 (the start, or a
+layer without transitions):
   * K is taken as at least ``RATE_FLOOR`` and the ratio as at most ``MAX_RATIO``;
   * the TALR is held between ``MIN_TALR`` and ``MAX_TALR`` times the base learning rate: a layer
     without gradient would drive it to infinity, and from zero, where a target of zero leads (the
@@ -26,7 +25,7 @@ MIN_TALR, MAX_TALR = 1e-6, 1e3
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a rule may look at before update t.
+    """The inputs of a rule before update t.
 
     Attributes:
         talr: U_{t-1}, learning-rate units.
@@ -38,8 +37,8 @@ class Feedback:
         base: base learning rate, U_{-1}.
         gain: eta of Eq. 11.
         momentum: m of Eq. 10.
-        mass: what K_t's measurements weigh, 1 - m^n after a layer's n measurements; 0 before.
-        previous_mass: the same of K_{t-1}.
+        correction: bias correction of K_t, 1 - m^n after a layer's n rates; 0 before the first.
+        previous_correction: likewise of K_{t-1}.
     """
 
     talr: Tensor
@@ -51,8 +50,8 @@ class Feedback:
     base: Tensor
     gain: Tensor
     momentum: float
-    mass: Tensor
-    previous_mass: Tensor
+    correction: Tensor
+    previous_correction: Tensor
 
 
 def running_rate(previous: Tensor, rate: Tensor, momentum: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which target is followed: R_t = lambda sqrt(b) * schedule(t / T) (ICCV 2025, S4.1)."""
+"""The target over a run: R_t = lambda sqrt(b) * schedule(t / T) (ICCV 2025, S4.1)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ class TargetSchedule:
 
     Args:
         schedule: ``"cosine"`` or ``"linear"`` to 0, ``"step"`` (divided by 5 after each
-            quarter, supplement S2.2),
-            ``"constant"``, or an fvcore ``ParamScheduler`` (``where`` in [0, 1) -> multiplier of
-            the first target).
+            quarter, supplement S2.2), ``"constant"``, or an fvcore ``ParamScheduler`` (``where`` in
+            [0, 1) -> multiplier of the first target).
         total_steps: length of the run in optimizer updates, T >= 1. Past it the last value is held.
         warmup_steps: updates over which the multiplier first rises from 0, linearly, to where the
             schedule then is, as Detectron2 does with learning rates; in [0, T).
@@ -64,7 +63,7 @@ class TargetSchedule:
         try:
             return float(self.scheduler(where))
         except (IndexError, RuntimeError):
-            # fvcore's schedulers live on [0, 1): some are exact at 1, some refuse it and a margin.
+            # fvcore's schedulers are defined on [0, 1): some accept 1, some refuse it.
             if where < _LAST:
                 raise
             return float(self.scheduler(_LAST))

@@ -1,4 +1,4 @@
-"""The settings of the TR scheme: one table, checked when they are made.
+"""The settings of TR scheduling: one table with defaults, meanings and checks.
 
 From it follow the ``tr_*`` arguments of the optimizers, the keys of both configs (``SOLVER.TR.*``
 in Detectron2's, ``tr.*`` in the classifier's) and the table in ``docs/tr_settings.md``. A new
@@ -24,14 +24,14 @@ from tr_det.core.weight_stats import SIGNALS
 
 @dataclass(frozen=True)
 class Knob:
-    """What is known of a setting beside its value.
+    """The description of a setting.
 
     Attributes:
         meaning: one or two sentences.
         allowed: what it must be.
-        fits: whether a value is that.
-        stands_for: (number in a config, value here), where a config's key, which has one type,
-            cannot say the value.
+        fits: whether a value is allowed.
+        stands_for: (number in a config, value here) for a value of another type than the config's
+            key, which has one type.
     """
 
     meaning: str
@@ -65,7 +65,7 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionSettings:
-    """What is followed, and how.
+    """The settings of one optimizer.
 
     Args:
         total_steps: T, length of the run in updates.
@@ -93,7 +93,7 @@ class TransitionSettings:
     )
     schedule: str | ParamScheduler = _knob(
         "cosine",
-        "The target's course over the run: cosine, linear, step or constant; in code any fvcore "
+        "The target over the run: cosine, linear, step or constant; in code any fvcore "
         "ParamScheduler.",
         f"one of {list(SCHEDULES)}, or an fvcore ParamScheduler",
         lambda value: value in SCHEDULES or isinstance(value, ParamScheduler),
@@ -171,7 +171,7 @@ class TransitionSettings:
         return default_momentum(self.total_steps) if self.momentum is None else self.momentum
 
     def shape(self, step: int) -> float:
-        """Return the target's course: its share of R_0 before ``final`` is mixed in."""
+        """Return the schedule's multiplier of R_0, before ``final`` is mixed in."""
         shape: TargetSchedule = self._shape  # type: ignore[attr-defined]
         return shape(step)
 
@@ -182,7 +182,7 @@ class TransitionSettings:
 
 
 def knobs(settings: type[TransitionSettings] = TransitionSettings) -> dict[str, Knob]:
-    """Return the table: name -> what is known of it, in order."""
+    """Return the table: name -> description, in order."""
     return {f.name: f.metadata["knob"] for f in fields(settings) if "knob" in f.metadata}
 
 

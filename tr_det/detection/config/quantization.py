@@ -10,6 +10,7 @@ from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habi
 from tr_det.core import ConfigError, QuantConfig, QuantRule
 from tr_det.core.errors import check
 from tr_det.detection.config.keys import FIRST_AND_LAST
+from tr_det.runtime import mobilenet_v2
 from tr_det.runtime.options import parse_pairs
 
 OTHERS_FIRST_AND_LAST = (
@@ -31,8 +32,7 @@ SIGNED_INPUTS = ("*stem.conv1", "*stem.conv", "*fpn_output*")
 
 MOBILENET_SIGNED_INPUTS = (
     "*bottom_up.features.0.0",
-    *(f"*bottom_up.features.{block}.conv.0.0" for block in range(2, 18)),
-    "*bottom_up.features.18.0",
+    *(f"*bottom_up.{name}" for name in mobilenet_v2.SIGNED_INPUTS),
     "*fpn_lateral2",
     "*fpn_lateral3",
     "*fpn_lateral4",

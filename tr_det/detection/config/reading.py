@@ -7,7 +7,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+
+from tr_det.detection.config.checks import check_config, value_of
+from tr_det.detection.config.keys import add_tr_det_config
+
+
+def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
+    """Return the checked config of a YAML file and the ``KEY VALUE`` pairs of a command line.
+
+    Raises:
+        ValueError: as `merge_file`, `merge_pairs` and `check_config`.
+    """
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
+    merge_file(cfg, path)
+    merge_pairs(cfg, pairs)
+    check_config(cfg)
+    return cfg
 
 
 def merge_file(cfg: CfgNode, path: str | Path) -> None:
@@ -35,19 +52,9 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
     with _assertions_as_value_errors():
         for position, (key, text) in enumerate(zip(pairs[::2], pairs[1::2], strict=False)):
             value = CfgNode._decode_cfg_value(text)
-            if type(value) is int and isinstance(_value(cfg, key), float):
+            if type(value) is int and isinstance(value_of(cfg, key), float):
                 pairs[2 * position + 1] = float(value)
         cfg.merge_from_list(pairs)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a dotted key, or None if there is none."""
-    node: Any = cfg
-    for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            return None
-        node = node[part]
-    return node
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What is wrong with a dataset's annotations, found before hours of training.
+"""Checks of a dataset's annotations before training.
 
-* An annotation whose box is not a list of numbers, a category that the model has no class for, and
-  a test annotation that pycocotools cannot score are errors at the start.
+* A box that is not a list of numbers, a category that the model has no class for, and a test
+  annotation that pycocotools cannot score are errors at the start.
 * Boxes without area are counted and logged; Detectron2's mapper leaves them out.
 """
 
@@ -19,10 +19,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from tr_det.core.errors import check
+
 Dicts = Sequence[dict[str, Any]]
 
 SCORED = ("area", "iscrowd")
-"""What pycocotools reads of a test annotation besides its box; it asks when all is detected."""
+"""What pycocotools needs of a test annotation besides its box, and reads after all detections."""
 
 
 def check_boxes(dicts: Dicts, dataset: str) -> None:
@@ -31,9 +33,7 @@ def check_boxes(dicts: Dicts, dataset: str) -> None:
         f"{note.get('bbox')!r} in {image.get('file_name')}"
         for image in dicts
         for note in image.get("annotations", ())
-        if not _are_numbers(
-            note.get("bbox"), 5 if note.get("bbox_mode") == BoxMode.XYWHA_ABS else 4
-        )
+        if not _is_box(note.get("bbox"), note.get("bbox_mode"))
     ]
     if wrong:
         raise ValueError(
@@ -51,11 +51,9 @@ def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
         (note["category_id"] for image in dicts for note in image.get("annotations", ())),
         default=-1,
     )
-    if highest >= classes:
-        raise ValueError(
-            f"{key}={classes!r}: must be at least {highest + 1}, as "
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has that many categories"
-        )
+    names = f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}"
+    allowed = f"at least {highest + 1}, as {names} has that many categories"
+    check(key, classes, highest < classes, allowed)
 
 
 def check_scoring(dataset: str, cfg: CfgNode) -> None:
@@ -63,11 +61,9 @@ def check_scoring(dataset: str, cfg: CfgNode) -> None:
     metadata = MetadataCatalog.get(dataset)
     key, classes = _classes(cfg)
     known = len(metadata.get("thing_dataset_id_to_contiguous_id", ()))  # what the scores go by
-    if known and classes is not None and classes > known:
-        raise ValueError(
-            f"{key}={classes!r}: must be at most {known}, the number of categories of "
-            f"DATASETS.TEST {dataset!r}"
-        )
+    if known and classes is not None:
+        allowed = f"at most {known}, the number of categories of DATASETS.TEST {dataset!r}"
+        check(key, classes, classes <= known, allowed)
     file = metadata.get("json_file", None)
     if file is None:
         return  # COCOEvaluator writes one
@@ -87,8 +83,7 @@ def log_empty_boxes(dicts: Dicts) -> int:
     count = images = 0
     for image in dicts:
         empty = sum(map(_is_empty, image.get("annotations", ())))
-        count += empty
-        images += bool(empty)
+        count, images = count + empty, images + bool(empty)
     if count:
         logging.getLogger(__name__).warning(
             "%d boxes in %d images have no area; they are left out of training", count, images
@@ -103,12 +98,10 @@ def _is_empty(note: dict[str, Any]) -> bool:
     return not (width > 0 and height > 0 and math.isfinite(x) and math.isfinite(y))
 
 
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, Iterable)
-        and len(list(values)) == count
-        and all(isinstance(value, Real) for value in values)
-    )
+def _is_box(values: Any, mode: BoxMode | None) -> bool:
+    numbers = list(values) if isinstance(values, Iterable) else []
+    count = 5 if mode == BoxMode.XYWHA_ABS else 4
+    return len(numbers) == count and all(isinstance(number, Real) for number in numbers)
 
 
 def _classes(cfg: CfgNode) -> tuple[str, int | None]:

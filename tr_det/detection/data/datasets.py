@@ -12,12 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from tr_det.core.errors import check
 from tr_det.detection.data.annotations import check_boxes, check_scoring
 from tr_det.detection.data.images import check_files, check_readable
 from tr_det.digits.dataset import CLASS_NAMES, SPLITS, build_digit_scenes
 
 FULL, MINI = "digit_scenes", "digit_scenes_mini"
-SIZES: dict[str, dict[str, int]] = {FULL: {}, MINI: {"num_train": 64, "num_val": 32}}
+SIZES: dict[str, dict[str, Any]] = {FULL: {}, MINI: {"num_train": 64, "num_val": 32}}
 """Dataset -> what it has other than `build_digit_scenes`'s defaults."""
 
 NAMES = {(dataset, split): f"{dataset}_{split}" for dataset in SIZES for split in SPLITS}
@@ -61,24 +62,21 @@ def _load(dataset: str, split: str) -> list[dict[str, Any]]:
 
 def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> None:
     """Raise ValueError for a dataset that is not registered or whose files are missing."""
-    if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
-        raise ValueError(f"DATASETS.TRAIN={cfg.DATASETS.TRAIN!r}: must name at least one dataset")
+    if "TRAIN" in splits:
+        check("DATASETS.TRAIN", cfg.DATASETS.TRAIN, any(cfg.DATASETS.TRAIN), "at least one name")
     for key in splits:
         for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog.list():
-                raise ValueError(
-                    f"DATASETS.{key}={name!r}: no such dataset is registered with Detectron2"
-                )
-            if name in NAMES.values():
-                continue
+            known = name in DatasetCatalog.list()
+            check(f"DATASETS.{key}", name, known, "a dataset that is registered with Detectron2")
             metadata = MetadataCatalog.get(name)
             for what in ("json_file", "image_root"):
                 path = metadata.get(what, None)
-                if path is not None and not os.path.exists(path):
-                    raise ValueError(
-                        f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
-                        f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
-                    )
+                if path is None or os.path.exists(path) or name in NAMES.values():
+                    continue
+                raise ValueError(
+                    f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
+                    f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
+                )
 
 
 def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
@@ -102,8 +100,8 @@ def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
 def named_dataset_errors(names: Iterable[str]) -> Iterator[None]:
     """Turn what loading a broken annotation file raises into a ValueError that names the file.
 
-    pycocotools and Detectron2 read the file without checking it, so a broken one shows as whatever
-    comes of it. An error that has another cause passes unchanged.
+    pycocotools and Detectron2 read the file without checking it. An error that has another cause
+    passes unchanged.
     """
     try:
         yield

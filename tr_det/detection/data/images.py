@@ -1,9 +1,9 @@
-"""What is wrong with a dataset's image files, found before hours of training.
+"""Checks of a dataset's image files before training.
 
-* An image file that does not exist, or a test image that cannot be read or has another size than
-  its annotations say, is an error at the start: scores of an incomplete test set mean nothing.
-* A training image of that kind is skipped when its turn comes, logged and counted: decoding all of
-  them first would take longer than many a run.
+* A missing image file is an error at the start, and so is a test image that cannot be read or has
+  another size than annotated: scores of an incomplete test set mean nothing.
+* Such a training image is skipped when it is read, logged and counted: decoding all images first
+  would take too long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError)
 
 
 def check_files(dicts: Dicts, dataset: str) -> None:
-    """Raise ValueError if image files of a dataset do not exist; one look at each folder."""
+    """Raise ValueError if image files of a dataset do not exist; each folder is listed once."""
     wanted = defaultdict(set)
     for image in dicts:
         folder, name = os.path.split(image.get("file_name", ""))
@@ -61,7 +61,7 @@ def check_readable(dicts: Dicts, dataset: str) -> None:
         if "://" in path:
             continue
         try:
-            whole = _ends_as_it_should(path)
+            whole = _is_whole(path)
             with Image.open(path) as image:
                 if not whole:
                     image.load()
@@ -117,7 +117,7 @@ def _check_size(image: Image.Image, record: dict[str, Any]) -> None:
         )
 
 
-def _ends_as_it_should(path: str) -> bool:
+def _is_whole(path: str) -> bool:
     with open(path, "rb") as file:
         first = file.read(4)
         file.seek(0, os.SEEK_END)

@@ -1,10 +1,8 @@
 """Training batches as a function of the seed and the batch's number.
 
-Detectron2's loaders start over when a run is resumed: samplers begin anew, the aspect-ratio buckets
-are empty, and workers draw augmentations from states of their own. Here the stream of batches is
-planned on indices alone, before any image is read, so that the first batch wanted can be any; and
-each sample's augmentation is seeded by its place in the stream. What a batch holds does not depend
-on the number of workers, nor on how often the run has been stopped.
+Detectron2's loaders start over when a run is resumed: samplers begin again, the aspect-ratio
+buckets are empty, and workers draw augmentations from states of their own. Here batches come from a
+planned stream (`tr_det.runtime.streams`).
 """
 
 from __future__ import annotations
@@ -15,23 +13,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.samplers import RandomSubsetTrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from tr_det.detection.data.annotations import check_boxes, check_categories, log_empty_boxes
 from tr_det.detection.data.images import SkipUnreadable, check_files
-from tr_det.runtime.rng import sample_states
-
-Place = tuple[int, int]
-"""Number of a sample in the stream of all processes, and its index in the dataset."""
-
-MAX_TRIES = 100
+from tr_det.runtime.streams import Place, SeededSamples, load_batches
 
 
 class TrainLoader:
@@ -78,37 +70,12 @@ class TrainLoader:
         """Yield batches; a generator, so that it begins with the first batch asked for."""
         places = enumerated(reseeded(self.sampler, self.seed))
         batches = planned_batches(places, self.batch_size, self.groups)
-        yield from DataLoader(
-            SeededSamples(self.dataset, self.mapper, self.seed),
-            batch_sampler=_Once(itertools.islice(batches, self.start, None)),
-            num_workers=self.num_workers,
+        yield from load_batches(
+            SeededSamples(self.dataset, self.seed, PicklableWrapper(self.mapper)),
+            itertools.islice(batches, self.start, None),
+            self.num_workers,
             collate_fn=trivial_batch_collator,
-            # Its own, because a loader draws a number when it starts.
-            generator=torch.Generator(),
         )
-
-
-class SeededSamples(Dataset):
-    """Mapped samples, the random states set by their places in the stream."""
-
-    def __init__(self, dataset: Dataset, mapper: Callable[..., Any], seed: int) -> None:
-        self.dataset, self.mapper, self.seed = dataset, PicklableWrapper(mapper), seed
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.dataset)
-
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        """Return the sample at a place, or if the mapper gives None, of an image drawn for it."""
-        number, index = place
-        for attempt in range(MAX_TRIES):
-            with sample_states(self.seed, number, attempt):
-                if attempt:
-                    index = int(torch.randint(len(self), ()))
-                sample = self.mapper(self.dataset[index])
-            if sample is not None:
-                return sample
-        raise RuntimeError(f"the dataset mapper had no sample of {MAX_TRIES} images in a row")
 
 
 def planned_batches(
@@ -145,7 +112,7 @@ def enumerated(sampler: Iterable[int]) -> Iterator[Place]:
     return zip(itertools.count(comm.get_rank(), comm.get_world_size()), sampler)
 
 
-def reseeded(sampler: Sampler[int], seed: int) -> Sampler[int]:
+def reseeded(sampler: Any, seed: int) -> Any:
     """Return the sampler with another seed; all of Detectron2's keep it in ``_seed``."""
     if isinstance(sampler, RandomSubsetTrainingSampler):
         return RandomSubsetTrainingSampler(
@@ -170,8 +137,8 @@ def build_train_loader(cfg: CfgNode) -> Any:
     parts = _train_loader_from_config(cfg)
     if not isinstance(parts["dataset"], list) or not hasattr(parts["sampler"], "_seed"):
         logging.getLogger(__name__).warning(
-            "This dataset or sampler cannot be wound forward: a resumed run will read the data "
-            "from its beginning"
+            "This dataset or sampler cannot continue where a run stopped: a resumed run will read "
+            "the data from its beginning"
         )
         # Called with all arguments, it does not look for a config.
         return build_detection_train_loader(**parts)
@@ -195,13 +162,3 @@ def build_train_loader(cfg: CfgNode) -> Any:
         aspect_ratio_grouping=parts["aspect_ratio_grouping"],
         num_workers=parts["num_workers"],
     )
-
-
-class _Once:
-    """A batch sampler around an iterator; DataLoader iterates over it once per ``iter``."""
-
-    def __init__(self, batches: Iterator[list[Place]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return self.batches

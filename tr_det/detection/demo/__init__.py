@@ -1,1 +1,1 @@
-"""The demo: its run, table and pictures."""
+"""The demo: its phases, progress lines, table and pictures."""

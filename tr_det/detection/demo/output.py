@@ -1,4 +1,4 @@
-"""What the demo shows while it works; everything else goes to the log file."""
+"""The demo's progress lines; everything else goes to the log file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 
 class ProgressLine(EventWriter):
-    """Prints iteration, loss, TR and the time left."""
+    """Prints iteration, loss, TR and the time left, about 20 times in a run."""
 
     def __init__(self, max_iter: int, say: Callable[[str], None]) -> None:
         self.max_iter, self.say = max_iter, say
@@ -22,23 +22,18 @@ class ProgressLine(EventWriter):
         self.next = 0
 
     def write(self) -> None:
-        """Print a line, if it is time for one."""
+        """Print a line when one is due."""
         storage = get_event_storage()
         iteration = storage.iter + 1
-        if (
-            iteration < min(self.next, self.max_iter) or iteration > self.max_iter
-        ):  # writers also run at the very end
+        # Writers are called once more after the last iteration.
+        if iteration < min(self.next, self.max_iter) or iteration > self.max_iter:
             return
         self.next = iteration + self.every
-        parts = [
-            f"      {iteration}/{self.max_iter}",
-            f"loss {storage.history('total_loss').median(20):.3f}",
-        ]
-        latest = storage.latest()
-        if "tr/running" in latest:
-            parts.append(
-                f"TR target {latest['tr/target'][0]:.1e} running {latest['tr/running'][0]:.1e}"
-            )
+        loss = storage.history("total_loss").median(20)
+        parts = [f"      {iteration}/{self.max_iter}", f"loss {loss:.3f}"]
+        for key in ("target", "running"):
+            if f"tr/{key}" in storage.latest():
+                parts.append(f"{key} TR {storage.latest()[f'tr/{key}'][0]:.1e}")
         with contextlib.suppress(KeyError):  # the first iterations are not timed
             left = storage.history("time").global_avg() * (self.max_iter - iteration)
             parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
@@ -46,7 +41,7 @@ class ProgressLine(EventWriter):
 
 
 def log_to_file(folder: Path) -> None:
-    """Send Detectron2's log to ``log.txt`` only."""
+    """Write Detectron2's and the project's log to ``log.txt`` only."""
     for name in ("detectron2", "fvcore", "tr_det"):
         logger = setup_logger(str(folder), name=name)
         for handler in list(logger.handlers):
@@ -56,7 +51,7 @@ def log_to_file(folder: Path) -> None:
 
 @contextlib.contextmanager
 def prints_to_log() -> Iterator[None]:
-    """Send what pycocotools prints to the log."""
+    """Write what pycocotools prints to the log."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

@@ -1,6 +1,6 @@
-"""The main job from start to end: full precision, quantization, QAT, and what each of them scores.
+"""The demo's phases: evaluate full precision, quantize, evaluate, train, evaluate.
 
-Every phase leaves its result in a file, so that an interrupted run goes on where it stopped.
+Each phase leaves its result in ``state.json``, so that an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,29 +24,29 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from PIL import Image
 from torch import nn
 
-from tr_det.core.nn.config import check_bits
+from tr_det.core.errors import check, check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
 from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
 from tr_det.detection.config.reading import merge_file, merge_pairs
 from tr_det.detection.data.datasets import datasets_root
-from tr_det.detection.demo import report
-from tr_det.detection.demo.curves import draw_tr
-from tr_det.detection.demo.detections import draw_detections
 from tr_det.detection.demo.output import (
     ProgressLine,
     inference_progress,
     log_to_file,
     prints_to_log,
 )
+from tr_det.detection.demo.pictures import Detection, draw_detections, draw_tr
+from tr_det.detection.demo.report import results_table, tr_series
 from tr_det.detection.engine.calibration import calibrate
 from tr_det.detection.engine.trainer import QuantTrainer
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
 from tr_det.digits.dataset import CLASS_NAMES, build_digit_scenes
-from tr_det.runtime.files import write_json
+from tr_det.runtime.files import write_json, write_text
+from tr_det.runtime.metrics import read_records
 
 LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
-"""Base learning rates of the demo; 1e-3 for the optimizers of Adam's family."""
+"""Base learning rates of the demo; those of Adam's family have 1e-3."""
 
 PICTURE_IMAGES = 4
 
@@ -57,12 +58,12 @@ OWN_KEYS = {
     "SOLVER.MAX_ITER": "use --iters",
     "SOLVER.OPTIMIZER": "use --optimizer",
 }
-"""Config keys that would contradict the demo's own options."""
+"""Config keys that the demo sets from its own options -> what to use instead."""
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo is asked to do.
+    """The demo's command line.
 
     Attributes:
         config_file: YAML of the W4A4 run.
@@ -83,22 +84,13 @@ class DemoOptions:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what the command line gave."""
-        check_bits("--bits", self.bits)
-        if self.bits > 8:
-            raise ValueError(f"--bits={self.bits}: must be an integer from 1 to 8")
-        if self.optimizer not in OPTIMIZER_REGISTRY:
-            names = sorted(name for name, _ in OPTIMIZER_REGISTRY)
-            raise ValueError(f"--optimizer={self.optimizer!r}: must be one of {names}")
-        if self.iterations < 20:
-            raise ValueError(f"--iters={self.iterations}: must be at least 20")
+        """Raise ConfigError for an option that cannot be followed."""
+        check("--bits", self.bits, 1 <= self.bits <= 8, "an integer from 1 to 8")
+        check_among("--optimizer", self.optimizer, [name for name, _ in OPTIMIZER_REGISTRY])
+        check("--iters", self.iterations, self.iterations >= 20, "at least 20")
         for key in self.overrides[::2]:
             if key in OWN_KEYS:
                 raise ValueError(f"{key}: the demo sets it itself; {OWN_KEYS[key]}")
-        if not self.weights.exists():
-            raise FileNotFoundError(
-                f"{self.weights}: the demo's full-precision checkpoint is missing"
-            )
 
     @property
     def run_name(self) -> str:
@@ -145,7 +137,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
     )
     run.phase("after_qat", "Evaluating after QAT", run.evaluate_after)
     results = run.finish()
-    say("\n" + report.results_table(results))
+    say("\n" + results_table(results))
     say(f"\nResults are in {options.output}: results.json, tr_curves.png, detections.png")
     say(f"Checkpoints, metrics.json, TensorBoard events and log.txt are in {cfg.OUTPUT_DIR}")
     return results
@@ -159,17 +151,17 @@ class _Run:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.state_file = self.folder / "state.json"
         self.done = 0
-        if (self.folder / "complete").exists():  # the same command again is a new run
+        self.complete = self.folder / "demo.json"  # written last, a copy of results.json
+        if self.complete.exists():  # the same command again is a new run
             self.folder.rename(_unused_name(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.state: dict[str, Any] = (
-            json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
-        )
-        self.state.setdefault("seconds", {})
+        self.state: dict[str, Any] = {"seconds": {}}
+        if self.state_file.exists():
+            self.state = json.loads(self.state_file.read_text())
         log_to_file(self.folder)
 
     def phase(self, name: str, title: str, work: Callable[[], Any]) -> None:
-        """Do a phase, or say that it has been done, and remember its result and seconds."""
+        """Do a phase unless it has been done, and save its result and seconds."""
         self.done += 1
         if name in self.state:
             self.say(f"[{self.done}/5] {title}: done before")
@@ -178,26 +170,21 @@ class _Run:
         seed_all_rng(self.cfg.SEED)
         start = time.perf_counter()
         seconds = self.state["seconds"]
-        before = seconds.get(name, 0.0)  # of an attempt that was interrupted
         try:
-            result = work()
-        finally:
-            seconds[name] = before + time.perf_counter() - start
-            write_json(self.state_file, self.state)
-        self.state[name] = result
-        write_json(self.state_file, self.state)
-        if isinstance(result, dict) and "AP" in result:
+            result = self.state[name] = work()
+        finally:  # the seconds of an interrupted attempt count too
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            write_text(self.state_file, json.dumps(self.state))
+        if isinstance(result, dict):
             self.say(
                 f"      AP {result['AP']:.2f}  AP50 {result['AP50']:.2f}  ({seconds[name]:.0f} s)"
             )
 
     def build_dataset(self) -> str:
-        """Write the digit scenes, unless they are there."""
-        last = [0.0]
+        """Build the digit scenes unless they are there."""
 
         def progress(done: int, total: int) -> None:
-            if done == total or time.perf_counter() - last[0] > 2:
-                last[0] = time.perf_counter()
+            if done % 200 == 0 or done == total:
                 self.say(f"      {done}/{total} scenes")
 
         return str(build_digit_scenes(datasets_root(), progress=progress).root)
@@ -207,24 +194,20 @@ class _Run:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.QUANT.ENABLED = False
-        return self._evaluate(self._load(cfg, str(self.options.weights)), "fp")
+        return self._evaluate(self._load(cfg, self.options.weights), "fp")
 
     def quantize_and_evaluate(self) -> dict[str, float]:
-        """Quantize the full-precision model, calibrate it, keep it and evaluate it."""
-        model = self._load(self.cfg, str(self.options.weights))
+        """Quantize the full-precision model, calibrate it, save it and evaluate it."""
+        model = self._load(self.cfg, self.options.weights)
+        report: Any = model.quant_report
         self.state["storage_mb"] = {
-            "fp": model.quant_report.storage_mb(quantized=False),
-            "quantized": model.quant_report.storage_mb(),
+            "fp": report.storage_mb(quantized=False),
+            "quantized": report.storage_mb(),
         }
-        calibrate(
-            model,
-            QuantTrainer.build_train_loader(self.cfg),
-            self.cfg.MODEL.QUANT.CALIBRATION_BATCHES,
-        )
+        loader = QuantTrainer.build_train_loader(self.cfg)
+        calibrate(model, loader, self.cfg.MODEL.QUANT.CALIBRATION_BATCHES)
         QuantCheckpointer(model, str(self.folder)).save("calibrated")
-        (
-            self.folder / "last_checkpoint"
-        ).unlink()  # that file means a QAT checkpoint to resume from
+        (self.folder / "last_checkpoint").unlink()  # only QAT's checkpoints are resumed from
         return self._evaluate(model, "before_qat")
 
     def train(self) -> int:
@@ -242,17 +225,16 @@ class _Run:
 
     def evaluate_after(self) -> dict[str, float]:
         """Evaluate the trained model."""
-        return self._evaluate(
-            self._load(self.cfg, str(self.folder / "model_final.pth")), "after_qat"
-        )
+        model = self._load(self.cfg, self.folder / "model_final.pth")
+        return self._evaluate(model, "after_qat")
 
     def finish(self) -> dict[str, Any]:
-        """Write results.json and the pictures, and mark the run complete."""
+        """Write the pictures and results.json."""
         options, state = self.options, self.state
-        rows = report.read_metrics(self.folder / "metrics.json")
-        series = report.tr_series(rows)
+        records = read_records(self.folder / "metrics.json")
+        series = tr_series(records)
         scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
-        if scheduled:
+        if scheduled and self.cfg.SOLVER.TR.FACTOR > 0:  # -1 has it found in the first iterations
             series["initial_target"] = self.cfg.SOLVER.TR.FACTOR * options.bits**0.5
         results = {
             **{key: state[key] for key in ("fp", "before_qat", "after_qat", "storage_mb")},
@@ -266,20 +248,18 @@ class _Run:
             "torch": torch.__version__,
             "device": self.cfg.MODEL.DEVICE,
         }
-        title = (
-            f"W{options.bits}A{options.bits} {options.optimizer}, {options.iterations} iterations"
-        )
-        learning_rate = [(row["iteration"], row["lr"]) for row in rows if "lr" in row]
-        draw_tr(options.output / "tr_curves.png", series, title, learning_rate=learning_rate)
+        bits = f"W{options.bits}A{options.bits}"
+        title = f"{bits} {options.optimizer}, {options.iterations} iterations"
+        learning_rate = [(row["iteration"], row["lr"]) for row in records if "lr" in row]
+        draw_tr(options.output / "tr_curves.png", series, title, learning_rate)
         self._draw_detections()
-        write_json(self.folder / "results.json", results)
         write_json(options.output / "results.json", results)
-        (self.folder / "complete").touch()
+        write_json(self.complete, results)
         return results
 
-    def _load(self, cfg: CfgNode, weights: str) -> nn.Module:
+    def _load(self, cfg: CfgNode, weights: Path) -> nn.Module:
         model = QuantTrainer.build_model(cfg)
-        QuantCheckpointer(model).load(weights)
+        QuantCheckpointer(model).load(str(weights))
         return model
 
     def _evaluate(self, model: nn.Module, name: str) -> dict[str, float]:
@@ -291,30 +271,31 @@ class _Run:
 
     def _draw_detections(self) -> None:
         name = self.cfg.DATASETS.TEST[0]
-        metadata = MetadataCatalog.get(name)
-        category = metadata.thing_dataset_id_to_contiguous_id
-        columns = [self._predictions("fp", category), self._predictions("after_qat", category)]
+        fp, quantized = self._detections("fp"), self._detections("after_qat")
         scenes = sorted(DatasetCatalog.get(name), key=lambda scene: -len(scene["annotations"]))
         rows = []
         for scene in scenes[:: max(1, len(scenes) // PICTURE_IMAGES)][:PICTURE_IMAGES]:
             image = np.asarray(Image.open(scene["file_name"]).convert("RGB"))
-            truth = [(_xyxy(a["bbox"]), a["category_id"], None) for a in scene["annotations"]]
-            rows.append(
-                (image, [truth, *(column.get(scene["image_id"], []) for column in columns)])
-            )
+            truth: list[Detection] = [
+                (a["bbox"], a["category_id"], None) for a in scene["annotations"]
+            ]
+            rows.append((image, [truth, fp[scene["image_id"]], quantized[scene["image_id"]]]))
         titles = ("ground truth", "full precision", f"{self.options.bits}-bit")
-        draw_detections(self.options.output / "detections.png", rows, CLASS_NAMES, columns=titles)
+        draw_detections(self.options.output / "detections.png", rows, CLASS_NAMES, titles)
 
-    def _predictions(self, phase: str, category: dict[int, int]) -> dict[int, list[Any]]:
-        found: dict[int, list[Any]] = {}
+    def _detections(self, phase: str) -> dict[int, list[Detection]]:
+        """Return an evaluated phase's detections by image."""
+        metadata = MetadataCatalog.get(self.cfg.DATASETS.TEST[0])
+        category = metadata.thing_dataset_id_to_contiguous_id
+        found: dict[int, list[Detection]] = defaultdict(list)
         for entry in json.loads((self.folder / phase / "coco_instances_results.json").read_text()):
-            box = (_xyxy(entry["bbox"]), category[entry["category_id"]], entry["score"])
-            found.setdefault(entry["image_id"], []).append(box)
+            detection = (entry["bbox"], category[entry["category_id"]], entry["score"])
+            found[entry["image_id"]].append(detection)
         return found
 
 
 class _DemoTrainer(QuantTrainer):
-    """QuantTrainer that reports in short lines; everything else goes to the log file."""
+    """QuantTrainer that prints short lines instead of Detectron2's log."""
 
     def __init__(self, cfg: CfgNode, say: Callable[[str], None]) -> None:
         self._say = say
@@ -334,8 +315,3 @@ def _unused_name(folder: Path) -> Path:
     while (taken := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return taken
-
-
-def _xyxy(box: list[float]) -> tuple[float, float, float, float]:
-    x, y, w, h = box
-    return x, y, x + w, y + h

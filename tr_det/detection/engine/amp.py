@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
+from tr_det.core.errors import check, check_among
+
 DTYPES = ("auto", "float16", "bfloat16")
 
 
@@ -76,17 +78,13 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype:
     """Return the dtype that ``SOLVER.AMP.DTYPE`` means on ``MODEL.DEVICE``.
 
     Raises:
-        ValueError: naming the key, the value and what is allowed.
+        ConfigError: naming the key, the value and what is allowed.
     """
     name = cfg.SOLVER.AMP.DTYPE
     on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-    if name not in DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE={name!r}: must be one of {list(DTYPES)}")
-    if name == "float16" and on_cpu:
-        raise ValueError(
-            "SOLVER.AMP.DTYPE='float16': must be 'bfloat16' or 'auto' on a CPU, as losses are "
-            "scaled on a GPU only"
-        )
+    check_among("SOLVER.AMP.DTYPE", name, DTYPES)
+    allowed = "'bfloat16' or 'auto' on a CPU, as losses are scaled on a GPU only"
+    check("SOLVER.AMP.DTYPE", name, not (name == "float16" and on_cpu), allowed)
     if name == "auto":
         return torch.bfloat16 if on_cpu else torch.float16
     return getattr(torch, name)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from tr_det.core.errors import check
 from tr_det.runtime.cli import mistakes_for_parent
 from tr_det.runtime.processes import join_torchrun
 
@@ -31,16 +32,14 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
             ``--num-gpus``.
     """
     _check_numbers(args)
+    alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        if args.num_gpus * args.num_machines > 1:
-            raise ValueError(
-                f"--num-gpus={args.num_gpus}: must be left out where torchrun starts the processes"
-            )
+        alone = args.num_gpus * args.num_machines <= 1
+        check("--num-gpus", args.num_gpus, alone, "left out where torchrun starts the processes")
         _join_torchrun()
         main(args)
         dist.destroy_process_group()
         return
-    alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
     launch(
         main if alone else _child,
         args.num_gpus,
@@ -71,8 +70,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
             "tcp://HOST:PORT of the first machine, where there are several",
         ),
     ):
-        if not holds:
-            raise ValueError(f"--{flag}={value}: must be {allowed}")
+        check(f"--{flag}", value, holds, allowed)
 
 
 def _child(main: Main, args: argparse.Namespace) -> None:

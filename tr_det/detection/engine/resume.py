@@ -1,4 +1,4 @@
-"""What a run depends on besides weights and optimizer, so that a stopped run goes on exactly."""
+"""The state of a run besides weights and optimizer, for exact resuming."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
 
 from tr_det.core.optim.keys import QUANTIZER, TALR
 from tr_det.detection.data.loader import TrainLoader
-from tr_det.runtime.norms import average_statistics
+from tr_det.detection.engine.calibration import NORMALIZER, bare_model
 from tr_det.runtime.rng import seed_step
-
-NORMALIZER = "loss_normalizer"
-"""A moving average of the number of foreground anchors: a plain attribute of RetinaNet and FCOS."""
 
 
 class RunState(HookBase):
@@ -77,17 +73,17 @@ class RunState(HookBase):
         if state["seed"] != self.seed:
             self._use_seed(state["seed"])
             logging.getLogger(__name__).info("Going on with the stopped run's seed %d", self.seed)
-        theirs = state["processes"], state["batch_size"]
-        if theirs != (comm.get_world_size(), self.batch_size):
+        stopped = state["processes"], state["batch_size"]
+        if stopped != (comm.get_world_size(), self.batch_size):
             logging.getLogger(__name__).warning(
                 "The stopped run had %d processes and %d images per iteration; with other numbers "
                 "the order of the data is not continued exactly",
-                *theirs,
+                *stopped,
             )
         normalizers = state["loss_normalizers"]
         own = normalizers[comm.get_rank()] if len(normalizers) > comm.get_rank() else normalizers[0]
         if own is not None:
-            setattr(_bare(self.trainer.model), NORMALIZER, own)
+            setattr(bare_model(self.trainer.model), NORMALIZER, own)
 
     def _use_seed(self, seed: int) -> None:
         self.seed = seed
@@ -95,14 +91,14 @@ class RunState(HookBase):
             loader.seed = seed
 
     def _normalizer(self) -> float | None:
-        value = getattr(_bare(self.trainer.model), NORMALIZER, None)
+        value = getattr(bare_model(self.trainer.model), NORMALIZER, None)
         return None if value is None else float(value)
 
 
 def check_resumed_groups(
     saved: list[dict[str, Any]], own: list[dict[str, Any]], cfg: CfgNode
 ) -> None:
-    """Look at what a resumed optimizer would take over, or stumble over, without a word.
+    """Check what a resumed optimizer would silently take over, or fail on later.
 
     Args:
         saved: parameter groups in the checkpoint.
@@ -118,40 +114,13 @@ def check_resumed_groups(
             f"SOLVER.OPTIMIZER={cfg.SOLVER.OPTIMIZER!r}: the run to resume was TR-scheduled; "
             "resume with the optimizer that it was started with"
         )
-    theirs, ours = (groups[0].get("initial_lr") for groups in (saved, own))
-    if theirs is not None and ours is not None and theirs != ours:
+    saved_rate, own_rate = (groups[0].get("initial_lr") for groups in (saved, own))
+    if None not in (saved_rate, own_rate) and saved_rate != own_rate:
         logging.getLogger(__name__).warning(
             "SOLVER.BASE_LR=%g has no effect: the resumed run goes on with its own, %g",
-            ours,
-            theirs,
+            own_rate,
+            saved_rate,
         )
-
-
-class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's hook, on the same batches each time, without a trace in the loss normalizer.
-
-    Detectron2's goes on in its data stream, which a resumed run could not do, each of its forwards
-    moves RetinaNet's loss normalizer, and each process keeps what it has measured.
-    """
-
-    def update_stats(self) -> None:
-        """Measure the statistics of all batch norms."""
-        self._data_iter = None
-        with kept_normalizer(self._model):
-            super().update_stats()
-        average_statistics(self._model)
-
-
-@contextmanager
-def kept_normalizer(model: nn.Module) -> Iterator[None]:
-    """Restore a detector's loss normalizer at the end; a forward in training mode moves it."""
-    attributes = _bare(model).__dict__
-    before = {key: attributes[key] for key in (NORMALIZER,) if key in attributes}
-    try:
-        yield
-    finally:
-        attributes.pop(NORMALIZER, None)
-        attributes.update(before)
 
 
 @contextmanager
@@ -165,10 +134,5 @@ def repeatable_scripts(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    with torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

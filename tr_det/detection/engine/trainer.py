@@ -14,25 +14,19 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from tr_det.core import ConfigError, TransitionScheduled, quantized_layers
+from tr_det.core import TransitionScheduled
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
-from tr_det.detection.config.checks import check_rules
-from tr_det.detection.config.quantization import under_quant_key
 from tr_det.detection.data.datasets import check_test_dataset, named_dataset_errors
 from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.amp import build_loop
-from tr_det.detection.engine.resume import (
-    RepeatablePreciseBN,
-    RunState,
-    check_resumed_groups,
-    repeatable_scripts,
-)
+from tr_det.detection.engine.calibration import RepeatablePreciseBN
+from tr_det.detection.engine.results import ResultsWriter
+from tr_det.detection.engine.resume import RunState, check_resumed_groups, repeatable_scripts
 from tr_det.detection.modeling.cost import log_cost
-from tr_det.detection.modeling.quantize import quantize_detector
-from tr_det.detection.modeling.resnet import freeze_scales_of_frozen_layers
+from tr_det.detection.modeling.quantize import build_detector
 from tr_det.detection.solver.methods import as_evaluated
 from tr_det.detection.solver.optimizers import build_optimizer
-from tr_det.runtime.norms import share_statistics
+from tr_det.runtime.calibration import share_statistics
 
 
 class QuantTrainer(DefaultTrainer):
@@ -53,7 +47,7 @@ class QuantTrainer(DefaultTrainer):
             setup_logger()
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
-        log_cost(model, cfg)
+        self.cost = log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
             self._check_test_dataset(cfg, name)
@@ -74,27 +68,8 @@ class QuantTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model; quantization that is asked for must happen."""
-        try:
-            model = super().build_model(cfg)
-        except (KeyError, AssertionError) as error:
-            # Detectron2's way to refuse a value of the config.
-            raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
-        except ConfigError as error:
-            raise under_quant_key(cfg, error) from None
-        try:
-            quantize_detector(model, cfg)
-        except ConfigError as error:
-            raise under_quant_key(cfg, error) from None
-        freeze_scales_of_frozen_layers(model)
-        if cfg.MODEL.QUANT.ENABLED:
-            if not any(quantized_layers(model)):
-                raise ValueError(
-                    f"MODEL.QUANT.ENABLED=True, but no layer of {cfg.MODEL.META_ARCHITECTURE} with "
-                    f"{cfg.MODEL.BACKBONE.NAME} is quantized"
-                )
-            check_rules(cfg, model)
-        return model
+        """Build the model, quantized if ``MODEL.QUANT.ENABLED``."""
+        return build_detector(cfg, super().build_model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -155,7 +130,7 @@ class QuantTrainer(DefaultTrainer):
             self.cfg.SEED, solver.IMS_PER_BATCH, solver.CHECKPOINT_PERIOD, loaders
         )
         # First, which is the same place in every process.
-        return [self.run_state, *built]
+        return [self.run_state, *built, ResultsWriter(self.cost)]
 
     def run_step(self) -> None:
         """Train one iteration."""

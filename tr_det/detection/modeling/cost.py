@@ -1,10 +1,10 @@
 """What a detector costs: storage at its bit-widths, multiply-accumulates and bit operations.
 
 MACs are counted per layer on a copy without storage (the meta device), so that an image of full
-size costs nothing. Counted are the layers that run on an image's pixels: backbone, FPN, and the
-head of a dense detector or the RPN. What runs per proposal (ROI heads) depends on the image and is
-named as left out. BOPs are MACs times bits of the weight times bits of the input, 32 x 32 for
-layers in full precision.
+size needs no memory. (fvcore's counter traces, which fails on that device.) Counted are backbone,
+FPN, and the head of a dense detector or the RPN. The ROI heads run once per proposal, which depends
+on the image; they are left out and named. BOPs are MACs times bits of the weight times bits of the
+input, 32 x 32 for layers in full precision.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def storage_bits(model: nn.Module) -> tuple[int, int]:
 
     Scales of quantizers are parameters like any other, at 32 bits.
     """
-    bits: dict[nn.Parameter, int] = dict.fromkeys(model.parameters(), FULL_PRECISION)
+    bits: dict[Tensor, int] = dict.fromkeys(model.parameters(), FULL_PRECISION)
     for module in model.modules():
         if isinstance(module, QuantConv2d | QuantLinear):
             bits[module.weight] = _bits(module)[0]
@@ -84,7 +84,7 @@ def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
             as far as the backbone.
         image_size: height and width, rounded up to what the backbone divides by.
     """
-    twin = copy.deepcopy(model).to("meta").eval()
+    twin: Any = copy.deepcopy(model).to("meta").eval()
     bits = {
         name: _bits(module) for name, module in twin.named_modules() if isinstance(module, _COUNTED)
     }
@@ -132,7 +132,7 @@ def counted_macs(model: nn.Module) -> Iterator[dict[str, int]]:
     macs: dict[str, int] = {}
     names = {module: name for name, module in model.named_modules()}
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         name, weight = names[module], module.weight
         # Each element of the output, or of a transposed convolution's input, meets one filter.
         sites = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output

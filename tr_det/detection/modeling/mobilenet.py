@@ -10,7 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
-from tr_det.detection.modeling.resnet import build_fpn, quantize_backbone
+from tr_det.detection.modeling.quantize import quantize_backbone
+from tr_det.detection.modeling.resnet import build_fpn
 
 LAST_BLOCKS = {"res2": 3, "res3": 6, "res4": 13, "res5": 18}
 """Feature -> index of the last block at its stride. They have the names of a ResNet's features of

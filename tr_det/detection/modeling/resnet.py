@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
-from torch import nn
 
-from tr_det.core import quantize_model, quantized_layers
-from tr_det.detection.config.quantization import quant_config_from
-from tr_det.detection.modeling import layers as _  # noqa: F401  registers the quantized Conv2d
+from tr_det.core.errors import check
+from tr_det.detection.modeling.quantize import quantize_backbone
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 DEPTHS = (18, 34, 50, 101, 152)
@@ -49,51 +45,20 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     )
 
 
-def quantize_backbone(backbone: Backbone, cfg: CfgNode) -> Backbone:
-    """Quantize a backbone in place by ``cfg.MODEL.QUANT``, if that is enabled, and return it."""
-    if not cfg.MODEL.QUANT.ENABLED:
-        return backbone
-    config = quant_config_from(cfg)
-    # Rules may speak of the head as well; whether each of them matches is checked where the whole
-    # model is known.
-    rules = tuple(replace(rule, optional=True) for rule in config.rules)
-    quantize_model(backbone, replace(config, rules=rules), prefix="backbone")
-    freeze_scales_of_frozen_layers(backbone)
-    return backbone
-
-
-def freeze_scales_of_frozen_layers(model: nn.Module) -> None:
-    """Keep the scales of layers with frozen weights (``MODEL.BACKBONE.FREEZE_AT``) as they are set.
-
-    Detectron2 freezes stages when it builds them, before they get their scales.
-    """
-    for _name, layer in quantized_layers(model):
-        if not layer.weight.requires_grad:
-            for parameter in layer.parameters():
-                parameter.requires_grad = False
-
-
 def check_resnet(cfg: CfgNode) -> None:
     """Check the keys of ``MODEL.RESNETS`` that only some depths can follow.
 
     Raises:
-        ValueError: naming the key, the value and what is allowed.
+        ConfigError: naming the key, the value and what is allowed.
     """
     node = cfg.MODEL.RESNETS
-    if node.DEPTH not in DEPTHS:
-        raise ValueError(f"MODEL.RESNETS.DEPTH={node.DEPTH!r}: must be one of {list(DEPTHS)}")
+    check("MODEL.RESNETS.DEPTH", node.DEPTH, node.DEPTH in DEPTHS, f"one of {list(DEPTHS)}")
     if node.DEPTH not in BLOCKS_PER_STAGE:
         return
-    for key, allowed in (
-        ("RES5_DILATION", 1),
-        ("NUM_GROUPS", 1),
-        ("DEFORM_ON_PER_STAGE", [False] * 4),
-    ):
-        value = node[key]
-        if (list(value) if isinstance(value, list | tuple) else value) != allowed:
-            raise ValueError(
-                f"MODEL.RESNETS.{key}={value!r}: must be {allowed} for ResNet-{node.DEPTH}"
-            )
+    allowed = {"RES5_DILATION": 1, "NUM_GROUPS": 1, "DEFORM_ON_PER_STAGE": [False] * 4}
+    for key, value in allowed.items():
+        own = list(node[key]) if isinstance(node[key], tuple) else node[key]
+        check(f"MODEL.RESNETS.{key}", own, own == value, f"{value} for ResNet-{node.DEPTH}")
 
 
 def _build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:

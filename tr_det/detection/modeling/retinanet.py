@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,9 +10,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import Tensor, nn
 
-from tr_det.core import QuantConfig, QuantReport, quantize_model, quantized_weights_once
+from tr_det.core import QuantConfig, QuantReport, quantized_weights_once
 from tr_det.detection.config.quantization import quant_config_from
-from tr_det.detection.modeling import layers as _  # noqa: F401  registers the quantized Conv2d
+from tr_det.detection.modeling.quantize import quantize_logged
 
 
 class ReLUInputHead(RetinaNetHead):
@@ -51,8 +50,7 @@ class QuantRetinaNet(RetinaNet):
             self.head.__class__ = ReLUInputHead
         self.quant_report: QuantReport | None = None
         if quant is not None:
-            self.quant_report = quantize_model(self, quant)
-            logging.getLogger(__name__).info("Quantization:\n%s", self.quant_report.table())
+            self.quant_report = quantize_logged(self, quant)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Return losses in training, detections otherwise; as ``RetinaNet``."""

@@ -1,4 +1,4 @@
-"""Frozen batch norms given back the statistics of what they normalise.
+"""Frozen batch norms, rewritten with the statistics of their inputs.
 
 Detectors of Detectron2's model zoo were trained with frozen batch norms, whose running statistics
 were folded into weight and bias and read 0 and 1. Loaded into trained batch norms (BN, SyncBN),
@@ -9,8 +9,8 @@ With mean m and variance v of a norm's input, measured on training images,
 
     y = a x + b = (a sqrt(v + eps)) (x - m) / sqrt(v + eps) + (b + a m),
 
-so weight a sqrt(v + eps), bias b + a m and statistics m and v are the same function, and the one
-that trained batch norms go on from.
+so weight a sqrt(v + eps), bias b + a m and statistics m and v are the same function, and training
+with ordinary batch norms can start from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def unfold_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int)
         raise ValueError(f"num_batches={num_batches}: must be at least 1")
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     moments = {norm: _Moments() for norm in norms}
-    handles = [norm.register_forward_pre_hook(moments[norm].see) for norm in norms]
+    handles = [norm.register_forward_pre_hook(moments[norm].add) for norm in norms]
     model.eval()
     try:
         for batch in itertools.islice(data_loader, num_batches):
@@ -57,8 +57,8 @@ def unfold_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int)
     return len(seen)
 
 
-def look_folded(state: dict[str, Any]) -> list[str]:
-    """Return the batch norms of a state dict that have statistics 0 and 1 and were trained."""
+def folded_norms(state: dict[str, Any]) -> list[str]:
+    """Return the trained batch norms of a state dict whose statistics are 0 and 1."""
     found = []
     for key, variance in state.items():
         norm, _, last = key.rpartition(".")
@@ -92,7 +92,7 @@ class _Moments:
         self.total: Tensor | float = 0.0
         self.squares: Tensor | float = 0.0
 
-    def see(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def add(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         x = inputs[0].double()
         self.count += x.numel() // x.shape[1]
         self.total = self.total + x.sum((0, 2, 3))

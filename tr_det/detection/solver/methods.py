@@ -1,4 +1,4 @@
-"""The core's methods in Detectron2's loops: attached with the optimizer, heeded by evaluations."""
+"""Methods, gradient clipping and curves attached to an optimizer; methods in evaluations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import evaluator
+from detectron2.solver.build import GradientClipType, _create_gradient_clipper
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from tr_det.core import Attached, ConfigError, attach
-from tr_det.detection.data.datasets import named_dataset_errors
+from tr_det.core.errors import check_among
 from tr_det.detection.data.loader import build_train_loader
-from tr_det.detection.engine.resume import kept_normalizer
-from tr_det.detection.solver.clipping import clip_from
+from tr_det.detection.engine.calibration import bare_model, outside_training
 from tr_det.detection.solver.events import EventTelemetry
 from tr_det.runtime.checkpoints import AVERAGED, save_weights
 from tr_det.runtime.options import methods_from, under_methods_key
@@ -44,7 +44,7 @@ def attach_from(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
         cfg.SOLVER.TR.LOG_PERIOD,
         cfg.OUTPUT_DIR,
         clip_from(cfg),
-        lambda: _train_loader(cfg),
+        lambda: build_train_loader(cfg),
     )
 
 
@@ -84,16 +84,36 @@ def attach_all(
     return attached
 
 
-class _Forwards:
-    """The detector's forwards in training on the batches of a loader, from its beginning each time.
+def clip_from(cfg: CfgNode) -> Callable[[list[Tensor]], None] | None:
+    """Return what clips each parameter as ``SOLVER.CLIP_GRADIENTS`` says; None if nothing does.
 
-    Only the detector itself is told that it trains, so that it takes the path of its losses; its
-    layers are left in the mode that they are in.
+    Raises:
+        ConfigError: unknown CLIP_TYPE.
+    """
+    node = cfg.SOLVER.CLIP_GRADIENTS
+    if not node.ENABLED:
+        return None
+    kinds = [kind.value for kind in GradientClipType]
+    check_among("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", node.CLIP_TYPE, kinds)
+    clip_one = _create_gradient_clipper(node)
+
+    def clip(parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            clip_one(parameter)
+
+    return clip
+
+
+class _Forwards:
+    """A detector's forwards with losses on the batches of a loader, from its beginning each time.
+
+    Only the detector itself is set to training, for the path of its losses; its layers stay in
+    their mode.
     """
 
     def __init__(self, model: nn.Module, train_data: Callable[[], Iterable[Any]]) -> None:
-        self._model = model.module if hasattr(model, "module") else model
-        self._train_data, self._loader = train_data, None
+        self._model, self._train_data = bare_model(model), train_data
+        self._loader: Iterable[Any] | None = None
 
     def __call__(self) -> Iterator[Callable[[], Any]]:
         if self._loader is None:
@@ -105,23 +125,16 @@ class _Forwards:
         was_training = self._model.training
         self._model.training = True
         try:
-            with EventStorage(), kept_normalizer(self._model):
+            with outside_training(self._model):
                 self._model(batch)
         finally:
             self._model.training = was_training
 
 
-def _train_loader(cfg: CfgNode) -> Iterable[Any]:
-    """Return the run's training batches, the same in each evaluation if the config has a seed."""
-    with named_dataset_errors(cfg.DATASETS.TRAIN):
-        loader: Iterable[Any] = build_train_loader(cfg)
-    return loader
-
-
 @contextmanager
 def as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Make a model what shall be evaluated, and keep that as `AVERAGED`; afterwards undo it."""
-    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """Change a model to what its methods want evaluated, saved as `AVERAGED`, and back."""
+    bare = bare_model(model)
     found, output_dir = _ATTACHED.get(bare, (None, ""))
     attached = found() if found is not None else None
     if attached is None or not attached.changes_evaluation:

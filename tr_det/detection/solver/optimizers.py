@@ -39,17 +39,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     check_among("SOLVER.OPTIMIZER", name, [key for key, _ in OPTIMIZER_REGISTRY])
     builder = OPTIMIZER_REGISTRY.get(name)
-    optimizer = builder(cfg, build_param_groups(cfg, model, builder.transition))
-    attach_from(cfg, model, optimizer)
-    return optimizer
-
-
-def build_param_groups(cfg: CfgNode, model: nn.Module, transition: bool) -> list[dict[str, Any]]:
-    """Return the optimizer's groups; see `build_optimizer`."""
     solver = cfg.SOLVER
-    return optimizer_groups(
+    groups = optimizer_groups(
         model,
-        transition=transition,
+        transition=builder.transition,
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
@@ -57,6 +50,9 @@ def build_param_groups(cfg: CfgNode, model: nn.Module, transition: bool) -> list
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         scale_lr_factor=solver.SCALE_LR_FACTOR,
     )
+    optimizer: torch.optim.Optimizer = builder(cfg, groups)
+    attach_from(cfg, model, optimizer)
+    return optimizer
 
 
 def optimizer_groups(
@@ -66,9 +62,8 @@ def optimizer_groups(
     base_lr: float,
     weight_decay: float,
     weight_decay_norm: float | None = 0.0,
-    bias_lr_factor: float | None = 1.0,
-    weight_decay_bias: float | None = None,
     scale_lr_factor: float = 0.1,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Return an optimizer's groups: Detectron2's own, quantized weights, quantizers.
 
@@ -79,23 +74,16 @@ def optimizer_groups(
         base_lr: learning rate.
         weight_decay: of weights.
         weight_decay_norm: of norms' parameters; None means the same.
-        bias_lr_factor: learning rate of biases, relative to base_lr.
-        weight_decay_bias: of biases; None means the same as of weights.
         scale_lr_factor: learning rate of quantizers' parameters, relative to base_lr; they get no
             decay.
+        **options: of biases, as for Detectron2's ``get_default_optimizer_params``.
     """
     own = core.quantizer_groups(model, base_lr * scale_lr_factor, weight_decay=0.0)
     if transition:
         own = core.quantized_weight_groups(model, lr=base_lr, weight_decay=weight_decay) + own
     taken = {p for group in own for p in group["params"]}
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=base_lr,
-        weight_decay=weight_decay,
-        weight_decay_norm=weight_decay_norm,
-        bias_lr_factor=bias_lr_factor,
-        weight_decay_bias=weight_decay_bias,
-    )
+    options |= {"base_lr": base_lr, "weight_decay": weight_decay}
+    groups = get_default_optimizer_params(model, weight_decay_norm=weight_decay_norm, **options)
     for group in groups:
         group["params"] = [p for p in group["params"] if p not in taken]
     # Detectron2 logs the learning rate of the group with most parameters.

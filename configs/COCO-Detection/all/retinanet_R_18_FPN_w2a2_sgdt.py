@@ -1,7 +1,0 @@
-"""RetinaNet ResNet-18, W2A2, SGDT, protocol all."""
-
-from tr_det.detection.lazy import retinanet_coco
-
-model, dataloader, optimizer, lr_multiplier, train = retinanet_coco(
-    depth=18, bits=2, optimizer="SGDT", protocol="all"
-)

@@ -1,7 +1,0 @@
-"""RetinaNet ResNet-50, W4A4, SGD, protocol all."""
-
-from tr_det.detection.lazy import retinanet_coco
-
-model, dataloader, optimizer, lr_multiplier, train = retinanet_coco(
-    depth=50, bits=4, optimizer="SGD", protocol="all"
-)

@@ -1,5 +1,0 @@
-"""RetinaNet ResNet-50 in full precision."""
-
-from tr_det.detection.lazy import retinanet_coco
-
-model, dataloader, optimizer, lr_multiplier, train = retinanet_coco(depth=50)

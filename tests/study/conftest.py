@@ -1,0 +1,35 @@
+"""Cells of a network that trains in a second: what the studies' tests read and draw."""
+
+import pytest
+
+from tr_det.core.transition import AUTO
+from tr_det.study import runner
+from tr_det.study.grid import settings
+
+TINY = """
+model: {name: resnet_cifar, options: {depth: 8, width: 4}}
+solver: {batch_size: 32, iterations: 8}
+run: {device: cpu}
+"""
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory):
+    """Return the folder of studies; their network is tiny, and of each test alike."""
+    configs = tmp_path_factory.mktemp("configs")
+    (configs / "resnet8_fp.yaml").write_text(TINY)
+    (configs / "resnet8_sgd.yaml").write_text("_BASE_: resnet8_fp.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "CONFIGS", configs)
+        yield tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="session")
+def cells(output):
+    """Return the folders of a plain and a TR-scheduled run, by optimizer."""
+    keys = {"solver.iterations": 30, "run.eval_period": 10, "run.checkpoint_period": 3}
+    keys |= {"run.keep_checkpoints": 0, "tr.factor": AUTO}
+    folders = {name: output / name for name in ("SGD", "SGDT")}
+    for name, folder in folders.items():
+        runner.run_cell(folder, settings(name, more=keys), 0, output)
+    return folders

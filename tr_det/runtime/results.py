@@ -1,0 +1,80 @@
+"""results.json: what a run gave, in one form for detection and classification.
+
+    config     of the run, nested
+    seed       that the run used, also where the config asked for any
+    versions   of tr_det, torch, Python, and Detectron2 if it is used
+    metrics    of the last evaluation
+    updates    of the whole run
+    tr         summary of the transition rates (`tr_summary`)
+    cost       storage_mb and storage_mb_at_32_bits (10^6 bytes), and bops of one image, where known
+    seconds    that the process which ended the run has trained
+    paths      folder; checkpoint, which was evaluated; start, the weights that training started
+               from, "" for random ones
+
+It is written after the last evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tr_det import __version__
+from tr_det.runtime.files import write_json
+
+RESULTS = "results.json"
+
+Results = dict[str, Any]
+
+
+def make_results(records: Iterable[Mapping[str, Any]], **parts: Any) -> Results:
+    """Return the results of a run.
+
+    Args:
+        records: of metrics.json.
+        **parts: all but ``versions`` and ``tr``.
+    """
+    versions = {
+        "tr_det": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if "detectron2" in sys.modules:
+        versions["detectron2"] = sys.modules["detectron2"].__version__
+    return {**parts, "versions": versions, "tr": tr_summary(records)}
+
+
+def tr_summary(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the first and last target TR, the last running TR and the mean rate of a run.
+
+    Without TR scheduling there is the rate alone, without quantized weights nothing.
+
+    >>> tr_summary([{"tr/rate": 0.2, "tr/target": 0.4}, {"loss": 1.0}, {"tr/rate": 0.1}])
+    {'first_target': 0.4, 'last_target': 0.4, 'mean_rate': 0.15000000000000002}
+    """
+    curves: dict[str, list[float]] = {"target": [], "running": [], "rate": []}
+    for record in records:
+        for key, curve in curves.items():
+            if f"tr/{key}" in record:
+                curve.append(record[f"tr/{key}"])
+    target, running, rate = curves.values()
+    summary = {"first_target": target[:1], "last_target": target[-1:], "running_tr": running[-1:]}
+    summary["mean_rate"] = [sum(rate) / len(rate)] if rate else []
+    return {key: value for key, values in summary.items() for value in values}
+
+
+def write_results(results: Results) -> None:
+    """Write results.json to the run's folder."""
+    write_json(Path(results["paths"]["folder"]) / RESULTS, results)
+
+
+def read_results(folder: str | Path) -> Results:
+    """Return what `write_results` has written."""
+    results: Results = json.loads((Path(folder) / RESULTS).read_text())
+    return results
