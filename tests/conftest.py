@@ -33,7 +33,7 @@ def make_config(tiny, scenes, tmp_path):
 
 @pytest.fixture
 def storage():
-    """Run within an EventStorage, as Detectron2's models in training demand."""
+    """Run within an EventStorage, which Detectron2's models need in training."""
     from detectron2.utils.events import EventStorage
 
     with EventStorage() as opened:
@@ -42,7 +42,7 @@ def storage():
 
 @pytest.fixture
 def check_results():
-    """Return ``check(results)``, which holds results.json to the form that both sides write."""
+    """Return ``check(results)``, which checks the form of results.json that all runs write."""
 
     def check(results):
         parts = {"config", "seed", "versions", "metrics", "updates", "tr", "cost", "seconds"}

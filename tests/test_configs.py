@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 
-from tr_det.core.optim import registry
+from tr_det.core.optim import optimizers
 from tr_det.detection import QuantTrainer, add_tr_det_config, build_optimizer
 from tr_det.detection.config.checks import check_config
 
@@ -100,7 +100,7 @@ def keys_in(path):
 
 @pytest.fixture
 def keys_read(monkeypatch):
-    """Return the set of dotted keys that are read from configs, filled as they are."""
+    """Return a set to which every dotted key is added when it is read from a config."""
     read, places = set(), {}
     plain = CfgNode.__getattr__
 
@@ -118,8 +118,10 @@ def keys_read(monkeypatch):
             read.add(f"SOLVER.TR.{name.upper()}")
             return super().__getitem__(name)
 
-    arguments_from = registry.arguments_from  # called for TR-scheduled optimizers only
-    monkeypatch.setattr(registry, "arguments_from", lambda values: arguments_from(Settings(values)))
+    arguments_from = optimizers.arguments_from  # called for TR-scheduled optimizers only
+    monkeypatch.setattr(
+        optimizers, "arguments_from", lambda values: arguments_from(Settings(values))
+    )
     monkeypatch.setattr(CfgNode, "__getattr__", recorded)
     return read
 

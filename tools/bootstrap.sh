@@ -37,13 +37,12 @@ hash_of_stdin() {
 }
 
 wanted_stamp() { # runtime|test
-  local files=(requirements.txt requirements-detectron2.txt setup.py tools/bootstrap.sh
-    tools/install/detectron2.py tools/install/fixes.py)
+  local files=(requirements.txt requirements-detectron2.txt setup.py tools/bootstrap.sh)
   if [ "$1" = test ]; then files+=(requirements-test.txt); fi
   {
     printf '%s\n' "$ROOT"
     cat "$VENV/pyvenv.cfg"
-    (cd "$ROOT" && cat "${files[@]}")
+    (cd "$ROOT" && cat "${files[@]}" tools/install/*.py)
   } 2>/dev/null | hash_of_stdin
 }
 

@@ -24,8 +24,8 @@ def pack(source: str, target: str) -> None:
         key: value.half() if value.dtype == torch.float32 and value.dim() > 1 else value
         for key, value in model.items()
     }
-    with written_aside(target) as aside:
-        torch.save({"model": packed, "__author__": "tr_det"}, aside)
+    with written_aside(target) as aside, aside.open("wb") as file:
+        torch.save({"model": packed, "__author__": "tr_det"}, file)
     print(f"{target}: {os.path.getsize(target) / 1e6:.1f} MB")
 
 

@@ -15,11 +15,11 @@ import logging
 import sys
 from pathlib import Path
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import evaluate_only, run
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.processes import rank, torchrun_processes
-from tr_det.runtime.results import RESULTS, Results, read_results
+from tr_det.runtime.results import Results, read_results
 
 DEFAULT = Path(__file__).parents[1] / "configs/classification/digits/resnet8_sgdt.yaml"
 
@@ -31,10 +31,11 @@ EVAL_ONLY = (
 
 def with_pretraining(results: Results) -> list[Results]:
     """Return the results of the runs that a run builds on, and then its own."""
-    folder = Path(results["paths"]["start"]).parent
-    if results["config"]["model"]["pretraining"] and (folder / RESULTS).is_file():
-        return [*with_pretraining(read_results(folder)), results]
-    return [results]
+    start = results["paths"]["start"]
+    if not (results["config"]["model"]["pretraining"] and start):
+        return [results]
+    before = read_results(Path(start).parent)
+    return [*(with_pretraining(before) if before else ()), results]
 
 
 def table(runs: list[Results]) -> str:

@@ -1,4 +1,4 @@
-"""A folder with two configs that train in a blink, and what compares their checkpoints."""
+"""A folder with two configs that train in seconds, and helpers to compare checkpoints."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def final():
-    """Return ``final(folder)``, which reads the checkpoint of a run's end."""
+    """Return ``final(folder)``, which reads the final checkpoint of a run."""
     return lambda folder: torch.load(Path(folder) / "model_final.pth", weights_only=True)
 
 
@@ -34,7 +34,7 @@ def final():
 def stop_at():
     """Return ``stop_at(config, name, target)``.
 
-    It makes a folder as it was when a run had written a checkpoint, with metrics past it.
+    It copies a finished run as if stopped after that checkpoint; metrics go past it.
     """
 
     def stop(config, name, target):

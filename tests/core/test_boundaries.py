@@ -30,7 +30,7 @@ def _is_within(name: str, *packages: str) -> bool:
 
 
 def _imports(path: Path) -> list[str]:
-    """Return every imported name of a file, wherever in it the import is."""
+    """Return every name that a file imports, at its top or further down."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -39,20 +39,15 @@ def update(codes, previous, step=1.0, signed=True, held=None):
         ([[0, 1], [2, 3], [4, 5]], [[0, 0], [2, -8], [7, 5]], 1.0, 0.5, 2.5),
         ([127], [-128], 2**-7, 1.0, 255 / 128),
         (np.zeros((0, 3)), np.zeros((0, 3)), 1.0, 0.0, 0.0),
+        ([255, 0], [0, 255], 0.5, 1.0, 0.5 * 255),  # unsigned: must not wrap
     ],
 )
 def test_signals_by_hand(codes, previous, step, rate, size) -> None:
-    change = update(codes, previous, step)
+    change = update(codes, previous, step, signed=np.max(codes, initial=0) < 128)
     for signal, expected in ((transition_rate, rate), (effective_step_size, size)):
         result = signal(change)
         assert (result.shape, result.dtype) == ((), torch.float32)
         assert result.item() == expected
-
-
-def test_unsigned_codes_do_not_wrap() -> None:
-    change = update([255, 0], [0, 255], step=0.5, signed=False)
-    assert transition_rate(change).item() == 1.0
-    assert effective_step_size(change).item() == 0.5 * 255
 
 
 def test_held_weights_count_neither_as_changed_nor_as_weights() -> None:

@@ -13,7 +13,7 @@ import sys
 
 first, folder, command_lines = sys.argv[1:]
 importlib.import_module(first)
-# In this order: where ours comes first, it is half imported when Detectron2 calls for it.
+# In this order: tr_det, if it comes first, is half imported when Detectron2 asks for it.
 import detectron2.engine.defaults  # noqa: E402
 import detectron2.modeling  # noqa: E402
 import detectron2.solver  # noqa: E402

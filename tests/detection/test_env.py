@@ -9,12 +9,12 @@ from tests.detection.solver import test_methods as methods
 from tests.detection.upstream_tools import run_tools, tool
 
 EVALUATED = ("weight_average", "bn_reestimation")
-"""Methods that change what is evaluated, which stock tools do by another way than our trainer."""
+"""Methods that evaluate a changed model; Detectron2's tools reach them on another path."""
 
 
 @pytest.fixture(scope="module")
 def full_precision(tiny, scenes, tmp_path_factory):
-    """Return the checkpoint of a finished run in full precision, and its weights."""
+    """Return path and weights of a full-precision checkpoint, by its iteration a run's end."""
     folder = tmp_path_factory.mktemp("full")
     model = build_model(tiny.tiny_config(folder, "MODEL.QUANT.ENABLED", False))
     DetectionCheckpointer(model, str(folder)).save("fp", iteration=89_999)
@@ -23,7 +23,7 @@ def full_precision(tiny, scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train_net(tiny, scenes, tmp_path_factory, full_precision):
-    """Run train_net.py on a config and on methods; return its folder and what it says."""
+    """Run train_net.py on a digits config and once per method; return the folder and the output."""
     folder = tmp_path_factory.mktemp("train_net")
     script = str(tool("train_net.py"))
     lines = command_lines(script, tiny, folder, full_precision[0])
@@ -38,14 +38,14 @@ def train_net(tiny, scenes, tmp_path_factory, full_precision):
 
 @pytest.fixture(scope="module")
 def plain_train_net(tiny, scenes, tmp_path_factory, full_precision):
-    """Run plain_train_net.py, with ours imported first; return its folder and what it says."""
+    """The same for plain_train_net.py, without methods; tr_det.detection is imported first."""
     folder = tmp_path_factory.mktemp("plain")
     lines = command_lines(str(tool("plain_train_net.py")), tiny, folder, full_precision[0])
     return folder, run_tools("tr_det.detection", scenes, lines)
 
 
 def command_lines(script, tiny, folder, weights):
-    """Return a run from other weights, its resumed rest and an evaluation, as in the README."""
+    """Return three command lines: train from the weights, resume to the end, evaluate."""
     pairs = {**tiny.SMALL, "OUTPUT_DIR": folder, "SOLVER.CLIP_GRADIENTS.ENABLED": True}
     words = [str(word) for pair in pairs.items() for word in pair]
     start = [script, "--config-file", "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"]
@@ -75,7 +75,7 @@ def test_detectron2s_tool_trains_resumes_and_evaluates(name, full_precision, req
 
 
 @pytest.mark.parametrize("guest", EVALUATED)
-def test_what_methods_make_of_the_model_is_evaluated_and_kept(guest, train_net, tiny):
+def test_the_changed_model_is_evaluated_and_saved(guest, train_net, tiny):
     found = methods.Found(methods.config_of(tiny, train_net[0] / guest, guest))
     {
         "weight_average": methods.check_average,

@@ -201,6 +201,6 @@ def test_parts_can_be_overridden_as_on_the_command_line():
     inner = [m for m in model.modules() if isinstance(m, QuantConv2d) and m.weight_quantizer]
     assert {m.weight_quantizer.bits for m in inner} == {2}
     assert {m.weight_quantizer.prox for m in inner} == {"parq"}
-    assert optimizer.follows_scales
+    assert optimizer._tr.scales == "sum"
     assert optimizer._tr.total_steps == 7
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}

@@ -95,8 +95,8 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(tmp_path, monkey
     checkpointer.save("model_final", iteration=1)
     whole = (tmp_path / "model_final.pth").read_bytes()
 
-    def full(data, path):
-        path.write_bytes(b"half")
+    def full(data, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -15,12 +15,12 @@ def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError("x"), TypeError("x")])
 @pytest.mark.parametrize("context", [one_line_errors, mistakes_for_parent])
-def test_bugs_of_ours_keep_their_tracebacks(context, error):
+def test_bugs_keep_their_tracebacks(context, error):
     with pytest.raises(type(error)), context():
         raise error
 
 
-def test_of_what_a_loader_s_process_raises_its_message_is_left(capsys):
+def test_an_error_in_a_loaders_process_is_cut_to_its_message(capsys):
     samples = torch.utils.data.DataLoader(Broken(), num_workers=1)
     with pytest.raises(SystemExit), one_line_errors():
         next(iter(samples))
@@ -35,7 +35,7 @@ class Broken(torch.utils.data.Dataset):
         raise OSError("a/b.jpg: cannot be read\n(OSError: broken)")
 
 
-def test_bugs_in_spawned_processes_keep_theirs():
+def test_bugs_in_spawned_processes_keep_their_tracebacks():
     bug = ProcessRaisedException("Traceback ...\nKeyError: 'x'\n", 0, 1)
     with pytest.raises(ProcessRaisedException), one_line_errors():
         raise bug

@@ -65,30 +65,6 @@ def test_what_cannot_be_written_keeps_the_old_file(tmp_path, monkeypatch, step):
     assert os.listdir(tmp_path) == ["results.json"]
 
 
-def test_the_new_file_is_whole_and_synced_before_it_takes_the_name(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_json(path, {"old": 1})
-    seen = []
-    real_fsync, real_replace = os.fsync, os.replace
-
-    def fsync(descriptor):
-        seen.append("fsync")
-        real_fsync(descriptor)
-
-    def replace(source, target):
-        assert strict_load(Path(source)) == {"new": 2}
-        assert strict_load(path) == {"old": 1}
-        assert Path(source).parent == tmp_path  # another file system would make this a copy
-        seen.append("replace")
-        real_replace(source, target)
-
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
-    write_json(path, {"new": 2})
-    assert seen == ["fsync", "replace"]
-    assert strict_load(path) == {"new": 2}
-
-
 def test_written_aside_cleans_up_when_the_block_is_interrupted(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(b"old")

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import threading
 
@@ -14,7 +15,16 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path):
         pass
 
 
-def test_who_waits_writes_after_the_first(tmp_path, caplog):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock._unix.fcntl.flock", no_locks)
+    with only_writer(tmp_path):
+        assert "cannot be locked" in caplog.text
+
+
+def test_a_waiting_writer_starts_after_the_first(tmp_path, caplog):
     order, waiting = [], threading.Event()
 
     def second():

@@ -1,4 +1,4 @@
-"""Cells of a network that trains in a second: what the studies' tests read and draw."""
+"""Runs of a network that trains in a second, for the studies' tests to read and draw."""
 
 import pytest
 
@@ -15,7 +15,7 @@ run: {device: cpu}
 
 @pytest.fixture(scope="session")
 def output(tmp_path_factory):
-    """Return the folder of studies; their network is tiny, and of each test alike."""
+    """Return a folder for studies of a tiny network, the same for all tests."""
     configs = tmp_path_factory.mktemp("configs")
     (configs / "resnet8_fp.yaml").write_text(TINY)
     (configs / "resnet8_sgd.yaml").write_text("_BASE_: resnet8_fp.yaml")

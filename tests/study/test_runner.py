@@ -1,6 +1,6 @@
 import pytest
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.trainer import ClassifierTrainer
 from tr_det.study.grid import COMPARED, STUDIES, groups, settings
 from tr_det.study.report import table

@@ -5,7 +5,7 @@ from pathlib import Path
 import figures
 import pytest
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.study import runner
 
 NAMES = ("SGDT", "SGD")
@@ -70,7 +70,7 @@ def test_runs_of_one_name_are_told_apart(runs, monkeypatch, tmp_path, capsys):
         (["step-sizes", "--factor", "nan"], "tr.factor='nan': must be in (0, 1]"),
     ],
 )
-def test_what_cannot_be_drawn_is_told(runs, monkeypatch, tmp_path, capsys, arguments, message):
+def test_a_mistake_draws_nothing(runs, monkeypatch, tmp_path, capsys, arguments, message):
     arguments = [runs[1].get(text, text) for text in arguments]
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch, *arguments, "--output", tmp_path)

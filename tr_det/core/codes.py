@@ -13,7 +13,7 @@ the codes with the weights that it finds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -109,12 +109,16 @@ class CodeBook:
     (which is `rescaled` and `close`). A kernel that computes the codes as it moves the weights, at
     the quantizers' parameters before the update, writes them to `buffer`; its caller reports the
     count of changes by `wrote`.
+
+    Attributes:
+        on_finish: called by `finish` with the updates, if given.
     """
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._has_previous = False
         self._open: list[str] = []
+        self.on_finish: Callable[[Mapping[str, Update]], None] | None = None
 
     def add(self, name: str, weight: Tensor, quantizer: Quantizer) -> None:
         """Add a weight."""
@@ -202,6 +206,8 @@ class CodeBook:
         updates = self.rescaled()
         self.close()
         self._has_previous = False
+        if self.on_finish is not None:
+            self.on_finish(updates)
         return updates
 
     def close(self) -> None:

@@ -14,22 +14,9 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data import transforms as T
-from detectron2.evaluation import COCOEvaluator
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.model_zoo import get_config
+from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.modeling.backbone.resnet import BasicStem
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig
@@ -37,7 +24,7 @@ from torch import nn
 
 from tr_det.core import QuantConfig
 from tr_det.core.errors import check, check_among
-from tr_det.core.optim.registry import OPTIMIZERS
+from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.detection.config.keys import FIRST_AND_LAST
 from tr_det.detection.config.quantization import retinanet_quant_config
 from tr_det.detection.modeling.retinanet import QuantRetinaNet
@@ -91,6 +78,7 @@ def quant_config(
         ConfigError: naming the argument, its value and what is allowed.
     """
     check_among("model.quant.protocol", protocol, PROTOCOLS)
+    check("model.quant.enabled", enabled, isinstance(enabled, bool), "True or False")
     if not enabled:
         return None
     if learn_weight_scale is None:
@@ -111,51 +99,33 @@ def quant_config(
 
 
 def retinanet(depth: int = 50, norm: str = "SyncBN", num_classes: int = 80) -> DictConfig:
-    """Return RetinaNet with ResNet and FPN, quantized to 4 bits by the paper's protocol."""
-    return L(QuantRetinaNet)(
-        backbone=L(FPN)(
-            bottom_up=L(ResNet)(
-                stem=L(BasicStem)(in_channels=3, out_channels=64, norm=norm),
-                stages=L(resnet_stages)(depth=depth, norm=norm),
-                out_features=["res3", "res4", "res5"],
-            ),
-            in_features="${.bottom_up.out_features}",
-            out_channels=256,
-            top_block=L(p6_and_p7)(
-                depth="${..bottom_up.stages.depth}", out_channels="${..out_channels}"
-            ),
-        ),
-        head=L(RetinaNetHead)(
-            input_shape=[ShapeSpec(channels=256)] * 5,
-            num_classes="${..num_classes}",
-            num_anchors=9,
-            conv_dims=[256] * 4,
-        ),
-        head_in_features=["p3", "p4", "p5", "p6", "p7"],
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=ANCHORS,
-            aspect_ratios=[0.5, 1.0, 2.0],
-            strides=[8, 16, 32, 64, 128],
-            offset=0.0,
-        ),
-        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        anchor_matcher=L(Matcher)(
-            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
-        ),
-        num_classes=num_classes,
-        smooth_l1_beta=0.0,
-        pixel_mean=[123.675, 116.280, 103.530],
-        pixel_std=[58.395, 57.120, 57.375],
-        input_format="RGB",
-        quant=L(quant_config)(
-            enabled=True,
-            weight_bits=4,
-            act_bits=4,
-            protocol="paper",
-            optimizer="${optimizer.name}",
-        ),
-        head_input_relu=True,
+    """Return RetinaNet with ResNet and FPN, quantized to 4 bits by the paper's protocol.
+
+    Detectron2's model with trained norms, RGB images of torchvision's normalisation, and no stride
+    in the 1x1 convolutions.
+    """
+    model = get_config("common/models/retinanet.py").model
+    model._target_ = QuantRetinaNet
+    backbone = model.backbone
+    backbone.bottom_up.stem.norm = norm
+    backbone.bottom_up.stages = L(resnet_stages)(depth=depth, norm=norm)
+    backbone.in_features = "${.bottom_up.out_features}"
+    backbone.top_block = L(p6_and_p7)(
+        depth="${..bottom_up.stages.depth}", out_channels="${..out_channels}"
     )
+    model.anchor_generator.sizes = ANCHORS
+    model.num_classes = num_classes
+    model.pixel_mean, model.pixel_std = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
+    model.input_format = "RGB"
+    model.quant = L(quant_config)(
+        enabled=True,
+        weight_bits=4,
+        act_bits=4,
+        protocol="paper",
+        optimizer="${optimizer.name}",
+    )
+    model.head_input_relu = True
+    return model
 
 
 def resnet_stages(depth: int, norm: str) -> list[list[nn.Module]]:
@@ -215,7 +185,7 @@ def make_optimizer(
 
     Args:
         params: arguments of `optimizer_groups`, all but ``transition``.
-        name: in `tr_det.core.optim.registry.OPTIMIZERS`, or another class of torch.optim.
+        name: in `tr_det.core.optim.optimizers.OPTIMIZERS`, or another class of torch.optim.
         max_iter: length of the run.
         methods: with their options, as in ``SOLVER.METHODS``.
         log_period: iterations between two records of the curves in the EventStorage.
@@ -257,80 +227,38 @@ def cosine() -> DictConfig:
 
 
 def coco_loaders() -> DictConfig:
-    """Return loaders of COCO 2017 and its evaluation."""
-    return DictConfig(
-        {
-            "train": L(build_detection_train_loader)(
-                dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
-                mapper=L(DatasetMapper)(
-                    is_train=True,
-                    augmentations=[
-                        L(T.ResizeShortestEdge)(
-                            short_edge_length=(640, 672, 704, 736, 768, 800),
-                            sample_style="choice",
-                            max_size=1333,
-                        ),
-                        L(T.RandomFlip)(horizontal=True),
-                    ],
-                    image_format="RGB",
-                ),
-                total_batch_size=16,
-                num_workers=4,
-            ),
-            "test": L(build_detection_test_loader)(
-                dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-                mapper=L(DatasetMapper)(
-                    is_train=False,
-                    augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
-                    image_format="${...train.mapper.image_format}",
-                ),
-                num_workers=4,
-            ),
-            "evaluator": L(COCOEvaluator)(
-                dataset_name="${..test.dataset.names}", use_fast_impl=False
-            ),
-        },
-        flags={"allow_objects": True},
-    )
+    """Return Detectron2's loaders of COCO 2017 and its evaluation, with RGB images and no masks."""
+    loaders = get_config("common/data/coco.py").dataloader
+    loaders.train.mapper.image_format = "RGB"
+    loaders.train.mapper.use_instance_mask = False
+    loaders.evaluator.use_fast_impl = False
+    return loaders
 
 
 def train_options() -> DictConfig:
-    """Return what the tool looks up under ``train``.
+    """Return Detectron2's ``train`` with folders and weights of our own.
 
     Under ``when_quantized``: what depends on ``model.quant.enabled``.
     """
     name = f"output/coco/retinanet_R_{DEPTH}_FPN"
     bits = "w${model.quant.weight_bits}a${model.quant.act_bits}"
-    return DictConfig(
-        {
-            "when_quantized": {
-                "False": {
-                    "output_dir": f"{name}_fp",
-                    "init_checkpoint": f"${{oc.select:train.imagenet.{DEPTH}}}",
-                    "warmup_length": 1000 / 90_000,
-                },
-                "True": {
-                    "output_dir": f"{name}_{bits}_${{model.quant.protocol}}_${{optimizer.name}}",
-                    "init_checkpoint": f"{name}_fp/model_final.pth",
-                    "warmup_length": 0.0,
-                },
-            },
-            "imagenet": IMAGENET_WEIGHTS,
-            "output_dir": _when_quantized("output_dir"),
-            "init_checkpoint": _when_quantized("init_checkpoint"),
-            "max_iter": 90_000,
-            "amp": {"enabled": False},
-            "ddp": {
-                "broadcast_buffers": False,
-                "find_unused_parameters": False,
-                "fp16_compression": False,
-            },
-            "checkpointer": {"period": 5000, "max_to_keep": 100},
-            "eval_period": 5000,
-            "log_period": 20,
-            "device": "cuda",
-        }
-    )
+    train = DictConfig(get_config("common/train.py").train)
+    train.when_quantized = {
+        "False": {
+            "output_dir": f"{name}_fp",
+            "init_checkpoint": f"${{oc.select:train.imagenet.{DEPTH}}}",
+            "warmup_length": 1000 / 90_000,
+        },
+        "True": {
+            "output_dir": f"{name}_{bits}_${{model.quant.protocol}}_${{optimizer.name}}",
+            "init_checkpoint": f"{name}_fp/model_final.pth",
+            "warmup_length": 0.0,
+        },
+    }
+    train.imagenet = IMAGENET_WEIGHTS
+    train.output_dir = _when_quantized("output_dir")
+    train.init_checkpoint = _when_quantized("init_checkpoint")
+    return train
 
 
 def _when_quantized(key: str) -> str:

@@ -98,8 +98,8 @@ def build_digit_scenes(
         low, high = _LIMITS[key]
         if not low <= value <= high:
             raise ValueError(f"{key}={value}: must be an integer from {low} to {high}")
-    final = Path(root) / _NAME
-    if not final.exists():
+    final = (Path(root) / _NAME).resolve()
+    if not final.exists() or not any(final.iterdir()):
         draft = final.with_name(f".{_NAME}.{uuid.uuid4().hex}")
         draft.mkdir(parents=True)
         try:
@@ -213,7 +213,9 @@ def _is_complete(folder: Path, parameters: dict[str, int]) -> bool:
 def _manifest(folder: Path, parameters: dict[str, int]) -> dict[str, Any]:
     """Describe the files; of images only names and sizes, so that a start takes no second."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("annotations/instances_*.json"), *folder.glob("*/*.png")]):
+    annotations = [folder / "annotations" / f"instances_{split}.json" for split in SPLITS]
+    images = [path for split in SPLITS for path in folder.glob(f"{split}/??????.png")]
+    for path in sorted([*annotations, *images]):
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
         if path.suffix == ".json":
             digest.update(path.read_bytes())

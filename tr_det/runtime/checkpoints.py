@@ -44,8 +44,8 @@ def check_folder(flag: str, path: str) -> None:
 
 def save_weights(model: nn.Module, path: str, **more: Any) -> None:
     """Write a model's weights as Detectron2 reads them, and ``more``; whole or not at all."""
-    with written_aside(path) as aside:
-        torch.save({"model": model.state_dict(), "__author__": "tr_det", **more}, aside)
+    with written_aside(path) as aside, aside.open("wb") as file:  # by name, names would be in it
+        torch.save({"model": model.state_dict(), "__author__": "tr_det", **more}, file)
 
 
 def last_checkpoint(folder: str | Path) -> str:
@@ -85,8 +85,8 @@ class StrictCheckpointer(Checkpointer):
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", file)
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        with written_aside(file) as aside:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, aside)
+        with written_aside(file) as aside, aside.open("wb") as opened:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, opened)
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -116,6 +116,9 @@ def _acquire(lock: FileLock) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
+    except OSError as error:  # file systems of clusters need not have locks
+        message = "%s cannot be locked (%s): make sure that no other run writes there"
+        logging.getLogger(__name__).warning(message, lock.lock_file, error)
     return True
 
 

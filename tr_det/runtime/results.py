@@ -75,6 +75,7 @@ def write_results(results: Results) -> None:
 
 
 def read_results(folder: str | Path) -> Results:
-    """Return what `write_results` has written."""
-    results: Results = json.loads((Path(folder) / RESULTS).read_text())
-    return results
+    """Return what `write_results` has written, {} where there is nothing or another file."""
+    path = Path(folder) / RESULTS
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    return results if isinstance(results, dict) else {}  # once a list of rows

@@ -1,4 +1,4 @@
-"""Streams of samples that follow from a seed: each has a place, which seeds its augmentation.
+"""Samples of a seeded stream: each has a place, which seeds its augmentation.
 
 The batches of a stream are planned on places alone, before anything is read, so that the first
 batch wanted can be any. What a batch holds depends neither on the number of workers nor on how

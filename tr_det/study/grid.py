@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from tr_det.core.optim.registry import OPTIMIZERS
+from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.core.transition import AUTO
 
 Settings = dict[str, Any]

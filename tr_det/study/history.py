@@ -15,8 +15,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from tr_det.classification.config.file import from_tree
 from tr_det.classification.config.keys import ClassifierConfig
+from tr_det.classification.config.reading import from_tree
 from tr_det.classification.engine.run import CONFIG
 from tr_det.core import Quantizer, build_quantizer
 from tr_det.core.optim.keys import FACTOR
@@ -114,7 +114,7 @@ def read_history(folder: Path) -> History:
     try:
         text = _file(folder, CONFIG).read_text()
         config: ClassifierConfig = from_tree(ClassifierConfig, yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError):
+    except ValueError:
         raise ValueError(f"{folder / CONFIG}: not the config of a classifier's run") from None
     rows = read_records(_file(folder, METRICS))
     step_size = _layers(rows, "step_size")
@@ -176,23 +176,20 @@ def _quantizer(config: ClassifierConfig, channels: int) -> Quantizer:
 
 def _read_checkpoint(path: Path, config: ClassifierConfig) -> tuple[int, str, Tensor, float]:
     """Return a checkpoint's update, its middle layer, that one's normalised latents, and lambda."""
-    try:
-        # Mapped, so that only the one layer is read.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weights = stored["model"]
-        end = f"{_PART}_extra_state"
-        names = [key.removesuffix(end) for key in weights if key.endswith(end)]
-        layer = names[len(names) // 2]
-        weight, prefix = weights[f"{layer}.weight"], f"{layer}{_PART}"
-        quantizer = _quantizer(config, len(weight))
-        own = {key: value for key, value in weights.items() if key.startswith(prefix)}
-        quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
-        groups = [group for group in stored["optimizer"]["param_groups"] if FACTOR in group]
-        factor = groups[0][FACTOR] if groups else None  # None while it is being sought
-        factor = math.nan if factor is None else factor
-        return stored["iteration"], layer, quantizer.normalized(weight).flatten(), factor
-    except Exception:  # torch has no common error for a file that is cut or something else
-        raise ValueError(f"{path}: cannot be read as a checkpoint of this run") from None
+    # Mapped, so that only the one layer is read.
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = stored["model"]
+    end = f"{_PART}_extra_state"
+    names = [key.removesuffix(end) for key in weights if key.endswith(end)]
+    layer = names[len(names) // 2]
+    weight, prefix = weights[f"{layer}.weight"], f"{layer}{_PART}"
+    quantizer = _quantizer(config, len(weight))
+    own = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
+    groups = [group for group in stored["optimizer"]["param_groups"] if FACTOR in group]
+    factor = groups[0][FACTOR] if groups else None  # None while it is being sought
+    factor = math.nan if factor is None else factor
+    return stored["iteration"], layer, quantizer.normalized(weight).flatten(), factor
 
 
 def _spread(paths: list[Path]) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tr_det.classification.config.file import load_config, to_yaml
+from tr_det.classification.config.reading import load_config, to_yaml
 from tr_det.classification.engine.run import run
 from tr_det.runtime.files import write_text
 from tr_det.study.grid import COMPARED, groups

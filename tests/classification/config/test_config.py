@@ -1,7 +1,7 @@
 import pytest
 
-from tr_det.classification.config.file import from_tree, load_config, to_yaml
 from tr_det.classification.config.keys import ClassifierConfig, QuantSection
+from tr_det.classification.config.reading import from_tree, load_config, to_yaml
 
 SGDT = ["solver.optimizer", "SGDT"]
 
@@ -20,21 +20,25 @@ def write(tmp_path):
     [
         (["solver.lrr", "1"], r"solver\.lrr: unknown key; did you mean solver\.lr"),
         (["zebra", "1"], r"zebra: unknown key; must be one of model, quant"),
-        (["solver.lr", "fast"], r"solver\.lr='fast': .*Float"),
+        (["solver.lr", "fast"], r"solver\.lr='fast': must be a number"),
         (["solver.lr", "-1"], r"solver\.lr=-1\.0: must be positive and finite"),
-        (["solver.lr", "true"], r"solver\.lr=True: .*Float"),
-        (["solver.epochs", "1.5"], r"solver\.epochs=1\.5: .*Integer"),
-        (["solver.epochs"], r"solver\.epochs: a key without value"),
+        (["solver.lr", "true"], r"solver\.lr=True: must be a number"),
+        (["solver.epochs", "1.5"], r"solver\.epochs=1\.5: must be an integer"),
+        (["solver.nesterov", "'no'"], r"solver\.nesterov='no': must be true or false"),
+        (["quant.weight_options", "[]"], r"quant\.weight_options=\[\]: must be a mapping"),
+        (["data.root", "a${"], r"data\.root='a\$\{': must be valid YAML, without \$\{"),
+        (["data.root", "???"], r"data\.root='\?\?\?': must be valid YAML, without"),
+        (["solver.epochs"], r"solver\.epochs: a key without a value"),
         (["solver.optimizer", "SDG"], r"optimizer='SDG': must be .*; did you mean 'SGD'\?"),
         (["solver.betas", "[a, b]"], r"solver\.betas\[0\]='a': .*Float"),
         (["solver.lr", "1", "--resume"], "^--resume: must come before the KEY VALUE pairs"),
         ([*SGDT, "quant.bits", "W32A2"], r"optimizer='SGDT': must be SGD with .*bits=W32A2"),
         (["model.new_last_layer", "true"], r"new_last_layer=True: must be false without weights"),
         (["solver.betas", "[0.9]"], r"solver\.betas=\(0\.9,\): must be two numbers"),
-        (["quant.bits", "4"], r"quant\.bits='4': must be FP or like W2A2"),
+        (["quant.bits", "4"], r"quant\.bits='4': must be FP or of the form W2A2"),
         (["model", "resnet"], r"model='resnet': must be a mapping"),
         (["model.name.x", "1"], r"model\.name=\{'x': 1\}: "),
-        (["data.workers", "[1"], r"data\.workers='\[1': must be a value in YAML"),
+        (["data.workers", "[1"], r"data\.workers='\[1': must be valid YAML"),
         (["tr.factor", "Auto"], r"tr\.factor='Auto': must be in \(0, 1\], or 'auto'"),
         (["tr.momentum", "1"], r"tr\.momentum=1\.0: must be None or in \[0, 1\); -1"),
         (["solver.loss", "distributional"], r"solver\.teacher='': must be given"),
@@ -52,6 +56,18 @@ def test_an_error_names_the_key_its_value_and_what_is_allowed(write, overrides, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["007", "2024_01_02", "1e3", "on"])
+def test_a_string_that_yaml_would_convert_stays_as_it_is(write, name):
+    path = write("a.yaml", "model: {name: x}")
+    assert load_config(path, ["run.output_dir", name]).run.output_dir == name
+
+
+@pytest.mark.parametrize("text", ["data: {root: '???'}", "model: {pretraining: 5}"])
+def test_a_file_with_a_value_of_another_kind_is_refused(write, text):
+    with pytest.raises(ValueError, match=r"(data\.root|model\.pretraining)=.*: must be a "):
+        load_config(write("a.yaml", text))
+
+
 def test_files_build_on_others_and_the_command_line_wins(write):
     write("one.yaml", "solver: {lr: 0.5, momentum: 0.8}\nmodel: {pretraining: fp.yaml}")
     write("two.yaml", "solver: {momentum: 0.7}\nmodel: {options: {width: 4}}")
@@ -66,9 +82,9 @@ def test_files_build_on_others_and_the_command_line_wins(write):
     assert config.run.output_dir.endswith(f"{path.parent.name}/leaf_fp")
 
 
-def test_epochs_are_refused_where_iterations_count(write):
+def test_epochs_are_refused_where_iterations_take_precedence(write):
     path = write("a.yaml", "solver: {iterations: 600}")
-    with pytest.raises(ValueError, match=r"solver\.epochs=3: must be given with .*iterations 0"):
+    with pytest.raises(ValueError, match=r"solver\.epochs=3: must be given .* 0, .* to 600, which"):
         load_config(path, ["solver.epochs", "3"])
     config = load_config(path, ["solver.epochs", "3", "solver.iterations", "0"])
     assert (config.solver.epochs, config.solver.iterations) == (3, 0)

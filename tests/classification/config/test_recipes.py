@@ -1,4 +1,4 @@
-"""Every recipe says what Table S8 says, builds and trains."""
+"""Every recipe has the values of Table S8, builds and trains."""
 
 import dataclasses
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import Data
 from tr_det.classification.engine.losses import Distributional
 from tr_det.classification.engine.trainer import ClassifierTrainer
@@ -83,7 +83,7 @@ OTHERS += ["deit_t_parq", "resnet20_parq"]
 
 
 def small_runs():
-    """Return recipes and bits: Table S8's networks and optimizers, once for both CIFARs, others."""
+    """Return recipes and bits: each network and optimizer of Table S8 once, and `OTHERS`."""
     rows = {f"{network}_{optimizer.lower()}": dataset for dataset, network, *_, optimizer in ROWS}
     found = [(CONFIGS / f"{rows[r]}/{r}.yaml", f"W{b}A{b}") for r in rows for b in (1, 2, 4)]
     found += [(next(CONFIGS.rglob(f"{name}.yaml")), "") for name in OTHERS]

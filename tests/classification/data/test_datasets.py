@@ -118,8 +118,3 @@ def test_digits_are_shifted_in_training_only():
     torch.manual_seed(0)
     assert len({data.train[0][0].numpy().tobytes() for _ in range(200)}) == 9
     assert len({data.test[0][0].numpy().tobytes() for _ in range(5)}) == 1
-
-
-def test_the_digits_have_one_size():
-    with pytest.raises(ValueError, match=r"data\.image_size=16: must be 0 or 8 for digits"):
-        load_data(DataConfig(image_size=16))

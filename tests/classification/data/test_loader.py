@@ -32,13 +32,6 @@ def test_batches_from_any_start_are_those_of_the_whole_stream(start):
     assert take(8 - start, start) == take(8)[start:]
 
 
-def test_neither_workers_nor_the_caller_s_random_state_matter():
-    whole = take(5)
-    torch.manual_seed(99)
-    torch.rand(7)
-    assert take(5, workers=2) == whole
-
-
 def test_an_epoch_shows_every_image_at_most_once_and_the_next_one_another_order():
     places = list(itertools.islice(planned_batches(12, 4, seed=0), 6))
     first, second = (
@@ -47,12 +40,6 @@ def test_an_epoch_shows_every_image_at_most_once_and_the_next_one_another_order(
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
     assert [number for batch in places for number, _ in batch] == list(range(24))
-
-
-def test_seeds_differ_and_so_do_augmentations_of_one_image():
-    assert take(2, seed=4) != take(2)
-    draws = [draw for batch in take(6) for _, draw in batch]
-    assert len(set(draws)) == len(draws)
 
 
 def test_processes_share_one_batch_out():

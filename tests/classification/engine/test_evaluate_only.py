@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import evaluate_only, run
 
 

@@ -1,10 +1,10 @@
-"""Whose an output folder is, through whole runs."""
+"""Which run may use an output folder, through whole runs."""
 
 from pathlib import Path
 
 import pytest
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import run
 from tr_det.classification.engine.trainer import ClassifierTrainer
 from tr_det.runtime.processes import only_writer
@@ -21,16 +21,7 @@ def test_another_config_s_folder_is_left_alone(folder):
         run(load_config("fp.yaml", ["run.output_dir", "a"]))
 
 
-def test_going_on_with_another_config_is_refused_by_key(folder):
-    run(load_config("fp.yaml", ["run.output_dir", "a"]))
-    changed = load_config("fp.yaml", ["run.output_dir", "a", "solver.lr", "0.2"])
-    with pytest.raises(
-        ValueError, match=r"solver\.lr=0\.2: .*of a run with 0\.05; must be the same"
-    ):
-        run(changed, resume=True)
-
-
-def test_a_pretraining_may_move_but_not_go(folder):
+def test_a_resumed_run_may_move_its_pretraining_but_not_drop_it(folder):
     (folder / "moved.yaml").write_text((folder / "fp.yaml").read_text())
     run(load_config("qat.yaml", ["run.output_dir", "a"]))
     moved = load_config("qat.yaml", ["run.output_dir", "a", "model.pretraining", "moved.yaml"])
@@ -40,7 +31,7 @@ def test_a_pretraining_may_move_but_not_go(folder):
         run(without, resume=True)
 
 
-def test_starting_anew_leaves_nothing_of_the_old_run_to_go_on_from(folder, monkeypatch, caplog):
+def test_starting_over_leaves_nothing_of_the_old_run_to_resume(folder, monkeypatch, caplog):
     config = load_config("fp.yaml")
     first = run(config)
 
@@ -65,6 +56,16 @@ def test_a_finished_run_is_not_touched_by_resuming_it(folder):
     before = {path: path.read_bytes() for path in Path(config.run.output_dir).iterdir()}
     assert run(config, resume=True) == first
     assert {path: path.read_bytes() for path in Path(config.run.output_dir).iterdir()} == before
+
+
+def test_a_run_of_an_older_version_is_finished_again(folder):
+    """Its results.json is a list; a copied folder may lack config.yaml."""
+    config = load_config("fp.yaml")
+    first = run(config)
+    output = Path(config.run.output_dir)
+    (output / "results.json").write_text("[{}]")
+    (output / "config.yaml").unlink()
+    assert run(config, resume=True)["metrics"] == first["metrics"]
 
 
 def test_a_folder_has_one_writer(folder):

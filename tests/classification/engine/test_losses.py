@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from tr_det.classification.engine.losses import Distributional
 
 
-def test_the_distributional_loss_is_the_divergence_but_for_the_teacher_s_entropy():
+def test_the_distributional_loss_is_the_divergence_plus_the_teachers_entropy():
     torch.manual_seed(0)
     teacher = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5))
     loss = Distributional(teacher).train()

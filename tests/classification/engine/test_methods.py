@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.engine.run import evaluate_only, run
 from tr_det.classification.models.build import build_network
@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(
         assert not same(averages[0]["model"], first["model"])
 
 
-def test_what_was_evaluated_is_what_is_kept_evaluated_again_and_built_on(folder, same):
+def test_the_average_is_what_is_evaluated_saved_and_started_from(folder, same):
     average = ["solver.methods", "[weight_average decay=0.9]"]
     periods = ["run.eval_period", "3", "run.output_dir", "a"]
     results = run(qat(*average, *periods))
@@ -145,7 +145,7 @@ def test_what_was_evaluated_is_what_is_kept_evaluated_again_and_built_on(folder,
         (["tr.warmup", "8"], r"tr\.warmup=8: must be"),
     ],
 )
-def test_what_a_quantizer_or_method_cannot_be_is_one_line_with_the_key(folder, overrides, message):
+def test_a_mistake_about_a_quantizer_or_method_is_one_line_with_the_key(folder, overrides, message):
     with pytest.raises(ValueError, match=message) as error:
         run(qat(*overrides))
     assert "\n" not in str(error.value)

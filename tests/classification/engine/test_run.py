@@ -1,4 +1,4 @@
-"""Whole runs, as tools/train_classifier.py makes them, at a few updates."""
+"""Whole runs, as tools/train_classifier.py makes them, of a few updates."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import evaluate_only, run
 from tr_det.runtime.metrics import read_records
 from tr_det.runtime.results import read_results
@@ -30,6 +30,7 @@ def qat(*overrides):
         (["model.options", "{deep: 8}"], r"model\.options=.*must be arguments of resnet_cifar"),
         (["data.name", "mnist"], r"data\.name='mnist': must be one of"),
         (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR-10"),
+        (["data.image_size", "16"], r"data\.image_size=16: must be 0 or 8 for digits"),
         (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it has no val/"),
         (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),
         (["solver.warmup", "8"], r"solver\.warmup=8: must be below the run's 8 updates"),
@@ -43,12 +44,12 @@ def qat(*overrides):
         ),
     ],
 )
-def test_what_only_a_run_can_find_wrong_is_told_by_key(folder, overrides, message):
+def test_a_mistake_that_only_a_run_can_find_is_named_by_its_key(folder, overrides, message):
     with pytest.raises(ValueError, match=message):
         run(load_config("fp.yaml", overrides))
 
 
-def test_results_are_written_with_what_training_did_to_the_codes(folder, check_results):
+def test_results_have_what_training_did_to_the_codes(folder, check_results):
     quantized = run(qat())
     plain = read_results(Path(quantized["paths"]["start"]).parent)
     for results in (quantized, plain):
@@ -81,7 +82,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(folder):
 
 
 def test_torchrun_s_processes_train_one_model_together(folder, same, final):
-    """The program holds their weights to be equal; a run that is stopped and resumed is its own."""
+    """The program asserts that their weights are equal, and resumes a run of two processes."""
     program = Path(__file__).with_name("two_processes.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     overrides = ["model.pretraining", "", "solver.iterations", "3", "run.checkpoint_period", "2"]

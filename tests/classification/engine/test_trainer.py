@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tr_det.classification.config.file import load_config
+from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.loader import train_batches
 from tr_det.classification.engine.run import run
@@ -83,7 +83,7 @@ def test_a_diverging_run_stops(folder, optimizer):
     assert not list(Path("output").rglob("results.json"))
 
 
-def test_going_on_asks_for_the_same_data_and_tells_of_other_processes(folder, caplog, stop_at):
+def test_resuming_requires_the_same_data_and_reports_other_processes(folder, caplog, stop_at):
     config = load_config("fp.yaml", ["run.output_dir", "a"])
     run(config)
     stop_at(config, "model_0000004.pth", "stopped")
@@ -98,7 +98,7 @@ def test_going_on_asks_for_the_same_data_and_tells_of_other_processes(folder, ca
     assert any("Begun by 2 processes, going on with 1" in text for text in caplog.messages)
 
 
-def test_an_update_that_float16_s_scaler_leaves_out_moves_no_schedule(folder):
+def test_an_update_that_the_float16_scaler_skips_moves_no_schedule(folder):
     config = qat("model.pretraining", "", "run.output_dir", "a")
     data = load_data(config.data)
     trainer = ClassifierTrainer(config, build_network(config, data, published=False)[0], data)

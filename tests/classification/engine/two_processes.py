@@ -1,4 +1,4 @@
-"""What torchrun starts in a test: the tool, whose run is then repeated, stopped and resumed."""
+"""Run by torchrun in a test: the tool, whose run is then resumed from a checkpoint."""
 
 import dataclasses
 import shutil

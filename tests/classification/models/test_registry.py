@@ -3,8 +3,8 @@ import importlib.util
 import pytest
 import torch
 
-from tr_det.classification.config.file import from_tree
 from tr_det.classification.config.keys import ClassifierConfig
+from tr_det.classification.config.reading import from_tree
 from tr_det.classification.data.datasets import Data
 from tr_det.classification.models.build import build_network
 from tr_det.classification.models.registry import MODELS, build_model, quantize_network

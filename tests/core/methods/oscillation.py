@@ -104,7 +104,7 @@ def optimizer_of(model, name, steps):
 
 
 def codes_of(layer):
-    """Return the integers of a layer's latent weight, with float32 division as in any forward."""
+    """Return the integers of a layer's latent weight, divided in float32 as in a forward pass."""
     bits = layer.weight_quantizer.bits
     weight, scale = layer.weight.detach().numpy(), layer.weight_quantizer.scale.detach().numpy()
     return np.clip(np.rint(weight / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -1,4 +1,4 @@
-"""What counts as an update, what happens in it in which order, and what is logged."""
+"""What counts as an update, the order of its parts, calibration, resuming, refused arguments."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def plain(model, lr=0.1, cls=torch.optim.SGD, **options):
 
 
 class Outer(torch.optim.SGD):
-    """As Detectron2's clipping makes them: torch fires its hooks for both classes' steps."""
+    """Like Detectron2's subclass for clipping: torch fires step hooks for both classes' `step`."""
 
     def step(self, closure=None):
         return super().step(closure)
@@ -82,12 +82,15 @@ def test_a_step_that_raises_is_no_update_and_the_next_one_is(scheduled, monkeypa
     assert recorder.entries == ["edit", 0, "edit", "edit", 1]
 
 
-@pytest.mark.parametrize("scheduled", [True, False])
-def test_a_step_that_a_scaler_skips_is_no_update(scheduled):
+@pytest.mark.parametrize("skipped_by", ["scaler", "scaler of a plain optimizer", "guard"])
+def test_a_skipped_step_is_no_update(skipped_by):
     model, recorder = make_model(), Recorder()
-    optimizer = make_optimizer(model, "AdamT") if scheduled else plain(model, fused=True)
+    if skipped_by == "scaler of a plain optimizer":
+        optimizer = plain(model, fused=True)
+    else:
+        optimizer = make_optimizer(model, "AdamT", tr_nonfinite="skip")
     attached = attach([recorder], model, optimizer, 5)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=skipped_by != "guard")
     for step in range(4):
         optimizer.zero_grad()
         scaler.scale(loss(model, step)).backward()
@@ -96,19 +99,8 @@ def test_a_step_that_a_scaler_skips_is_no_update(scheduled):
         scaler.step(optimizer)
         scaler.update()
     assert attached.step == 3
-    assert recorder.entries == ["edit", 0, "edit", 1, "edit", 2]
-
-
-def test_a_step_that_the_guard_skips_is_no_update():
-    model, recorder = make_model(), Recorder()
-    optimizer = make_optimizer(model, tr_nonfinite="skip")
-    attached = attach([recorder], model, optimizer, 5)
-    loss(model, 0).backward()
-    model[3].weight.grad[0, 0] = torch.nan
-    optimizer.step()
-    assert attached.step == 0
-    train(model, optimizer, [1])
-    assert attached.step == 1
+    before_skip = ["edit"] if skipped_by == "guard" else []  # the guard sees edited gradients
+    assert recorder.entries == ["edit", 0, *before_skip, "edit", 1, "edit", 2]
 
 
 def test_clipping_comes_after_edits_and_before_the_update_on_unscaled_gradients():
@@ -166,7 +158,7 @@ def test_a_closure_is_refused_where_gradients_are_edited_and_fine_elsewhere():
 def test_a_second_attach_and_a_method_twice_are_refused():
     model, optimizer = pair()
     attach([], model, optimizer, 1)
-    with pytest.raises(ConfigError, match=r"^optimizer=.*without methods"):
+    with pytest.raises(ConfigError, match=r"^optimizer='SGDT': .* not passed to attach before"):
         attach([], model, optimizer, 1)
     with pytest.raises(ConfigError, match=r"^methods='tracker': must be named once"):
         attach(["tracker", "tracker"], *pair(), 1)
@@ -188,7 +180,7 @@ def uncalibrated():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_scales_are_set_by_the_first_training_batch_and_nothing_else_happens(autocast):
-    """Autocast caches the casts of a forward; those of the calibrating one have no gradient."""
+    """Autocast caches cast weights; those of calibration, without gradient, must not be reused."""
     (x, _), results = batch(0), []
     for by_attach in (True, False):
         model = uncalibrated()
@@ -218,7 +210,7 @@ def one_process(tmp_path):
 
 
 def test_a_model_may_be_wrapped_before(one_process):
-    """What is attached first and wrapped then is in the tests of two processes."""
+    """The other order, attach and then wrap, is tested with two processes (test_conformance)."""
     runs = []
     for parallel in (False, True):
         model = uncalibrated()
@@ -253,7 +245,7 @@ def test_a_run_is_resumed_only_with_its_own_methods():
 
 
 def test_quantizers_are_told_the_progress_of_the_run():
-    """At the start, after each update, and when a run is resumed, before the next forward."""
+    """At the start, after each update, and on resuming (before the first forward)."""
 
     def started():
         model = make_model()

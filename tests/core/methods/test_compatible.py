@@ -1,4 +1,4 @@
-"""Methods are refused where a need is not met; all other combinations train together."""
+"""A method is refused where a need is not met; otherwise all methods train together."""
 
 import itertools
 
@@ -65,7 +65,7 @@ def test_every_need_is_that_of_a_method():
     ],
     ids=["ewgs", "trained", "refitted"],
 )
-def test_all_of_them_train_together_under_every_kind_of_scale(optimizer, config):
+def test_all_methods_train_together_with_frozen_trained_and_refitted_scales(optimizer, config):
     torch.manual_seed(0)
     x = torch.randn(8, 4).relu()
     model, made, attached = run(

@@ -13,7 +13,7 @@ CASES = runs.cases()
 both = pytest.mark.parametrize(("case", "optimizer"), CASES)
 
 
-def test_a_run_resumed_in_another_process_ends_bit_for_bit_alike(tmp_path):
+def test_a_run_resumed_in_another_process_ends_bit_identical(tmp_path):
     states = {f"{c} {o}": runs.halfway(c, o) for c, o in CASES}
     torch.save(states, tmp_path / "in.pth")
     torch.multiprocessing.spawn(runs.resume, (str(tmp_path),))
@@ -26,7 +26,7 @@ def test_a_run_resumed_in_another_process_ends_bit_for_bit_alike(tmp_path):
 
 @both
 def test_a_resumed_run_leaves_the_loaded_state_alone(case, optimizer):
-    """The methods' part of it; torch itself updates the momentum buffers that it is given."""
+    """Only the methods' part: torch itself updates the loaded momentum buffers in place."""
     state = copy.deepcopy(runs.halfway(case, optimizer))
     before = leaves(copy.deepcopy(state[1]["tr_det"]))
     runs.finish(case, optimizer, state)
@@ -92,7 +92,7 @@ def test_a_copy_of_the_model_computes_the_same_and_is_left_alone(case, optimizer
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "SGDT"])
-def test_all_of_them_train_together_and_something_is_held(optimizer):
+def test_all_methods_train_together_and_some_weights_are_held(optimizer):
     model, made, attached = runs.start(runs.TOGETHER, optimizer)
     before = sum(loss(model, 100 + i).item() for i in range(8))
     train(model, made, range(runs.STEPS))

@@ -21,7 +21,7 @@ def pull_of(w, centre, low, high, how, axis=0):
 
 
 def lambda_at(t, total, first, last, start):
-    """t from 1 on."""
+    """Return lambda of update t, counted from 1."""
     if t < start * total:
         return first
     place = (t - start * total) / (total - start * total)
@@ -29,7 +29,7 @@ def lambda_at(t, total, first, last, start):
 
 
 def dampened(model, weight, **options):
-    """Return the gradient that a weight has after an update, of a task without any."""
+    """Return a weight's gradient after an update in which the task gives it none."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = build_method("dampening", **{"weight": 1.0, "weight_final": None, **options})
     attach([method], model, optimizer, 10)
@@ -68,7 +68,7 @@ def test_a_gradient_worked_out_by_hand(how, count, dtype):
     ("first", "last", "start", "with_freezing"),
     [(0.0, 0.5, 0.25, True), (0.0, 0.5, 0.25, False), (0.3, None, 0.0, True)],
 )
-def test_a_long_run_is_one_whose_gradients_are_edited_by_hand(
+def test_a_long_run_equals_one_with_gradients_edited_by_hand(
     name, first, last, start, with_freezing
 ):
     """Both runs have the same momentum, decay, TR scheduling and freezing."""
@@ -115,7 +115,7 @@ def test_a_long_run_is_one_whose_gradients_are_edited_by_hand(
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
-def test_the_pull_is_to_latent_values_where_levels_are_others(bits):
+def test_the_pull_is_towards_latent_values_even_where_levels_differ(bits):
     """Eq. 13 of TR scheduling: round(clip(g w / s)) / g has the levels of s = 1 for every s."""
     model = one_layer("fixed_grid", bits)
     weight, scale, g = model[0].weight, 0.2, 2 ** (bits - 1)

@@ -1,4 +1,4 @@
-"""The logged curves: what they say of an update, by hand, and that logging changes nothing."""
+"""The logged curves: one update worked out by hand; logging changes nothing."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tr_det.core.methods.telemetry import Telemetry
 
 
 @pytest.mark.parametrize("name", ["SGD", "SGDT", "AdamT"])
-def test_the_log_says_what_the_update_did(name):
+def test_the_log_has_what_the_update_did(name):
     model = make_model()
     optimizer = (
         torch.optim.SGD(model.parameters(), lr=0.3)

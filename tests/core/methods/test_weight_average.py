@@ -1,4 +1,4 @@
-"""The average of latent weights against one by hand."""
+"""The average of latent weights against one computed by hand."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_evaluating_shows_the_average_and_then_the_weights_again():
 
 
 def test_the_average_of_a_scale_starts_when_the_scale_is_set():
-    """Later than others in a detector's second stage without proposals in the first batch."""
+    """It is set late in a detector's second stage if the first batch has no proposals."""
 
     class Late(nn.Module):
         def __init__(self):

@@ -40,7 +40,7 @@ GRIDS = EQ13 | {
     "pact": Affine(0, 15, divisor=15, scale_by_clipped=True),
     "through": Affine(-2, 1, divisor=3, mul=3, estimator="identity"),
 }
-"""Every estimator, with an output grid that is fixed and without, sign, base, mul, add, offset."""
+"""Every estimator, with and without a fixed output grid, sign, base, mul, add and offset."""
 
 
 def shifts(affine: Affine) -> bool:
@@ -130,7 +130,7 @@ def sample(shape, dtype, scale, shift, affine: Affine, seed: int) -> Tensor:
 
 
 def parameters(affine: Affine, shape, dtype, scale=0.7, shift=-0.3) -> tuple[Tensor, Tensor | None]:
-    """Return a scale and a shift or None, of float32 but for float64; they differ by channel."""
+    """Return a scale and a shift or None, float64 for float64, else float32; channels differ."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     sizes = () if affine.axis is None else (shape[affine.axis],)
     spread = torch.linspace(1, 2, sizes[0], dtype=wide) if sizes else torch.ones((), dtype=wide)

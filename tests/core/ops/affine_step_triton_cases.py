@@ -1,4 +1,4 @@
-"""The step kernel against torch operations, on a device; `test_triton` runs this in a process."""
+"""The step kernel against torch operations, on a device; `test_triton` runs it in a subprocess."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ MIXED = (
 
 
 def layers(device, seed, grids=EQ13, hold=False):
-    """Return layers with weights on the bounds, on transition points and anywhere."""
+    """Return layers with some weights midway between levels or just outside the grid."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for shape, affine in zip(SHAPES, grids, strict=True):
@@ -57,10 +57,10 @@ def layers(device, seed, grids=EQ13, hold=False):
     return made
 
 
-def torch_step(layer, rate, options):
-    """Make torch's step on the layer's own tensors."""
+def torch_step(layer, lr, options):
+    """Take a step of torch's SGD on the layer's own tensors."""
     parameter = torch.nn.Parameter(layer.weight)
-    optimizer = torch.optim.SGD([parameter], lr=rate, foreach=False, **vars(options))
+    optimizer = torch.optim.SGD([parameter], lr=lr, foreach=False, **vars(options))
     parameter.grad = layer.direction
     if options.momentum:
         optimizer.state[parameter]["momentum_buffer"] = layer.buffer
@@ -85,7 +85,7 @@ def compare(ours, theirs, before, counts):
 
 
 def optimizers(device):
-    """Whole runs with the kernel and without: equal codes, rates and controllers."""
+    """With and without the kernel: equal codes; rates, TALRs and weights equal to rounding."""
     for name, options in (
         ("SGDT", {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
         ("SGDT", {}),
@@ -132,7 +132,7 @@ def optimizers(device):
 
 
 def schedules_and_versions(device):
-    """A momentum that changes makes no new tables; autograd sees that weights have changed."""
+    """Changing the momentum reuses the cached kernel; each step bumps the weight's version."""
     device_update.runs_on = lambda weight: True
     scheduled.is_on_host = lambda tensor: False
     parameter = torch.nn.Parameter(torch.randn(40, device=device))

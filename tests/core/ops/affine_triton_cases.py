@@ -1,4 +1,4 @@
-"""The Triton kernels against NumPy, on a device; `test_triton` runs this in a process."""
+"""The Triton kernels against NumPy, on a device; `test_triton` runs this in a subprocess."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ def case(shape, dtype, affine, device):
     scale, shift = oracle.parameters(affine, shape, dtype)
     x = oracle.sample(shape, dtype, 0.7, 0 if shift is None else -0.3, affine, seed=1)
     if device == "cpu" and dtype == torch.bfloat16:
-        # Triton's interpreter, not its compiler, widens subnormal bfloat16 to zero.
+        # Triton's interpreter, unlike its compiler, flushes subnormal bfloat16 to zero.
         x = torch.where(x.abs() < 1e-37, 0.0, x)
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = oracle.Expected.of(x, scale, shift, upstream, affine)

@@ -82,7 +82,7 @@ def test_any_shape(shape, axis, name) -> None:
 
 
 def test_an_upstream_gradient_without_memory_of_its_own() -> None:
-    """As `sum` hands it back: one element, stride zero."""
+    """As the backward of `sum` gives it: one element, stride zero."""
     x, scale = noise((4, 5)), torch.tensor(0.5)
     expected = oracle.Expected.of(x, scale, None, torch.ones(4, 5), FOUR_BITS)
     actual = run(x, scale, None, FOUR_BITS, torch.ones(()).expand(4, 5))

@@ -46,7 +46,7 @@ def same(ours, theirs):
 
 
 def compare(x, grad, scale, shift, affine):
-    """Compare everything that the kernels compute, whichever gradients are wanted."""
+    """Compare values and gradients, with and without those of scale and shift."""
     assert kernels_for(affine, x, scale, shift, grad) is not None
     arguments = (x, scale, shift, affine)
     same([quantize_compiled(*arguments)], [quantize_plain(*arguments)])
@@ -58,7 +58,7 @@ def compare(x, grad, scale, shift, affine):
 
 
 def layouts(affine):
-    """Return shapes, an axis and an order in memory: runs long, short and of one element."""
+    """Return (shape, axis, memory order) triples: long, short and one-element runs per channel."""
     return [
         ((count,), None, lambda t: t) for count in (0, 17, 2 * FEW + 5)
     ] + [
@@ -102,7 +102,7 @@ def test_odd_scales_and_nan(affine, scale) -> None:
     compare(x, grad, torch.tensor(scale), shift, affine)
 
 
-def test_what_the_kernels_are_not_given() -> None:
+def test_inputs_that_the_kernels_do_not_take() -> None:
     x, scale = torch.rand(4, 6), torch.tensor(0.5)
     tensor, rows = oracle.GRIDS["lsq"], replace(oracle.GRIDS["lsq"], axis=0)
     assert kernels_for(tensor, x, scale, scale, x.clone()) is not None
@@ -131,7 +131,7 @@ def test_what_the_kernels_are_not_given() -> None:
 
 
 def test_tracers_see_torch_operations() -> None:
-    """A kernel that they do not see would leave uninitialised memory in what they record."""
+    """The graph of a tracer that could not see the kernel would return uninitialised memory."""
     images, others = torch.rand(2, 3, 8)
     scale, affine = torch.tensor(0.7), oracle.GRIDS["4u"]
 

@@ -45,8 +45,8 @@ def test_several_may_build_at_once(tmp_path) -> None:
 
 
 @with_compiler
-def test_a_compiler_without_openmp_serves_too(tmp_path) -> None:
-    """As Apple's."""
+def test_a_compiler_without_openmp_will_do(tmp_path) -> None:
+    """Apple's is one."""
     compiler = tmp_path / "cc"
     compiler.write_text(
         '#!/bin/sh\ncase " $* " in *" -fopenmp "*) echo "unsupported option" >&2; exit 1;; esac\n'

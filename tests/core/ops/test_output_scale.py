@@ -68,7 +68,7 @@ def test_the_unscaled_output_is_not_kept(case) -> None:
     assert y.data_ptr() not in {t.data_ptr() for t in kept}
 
 
-def test_frozen_weights_still_give_the_scale_its_gradient() -> None:
+def test_weights_without_gradient_still_give_the_scale_its_gradient() -> None:
     expected = gradients("conv", False)[3]
     x, w, s = leaves("conv")
     scale_output(conv(x, tie_scale(w.detach(), s)), s).square().sum().backward()

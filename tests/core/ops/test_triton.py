@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 
 def run_cases(device, **environment):
-    """Run all cases in a process: Triton decides when it is imported whether it interprets."""
+    """Run all cases in a subprocess: Triton decides at import whether to interpret kernels."""
     modules = "affine_triton_cases", "affine_step_triton_cases"
     program = "".join(f"import {name}; {name}.main({device!r})\n" for name in modules)
     path = os.pathsep.join([str(FOLDER), str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -40,7 +40,7 @@ def test_kernels_on_the_gpu_give_the_numbers_of_the_definition():
 
 
 def assembly(function, constants, types):
-    """Return what a kernel is compiled to, on a machine without a GPU."""
+    """Return a kernel's PTX; needs no GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -56,7 +56,7 @@ def assembly(function, constants, types):
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_kernels_divide_as_ieee_says(gradient, per_channel):
-    """Triton's own division is approximate: codes would differ from the CPU's near ties."""
+    """Triton's own division is approximate: near ties, codes would differ from the CPU's."""
     from tr_det.core.ops import affine_triton
 
     axis = 0 if per_channel else None

@@ -87,8 +87,8 @@ def test_the_groups_show_what_happened_to_the_codes(config, name, update) -> Non
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_a_device_takes_another_way_to_the_same_numbers(name, options, request) -> None:
-    """There g_t is computed first, and U_t multiplies it on the device."""
+def test_a_device_reaches_the_same_numbers_by_another_route(name, options, request) -> None:
+    """On a device g_t is computed first, then multiplied by U_t."""
     host = pair(name, tr_update="pi", **options)
     train(*host, range(8))
     request.getfixturevalue("like_a_device")
@@ -112,7 +112,7 @@ def test_a_compiled_model_trains_like_the_eager_one() -> None:
 
 
 def conv_run(name, steps, layout="flat", start=None):
-    """Return the weight and the optimizer after steps in a memory layout, from another run's."""
+    """Return weight and optimizer after steps in a memory layout; ``start``: of an earlier run."""
 
     def laid_out(values):
         if layout == "slice":

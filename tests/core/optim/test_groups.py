@@ -22,7 +22,7 @@ from tr_det.core import (
     tr_param_groups,
     without_transition,
 )
-from tr_det.core.optim.registry import OPTIMIZERS, make_optimizer
+from tr_det.core.optim.optimizers import OPTIMIZERS, make_optimizer
 from tr_det.core.transition.settings import config_defaults
 
 

@@ -64,7 +64,7 @@ def test_without_quantized_weights_it_is_torchs_step() -> None:
 
 
 def test_large_finite_gradients_pass() -> None:
-    """Their squares and their sum overflow float32, they don't."""
+    """Their squares and their sum overflow float32; they themselves do not."""
     model, optimizer = pair()
     spoil(model, optimizer, "5.weight", 1e30)
     model[3].weight.grad.fill_(1e38)

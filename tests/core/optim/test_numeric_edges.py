@@ -7,6 +7,7 @@ import torch
 from small_runs import NAMES, OPTIMIZERS, make_model, make_optimizer, tr_group, tr_groups, train
 
 import tr_det.core
+from tr_det.core.optim.keys import TENSORS
 from tr_det.core.transition import UPDATE_RULES
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
@@ -51,15 +52,6 @@ def test_controllers_and_weights_stay_finite(name, update, weight, gradient) -> 
         assert 0 <= group["talr"] < math.inf
         assert 0 <= group["running_tr"] <= 1
         assert 0 <= group["transition_rate"] <= 1
-
-
-def test_one_element_has_a_rate_of_zero_or_one() -> None:
-    parameter, optimizer = one_weight(torch.tensor([0.2]), tr_gain=0.0)
-    rates = []
-    for sign in (1.0, -1.0, 1.0, 1.0):
-        steps(parameter, optimizer, [torch.tensor([sign * 20.0])])
-        rates.append(optimizer.param_groups[0]["transition_rate"].item())
-    assert rates == [1.0, 1.0, 1.0, 0.0]
 
 
 @every_optimizer
@@ -125,10 +117,12 @@ def test_decay_of_a_half_precision_weight_is_not_rounded_twice() -> None:
     assert parameter[0].item() == 83.5
 
 
-@pytest.mark.parametrize("update", UPDATE_RULES)
-def test_a_layer_whose_gradients_come_late_starts_like_any_other(update) -> None:
+@pytest.mark.parametrize(
+    ("name", "update"), [(n, "additive") for n in NAMES] + [("SGDT", u) for u in UPDATE_RULES]
+)
+def test_a_layer_without_gradient_is_left_alone_and_starts_late(name, update) -> None:
     model = make_model()
-    optimizer = make_optimizer(model, tr_update=update, tr_schedule="constant")
+    optimizer = make_optimizer(model, name, tr_update=update, tr_schedule="constant")
     start = model[3].weight.clone()
     train(model, optimizer, range(8), without=["3.weight"])
     group = tr_groups(optimizer)[0]
@@ -141,3 +135,6 @@ def test_a_layer_whose_gradients_come_late_starts_like_any_other(update) -> None
         assert group["tr_mass"] == pytest.approx(1 - 0.5 ** (updates - 1))
         assert updates > 1 or group["running_tr"] == 0
     assert group["tr_step"] == 12
+    before = [model[3].weight.clone(), *(group[key].clone() for key in TENSORS)]
+    train(model, optimizer, [12], without=["3.weight"])
+    assert all(map(torch.equal, before, [model[3].weight, *(group[key] for key in TENSORS)]))

@@ -4,7 +4,6 @@
 * gain 0: U stays at the base LR, and what is left is the torch optimizer.
 * target 0: U falls to 0, the weights stop, and with them the transitions.
 * U is never negative, whatever the gradients.
-* A layer without a gradient does not take part in an update.
 """
 
 from __future__ import annotations
@@ -210,26 +209,3 @@ def test_talr_is_never_negative_and_follows_its_line(
         assert abs(talr - expected) <= 4 * EPS32 * size
         previous = talr
         assert bool(torch.isfinite(weight).all())
-
-
-@every_optimizer
-def test_layer_without_gradient_is_left_alone(name: str) -> None:
-    """Weight, TALR and running TR of that layer stay; the others move on.
-
-    The gain is small, so that no TALR falls to 0: there every weight would stay.
-    """
-    groups, generator = make_layers(seed=2)
-    optimizer = getattr(tr_det.core, name)(
-        groups, lr=0.02, total_steps=50, tr_factor=0.05, tr_momentum=0.9, tr_gain=1e-3
-    )
-    for skipped in 8 * [None] + [0, 0, 0, 1, 1, 1, 2, 2, 2]:
-        old = weights_of(groups)
-        shown = [(float(g["talr"]), float(g["running_tr"])) for g in optimizer.param_groups]
-        for index, group in enumerate(groups):
-            noise = torch.randn(group["params"][0].shape, generator=generator)
-            group["params"][0].grad = None if index == skipped else noise
-        optimizer.step()
-        for index, group in enumerate(optimizer.param_groups if skipped is not None else ()):
-            now = (float(group["talr"]), float(group["running_tr"]))
-            assert torch.equal(old[index], group["params"][0]) == (index == skipped)
-            assert (now == shown[index]) == (index == skipped)

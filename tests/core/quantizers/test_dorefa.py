@@ -23,7 +23,7 @@ def weight_oracle(w, grad, bits, over):
 @pytest.mark.parametrize("bits", kit.FEW_BITS)
 @kit.every_axis
 @pytest.mark.parametrize("size", [0.01, 1.0, 3.0])
-def test_values_and_gradients_of_weights_are_the_papers(bits, axis, size):
+def test_values_and_gradients_of_weights_match_the_paper(bits, axis, size):
     rng, steps = np.random.default_rng(bits), 2**bits - 1
     most = kit.spread(np.tanh(size * kit.drawn(rng, 0.5, 1, axis)), axis)
     t = kit.off_ties(rng.uniform(0, steps - 0.1, kit.SHAPE))
@@ -49,7 +49,7 @@ def test_values_and_gradients_of_weights_are_the_papers(bits, axis, size):
 @pytest.mark.parametrize(
     ("signed", "bits"), [(False, 1), (False, 2), (False, 8), (True, 2), (True, 3), (True, 8)]
 )
-def test_values_and_gradients_of_inputs_are_the_papers(signed, bits):
+def test_values_and_gradients_of_inputs_match_the_paper(signed, bits):
     rng = np.random.default_rng(bits)
     steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     t = kit.off_ties(rng.uniform(-1.5 * steps, 1.5 * steps, kit.SHAPE), -steps, 0, steps)

@@ -35,7 +35,7 @@ def with_range(bits, signed, lower, upper, alpha):
 
 @pytest.mark.parametrize("bits", kit.FEW_BITS)
 @kit.every_kind
-def test_values_are_hard_and_gradients_are_the_soft_functions(bits, signed, role, axis):
+def test_values_are_hard_and_gradients_those_of_the_soft_function(bits, signed, role, axis):
     rng, steps = np.random.default_rng(10 * bits), 2**bits - 1
     ranges = {"lower": (-0.9, -0.3), "upper": (0.2, 0.7), "alpha": (0.05, 0.45)}
     values = {name: kit.drawn(rng, *ends, axis) for name, ends in ranges.items()}

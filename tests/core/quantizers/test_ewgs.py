@@ -41,7 +41,7 @@ def test_the_discretiser_scales_gradients_by_the_rounding_error():
 @pytest.mark.parametrize("bits", kit.FEW_BITS)
 @pytest.mark.parametrize(("signed", "axis"), [(True, None), (True, 0), (True, 1), (False, None)])
 @pytest.mark.parametrize("delta", [0.0, 0.2])
-def test_values_and_gradients_are_the_papers(bits, signed, axis, delta):
+def test_values_and_gradients_match_the_paper(bits, signed, axis, delta):
     rng, steps = np.random.default_rng(bits), 2**bits - 1
     lower, upper = kit.drawn(rng, -0.9, -0.3, axis), kit.drawn(rng, 0.2, 0.7, axis)
     quantizer = with_interval(bits, signed, lower, upper, axis, ewgs_factor=delta)

@@ -178,12 +178,3 @@ def test_supplement_s5_example_holds():
     assert torch.equal(dead, (weights < -0.3) | (weights > 0.15))
     assert float((dead & (weights < 0)).double().mean()) == pytest.approx(0.0014, abs=5e-4)
     assert float((dead & (weights > 0)).double().mean()) == pytest.approx(0.0668, abs=0.003)
-
-
-def test_supplement_s5_weight_changes_level_with_the_scale():
-    """Fig. S7: -0.2 is on the second level for s = 0.3 and on the first one for s = 0.2."""
-    weight = torch.tensor([-0.2], dtype=torch.float64)
-    for scale, level, code in ((0.3, -0.5, -1), (0.2, -1.0, -2)):
-        quantizer = make(2, True, scale)
-        assert quantizer(weight).item() == level
-        assert quantizer.codes(weight).item() == code

@@ -38,7 +38,7 @@ def levels_of(magnitudes):
 
 
 def nearest(weights, levels):
-    """Return the index of the nearest level, the upper one of two."""
+    """Return the index of the nearest level, the upper one at a tie."""
     far = np.abs(np.asarray(weights, np.float64).ravel()[:, None] - levels)
     return (len(levels) - 1 - far[:, ::-1].argmin(1)).reshape(np.shape(weights))
 
@@ -52,9 +52,9 @@ def nearest(weights, levels):
     ],
 )
 def test_greedy_levels_of_torchaos_parq(bits, positive, magnitudes):
-    """The same levels as torchao's; which of them, differs with 3 bits at 0.1.
+    """The levels are torchao's; at 3 bits another of them is chosen for 0.1.
 
-    The nearest level of 0.1 is 0.018313; the fit's own signs give -0.018313.
+    The nearest level of 0.1 is 0.018313; the signs of torchao's fit give -0.018313.
     """
     weight = torch.tensor(P, requires_grad=True)
     quantizer = build_quantizer("lsbq", bits, True)

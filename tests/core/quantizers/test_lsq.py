@@ -12,7 +12,7 @@ from tr_det.core.quantizers.range_search import best_scale
 
 
 def case(bits, signed, role, axis, seed, **options):
-    """Return a quantizer with its scales set, x, grad, the broadcast scale and the kit.bounds."""
+    """Return a quantizer with its scales set, x, grad, the broadcast scale and the code bounds."""
     rng, (low, high) = np.random.default_rng(seed), kit.bounds(bits, signed)
     scale = kit.drawn(rng, 0.1, 0.5, axis)
     quantizer = kit.build("lsq", bits, signed, {"scale": scale}, axis, role=role, **options)
@@ -25,7 +25,7 @@ def case(bits, signed, role, axis, seed, **options):
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @kit.every_kind
 @pytest.mark.parametrize("gradient_scale", [True, False])
-def test_values_and_gradients_are_the_papers(bits, signed, role, axis, gradient_scale):
+def test_values_and_gradients_match_the_paper(bits, signed, role, axis, gradient_scale):
     quantizer, x, grad, scale, (low, high) = case(
         bits, signed, role, axis, bits, gradient_scale=gradient_scale
     )
@@ -71,8 +71,8 @@ def test_the_first_step_size_can_be_that_of_least_squared_error(bits, role, sign
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @kit.every_axis
-def test_rounding_before_clamping_is_torchs_own_learnable_quantizer(bits, axis):
-    """Their mask looks at the rounded value, as the estimator "round" does."""
+def test_rounding_before_clamping_matches_torchs_learnable_quantizer(bits, axis):
+    """Torch masks gradients by the rounded value, as the estimator "round" does."""
     quantizer, x, grad, _, (low, high) = case(bits, True, "weight", axis, 7, estimator="round")
     factor = 1.0 / math.sqrt(x.size / quantizer.scale.numel() * high)
     if axis is None:

@@ -24,7 +24,7 @@ DATA = {
 
 @pytest.mark.parametrize("bits", kit.FEW_BITS)
 @kit.every_kind
-def test_values_and_gradients_are_the_papers(bits, signed, role, axis):
+def test_values_and_gradients_match_the_paper(bits, signed, role, axis):
     if bits == 1 and role == "weight":
         return
     rng, (low, high) = np.random.default_rng(bits), kit.bounds(bits, signed)

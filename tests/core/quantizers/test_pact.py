@@ -26,7 +26,7 @@ def oracle(x, grad, alpha, bits, signed):
 
 
 @every_input
-def test_values_and_gradients_are_the_papers(signed, bits):
+def test_values_and_gradients_match_the_paper(signed, bits):
     rng = np.random.default_rng(bits)
     alpha = np.float32(rng.uniform(0.2, 5.0))
     quantizer = build("pact", bits, signed, {"alpha": alpha}, role="input")

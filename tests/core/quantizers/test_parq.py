@@ -37,7 +37,7 @@ def loss(model, step):
 
 @pytest.fixture(scope="module")
 def parq():
-    """Their module, on one thread, so that sums agree to the bit."""
+    """Return torchao's module, on one thread, so that sums agree to the bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield pytest.importorskip("torchao.prototype.parq")

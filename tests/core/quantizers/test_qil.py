@@ -27,7 +27,7 @@ def with_interval(bits, signed, c, d, gamma=None, axis=None, **options):
 @pytest.mark.parametrize("bits", kit.FEW_BITS)
 @kit.every_kind
 @pytest.mark.parametrize("pruned", [0.2, 0.0, -0.1])  # c - d
-def test_values_and_gradients_are_the_papers(bits, role, signed, axis, pruned):
+def test_values_and_gradients_match_the_paper(bits, role, signed, axis, pruned):
     if bits == 1 and signed:
         return
     rng, q = np.random.default_rng(bits), 2 ** (bits - 1) - 1 if signed else 2**bits - 1

@@ -91,7 +91,7 @@ def test_recomputation_gives_the_same_numbers_and_counts_once(reentrant):
         assert torch.equal(plain, recomputed)
 
 
-def test_what_overflowed_is_no_observation():
+def test_a_forward_that_overflowed_is_no_observation():
     """A GradScaler leaves such a step out, but the forward has been seen."""
     model, optimizer, quantizer = start(True)
     for step, peak in enumerate((1.0, float("inf"), float("nan"), 1.0)):
@@ -162,7 +162,7 @@ def _worker(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_range_over_both_ones_data(tmp_path):
+def test_two_processes_share_the_range_over_the_data_of_both(tmp_path):
     mp.spawn(_worker, (str(tmp_path),), nprocs=2)
     ours, theirs = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     expected = np.array([[np.nan, np.nan], [1.0, 1.0]])  # rows: always, seldom

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tr_det.core.transition import UPDATE_RULES, Feedback, default_momentum, running_rate
+from tests.core.transition.feedback import feedback
+from tr_det.core.transition import UPDATE_RULES, default_momentum, running_rate
 
 BASE = 0.01
 
@@ -25,15 +26,11 @@ def simulate(rule, targets, rates, momentum):
     for t, target in enumerate(targets):
         previous, running = running, running_rate(running, rate, momentum)
         talr = UPDATE_RULES[rule](
-            Feedback(
-                talr=talr,
-                running=running,
-                target=target,
+            feedback(
+                *(talr, running, target, base),
                 previous_running=previous,
                 previous_target=targets[max(t - 1, 0)],
                 first_target=targets[0],
-                base=base,
-                gain=base,
                 momentum=momentum,
                 correction=torch.full_like(base, 1.0 - momentum**t),
                 previous_correction=torch.full_like(base, 1.0 - momentum ** max(t - 1, 0)),
@@ -124,17 +121,7 @@ def test_one_update_changes_the_logarithm_of_the_talr_by_half_at_most():
 def test_before_the_first_rate_the_talr_is_the_base_scaled_by_the_target(target, share):
     """So a target that warms up, or a layer that comes alive late, does not start at full speed."""
     zero, one = torch.zeros(1), torch.ones(1)
-    feedback = Feedback(
-        talr=BASE * one,
-        running=zero,
-        target=target * one,
-        previous_running=zero,
-        previous_target=one,
-        first_target=one,
-        base=BASE * one,
-        gain=one,
-        momentum=0.8,
-        correction=zero,
-        previous_correction=zero,
-    )
-    assert UPDATE_RULES["pi"](feedback).item() == pytest.approx(BASE * share)
+    others = {"previous_target": one, "first_target": one, "momentum": 0.8}
+    others |= {"correction": zero, "previous_correction": zero}
+    start = feedback(BASE * one, zero, target * one, BASE * one, **others)
+    assert UPDATE_RULES["pi"](start).item() == pytest.approx(BASE * share)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, and weights for elsewhere."""
+"""Weights from and for other projects."""
 
 import logging
 import pickle
@@ -19,7 +19,7 @@ PREFIX = "backbone.bottom_up."
 
 @pytest.fixture
 def wide_config(make_config):
-    """Return ``make(*overrides)``: ResNet-18 at its usual width, as others' checkpoints have."""
+    """Return ``make(*overrides)``: ResNet-18 at the width of other projects' checkpoints."""
 
     def make(*overrides):
         return make_config(
@@ -55,7 +55,7 @@ def test_torchvisions_mobilenet_loads_into_the_backbone(make_config, tmp_path):
         assert torch.equal(own[f"{PREFIX}features.{key}"], value), key
 
 
-def test_without_leave_a_classifiers_weights_are_refused(wide_config, tmp_path):
+def test_a_classifiers_weights_are_refused_unless_allowed(wide_config, tmp_path):
     torch.save(models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"resnet18\.pth does not fit .*ALLOW_PARTIAL_WEIGHTS"):
         QuantCheckpointer(build_model(wide_config())).load(str(tmp_path / "resnet18.pth"))

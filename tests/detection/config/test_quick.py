@@ -1,4 +1,4 @@
-"""configs/quick: the instant test holds what it expects, and fails if it does not."""
+"""configs/quick: the instant run meets its expected results, and fails if it does not."""
 
 import os
 import subprocess
@@ -13,26 +13,16 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "configs/quick/instant_retinanet_R18_half_w4a4_sgdt.yaml"
 
 
-def run(folder, *arguments):
+def test_the_instant_config_meets_its_expected_results(tmp_path):
     environment = {
         **os.environ,
-        "DETECTRON2_DATASETS": str(folder),
+        "DETECTRON2_DATASETS": str(tmp_path),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    command = ["tools/train_net.py", "--config-file", CONFIG, *arguments]
-    output = ("OUTPUT_DIR", str(folder / "out"))
-    return subprocess.run(
-        [sys.executable, *command, *output],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_instant_config_holds_what_it_expects(tmp_path):
-    done = run(tmp_path)
+    command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG]
+    command += ["OUTPUT_DIR", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "Results verification passed" in done.stdout + done.stderr
 

@@ -12,12 +12,12 @@ KEYS = {"train": "DATASETS.TRAIN", "val": "DATASETS.TEST"}
 
 
 def without(key):
-    """Return what removes a key from two annotations."""
+    """Return a function that removes a key from two annotations."""
     return lambda coco, folder: [note.pop(key) for note in coco["annotations"][2:4]]
 
 
 def with_first(key, value):
-    """Return what changes a key of the first annotation."""
+    """Return a function that changes a key of the first annotation."""
     return lambda coco, folder: coco["annotations"][0].update({key: value})
 
 
@@ -69,7 +69,7 @@ def test_boxes_without_area_are_counted_and_left_out(broken, make_config, caplog
     assert trainer.iter == 6
 
 
-def test_boxes_by_their_corners_and_turned_boxes():
+def test_boxes_given_by_corners_and_rotated_boxes():
     def image(bbox, mode):
         return [{"file_name": "a", "annotations": [{"bbox": bbox, "bbox_mode": mode}]}]
 
@@ -81,7 +81,7 @@ def test_boxes_by_their_corners_and_turned_boxes():
         check_boxes(image([1, 2, 3, 4, 45], BoxMode.XYWH_ABS), "any")
 
 
-def test_models_whose_classes_are_not_known_are_not_judged_by_them(make_config):
+def test_the_number_of_classes_is_checked_only_where_it_is_known(make_config):
     cfg = make_config("MODEL.META_ARCHITECTURE", "ProposalNetwork")
     check_scoring(cfg.DATASETS.TEST[0], cfg)
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
@@ -89,7 +89,7 @@ def test_models_whose_classes_are_not_known_are_not_judged_by_them(make_config):
         check_scoring(cfg.DATASETS.TEST[0], cfg)
 
 
-def test_an_evaluator_of_ones_own_decides_what_annotations_need(broken, make_config):
+def test_a_custom_evaluator_decides_what_annotations_need(broken, make_config):
     class Own(QuantTrainer):
         @classmethod
         def build_evaluator(cls, cfg, dataset_name, output_folder=None):

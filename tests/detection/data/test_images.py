@@ -10,7 +10,7 @@ from tr_det.detection.data.images import SkipUnreadable, check_readable
 
 
 def cut(number):
-    """Return what cuts off the end of that many image files."""
+    """Return a function that cuts off the end of that many image files."""
 
     def change(coco, folder):
         for image in coco["images"][:number]:
@@ -62,7 +62,7 @@ def test_whole_images_are_not_decoded(tmp_path, monkeypatch):
     )
 
 
-def test_odd_endings_are_no_error_if_the_image_can_be_read(tmp_path):
+def test_odd_file_endings_are_no_error_if_the_image_can_be_read(tmp_path):
     path = tmp_path / "padded.jpg"
     Image.new("RGB", (8, 8)).save(path)
     path.write_bytes(path.read_bytes() + b"\x00" * 20)
@@ -80,7 +80,7 @@ def test_a_truncated_training_image_is_skipped_and_counted(broken, make_config, 
     assert "Skipping a training image that cannot be read (2 so far in this process)" in caplog.text
 
 
-def test_images_without_exception_broken_stop_the_run(broken, make_config):
+def test_a_run_whose_images_are_all_broken_stops(broken, make_config):
     cfg = make_config("DATASETS.TRAIN", (broken("train", cut(None)),))
     with pytest.raises(RuntimeError, match="no sample of 100 images in a row"):
         next(iter(QuantTrainer.build_train_loader(cfg)))

@@ -19,7 +19,6 @@ from tr_det.detection.data.loader import (
     planned_batches,
     reseeded,
 )
-from tr_det.runtime.rng import sample_states, seed_step
 
 SIZES = [(3, 2), (2, 3), (2, 2), (5, 1), (1, 5), (4, 3), (3, 4)]
 DICTS = [{"number": n, "width": w, "height": h} for n, (w, h) in enumerate(SIZES)]
@@ -56,27 +55,12 @@ def test_batches_from_any_start_are_those_of_the_whole_stream(sampler, grouped):
         assert rest == whole[start:]
 
 
-def test_the_number_of_workers_changes_nothing():
-    whole = take(make_loader(), 9)
-    for workers in (1, 2):
-        assert take(make_loader(num_workers=workers), 5, start=4) == whole[4:]
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batches_are_grouped_as_detectron2_groups_them(sampler):
     indices = list(itertools.islice(SAMPLERS[sampler], 60))
     theirs = AspectRatioGroupedDataset([DICTS[index] for index in indices], 2)
     ours = planned_batches(enumerate(indices), 2, aspect_groups(DICTS))
     assert [[DICTS[index] for _, index in batch] for batch in ours] == list(theirs)
-
-
-def test_every_visit_of_an_image_is_augmented_anew_and_seeds_differ():
-    def draws(seed):
-        return [sample["draws"] for batch in take(make_loader(seed=seed), 12) for sample in batch]
-
-    assert len(set(draws(7))) == 24
-    assert draws(7) == draws(7)
-    assert not set(draws(7)) & set(draws(8))
 
 
 def test_subset_and_order_follow_the_seed():
@@ -107,36 +91,6 @@ def test_a_reseeded_subset_has_the_same_size():
     for size, ratio in itertools.product(range(10, 30), (0.1, 0.3, 0.57, 1.0)):
         sampler = RandomSubsetTrainingSampler(size, ratio, seed_shuffle=1, seed_subset=1)
         assert reseeded(sampler, 4)._size_subset == sampler._size_subset
-
-
-def test_reading_here_leaves_the_random_states_alone():
-    seed_step(1, 2)
-    expected = (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
-    seed_step(1, 2)
-    take(make_loader(), 3)
-    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected  # noqa: NPY002
-
-
-def test_states_of_steps_and_samples_are_unrelated():
-    seed_step(3, 4)
-    step = torch.rand(4)
-    with sample_states(3, 4):
-        assert not torch.equal(step, torch.rand(4))
-
-
-def test_another_image_is_drawn_where_the_mapper_gives_none():
-    def choosy(image):
-        return noisy(image) if image["number"] != 2 else None
-
-    loader = make_loader(mapper=choosy)
-    batches = take(loader, 12)
-    assert all(sample["number"] != 2 for batch in batches for sample in batch)
-    assert take(loader, 6, start=6) == batches[6:]
-
-
-def test_a_mapper_that_gives_nothing_is_an_error():
-    with pytest.raises(RuntimeError, match="had no sample of 100 images"):
-        take(make_loader(mapper=lambda image: None), 1)
 
 
 def test_images_of_unknown_size_cannot_be_grouped():

@@ -16,7 +16,6 @@ from PIL import Image
 
 from tests.detection.engine.resumed_process import train
 from tr_det.core.quantizers import FREE
-from tr_det.detection import QuantTrainer
 from tr_det.detection.engine.calibration import NORMALIZER, outside_training
 from tr_det.detection.engine.resume import repeatable_scripts
 
@@ -90,8 +89,8 @@ def assert_same_checkpoint(first, second):
 def run_elsewhere(datasets, runs, folder):
     """Run configs, each from its first iteration, in a new process.
 
-    In this one other tests may have had TorchScript compile the losses as it does for itself,
-    which cannot be undone.
+    In this one, earlier tests may have made TorchScript recompile the losses, which cannot be
+    undone.
     """
     folder.mkdir()
     task = {"datasets": datasets, "runs": []}
@@ -201,29 +200,11 @@ def test_a_tr_scheduled_run_does_not_go_on_with_a_plain_optimizer(whole, tmp_pat
         train(stopped_at(whole.cfg, 2, tmp_path / "stopped", "SOLVER.OPTIMIZER", "SGD"))
 
 
-def test_tr_scheduling_does_not_go_on_without_its_controllers(whole, tmp_path):
+def test_a_run_does_not_go_on_without_its_optimizer(whole, tmp_path):
     cfg = stopped_at(whole.cfg, 2, tmp_path / "stopped")
     edit_checkpoint(cfg, 2, as_stock_v06_writes)
-    with pytest.raises(ValueError, match="holds no optimizer, so its TR controllers cannot go on"):
+    with pytest.raises(ValueError, match="the checkpoint to resume holds no optimizer"):
         train(cfg)
-
-
-def test_a_stock_checkpoint_without_optimizer_goes_on_at_its_learning_rate(
-    tiny, mixed_scenes, tmp_path, our_log
-):
-    overrides = ("SOLVER.OPTIMIZER", "SGD", "DATASETS.TEST", ())
-    cfg = config_of(tiny, tmp_path / "whole", *overrides)
-    train(cfg)
-    stopped = stopped_at(cfg, 2, tmp_path / "stopped")
-    edit_checkpoint(stopped, 2, as_stock_v06_writes)
-    trainer = QuantTrainer(stopped)
-    trainer.resume_or_load(resume=True)
-    assert "holds no optimizer" in our_log.text
-    assert trainer.start_iter == 2
-    half_of_a_cosine = cfg.SOLVER.BASE_LR / 2
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(half_of_a_cosine)
-    trainer.train()
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_loss_normalizer_is_as_before_or_absent():

@@ -4,6 +4,7 @@ from detectron2.utils.env import seed_all_rng
 
 from tr_det.core import quantized_layers
 from tr_det.detection import QuantTrainer
+from tr_det.detection.config.reading import load_config
 from tr_det.runtime.metrics import read_records
 
 
@@ -79,6 +80,19 @@ def test_other_optimizers_and_bit_widths_train(quiet_config, optimizer, bits):
     cfg.SOLVER.MAX_ITER = 2
     trainer = trained(cfg)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_the_papers_resnet50_at_w4a4_trains_and_moves_codes(tiny, scenes, tmp_path):
+    pairs = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "BN"]
+    pairs += ["DATASETS.TRAIN", (tiny.TRAIN,), "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0]
+    pairs += ["INPUT.MIN_SIZE_TRAIN", (64,), "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2]
+    pairs += ["OUTPUT_DIR", str(tmp_path), "SEED", 0]
+    config = tiny.ROOT / "configs/COCO-Detection/retinanet_R_50_FPN_qat_sgdt.yaml"
+    trainer = trained(load_config(config, pairs))
+    metrics = trainer._trainer.optimizer.transition_metrics()
+    assert len(metrics.names) == 68
+    assert metrics.rate.max() > 0
+    assert (metrics.talr > 0).all()
 
 
 def test_quantization_that_does_not_happen_is_refused(make_config):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tiny, scenes, tmp_path_factory):
-    """Return the folder where two processes leave what they end up with, and how they ended."""
+    """Return the folder with the results of two processes, and the error that ended them."""
     folder = tmp_path_factory.mktemp("two")
     data = {name: MetadataCatalog.get(name) for name in (tiny.TRAIN, tiny.VAL)}
     (folder / "datasets.json").write_text(
@@ -44,7 +44,7 @@ def run(tiny, scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    """Return what each process ended up with."""
+    """Return the results of each process."""
     folder, ended = run
     assert (folder / "rank0.pth").exists(), ended
     return [torch.load(folder / f"rank{rank}.pth") for rank in (0, 1)]

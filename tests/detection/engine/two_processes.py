@@ -83,7 +83,7 @@ def norm_statistics(cfg):
 
 
 def main(args):
-    """Train, stop and resume, calibrate, leave what came of it in a file, and make a mistake."""
+    """Train, stop and resume, calibrate, save the results, and make a mistake."""
     torch.set_num_threads(1)
     folder = Path(args.config_file).parent
     for name, json_file, images in json.loads((folder / "datasets.json").read_text()):

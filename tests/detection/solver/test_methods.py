@@ -69,7 +69,7 @@ class Found:
 
 @pytest.fixture
 def run(tiny, scenes, tmp_path):
-    """Return ``run(guest)``, which trains and returns what that has left."""
+    """Return ``run(guest)``, which trains and returns what `Found` reads."""
 
     def train(guest):
         cfg = config_of(tiny, tmp_path / guest, guest)
@@ -164,7 +164,7 @@ def check_reestimated_norms(found):
     assert len(differ) > len(statistics) / 2
 
 
-def test_the_average_is_what_is_evaluated_and_kept(run):
+def test_the_average_is_evaluated_and_saved(run):
     found = run("weight_average")
     again = found.cfg.clone()
     again.MODEL.WEIGHTS, again.OUTPUT_DIR = (

@@ -157,9 +157,3 @@ def test_help_needs_no_package(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--from-git" in done.stdout
-
-
-def test_the_bootstrap_installs_again_when_the_installer_changes():
-    stamp = (ROOT / "tools/bootstrap.sh").read_text(encoding="utf-8")
-    parts = [path.name for path in (ROOT / "tools/install").glob("*.py")]
-    assert [name for name in parts if f"tools/install/{name}" not in stamp] == ["__init__.py"]

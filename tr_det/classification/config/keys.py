@@ -1,7 +1,7 @@
 """The classification configuration: frozen values, checked when they are made.
 
 Each section is a dataclass whose comments say what its keys mean.
-`tr_det.classification.config.file` reads them from YAML and ``KEY VALUE`` pairs.
+`tr_det.classification.config.reading` reads them from YAML and ``KEY VALUE`` pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tr_det.classification.config.transition import TransitionConfig
 from tr_det.core import ConfigError, QuantConfig
 from tr_det.core.errors import check, check_among
 from tr_det.core.nn.config import FULL_PRECISION
-from tr_det.core.optim.registry import OPTIMIZERS
+from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.core.transition import SCHEDULES
 from tr_det.runtime.options import methods_from
 
@@ -70,7 +70,7 @@ class QuantSection:
     def __post_init__(self) -> None:
         """Check every key."""
         good = all(1 <= bits <= 8 or bits == FULL_PRECISION for bits in self._both() or (0,))
-        check("quant.bits", self.bits, good, "FP or like W2A2, with 1 to 8 or 32 for each")
+        check("quant.bits", self.bits, good, "FP or of the form W2A2, each number 1 to 8 or 32")
         known = isinstance(self.learn_weight_scale, bool) or self.learn_weight_scale == "auto"
         allowed = "true, false or 'auto'"
         check("quant.learn_weight_scale", self.learn_weight_scale, known, allowed)

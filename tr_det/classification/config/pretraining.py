@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from operator import attrgetter
 
-from tr_det.classification.config.file import load_config
 from tr_det.classification.config.keys import ClassifierConfig
+from tr_det.classification.config.reading import load_config
 from tr_det.core.errors import check
 from tr_det.core.nn.config import FULL_PRECISION
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
-from tr_det.classification.config.file import from_tree, to_tree, to_yaml
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
 from tr_det.classification.config.pretraining import pretraining_of
+from tr_det.classification.config.reading import from_tree, to_tree, to_yaml
 from tr_det.classification.data.datasets import Data, load_data
 from tr_det.classification.data.loader import check_batch_size, train_batches
 from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
@@ -94,7 +95,8 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
         began = time.perf_counter()
         metrics = trainer.train()
         seconds = time.perf_counter() - began
-        results = _results(config, model, metrics, trainer.total, megabytes, seconds, start)
+        measured = {"metrics": metrics, "updates": trainer.total, "seconds": seconds}
+        results = _results(config, model, megabytes, start, measured)
         if rank() == 0:
             write_results(results)
         wait_for_all()
@@ -136,15 +138,15 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Resu
         _calibrate(config, model, data)
     metrics = evaluate_model(config, model, data)
     seconds = time.perf_counter() - began
-    results = _results(config, model, metrics, updates, megabytes, seconds, weights)
+    measured = {"metrics": metrics, "updates": updates, "seconds": seconds}
+    results = _results(config, model, megabytes, weights, measured)
     results["paths"]["checkpoint"] = path
     return results
 
 
 def _finished(folder: str) -> Results:
     """Return the results of a run if its folder has its end, else {}."""
-    end = Path(folder) / f"{FINAL}.pth"
-    return read_results(folder) if end.is_file() and end.with_name(RESULTS).is_file() else {}
+    return read_results(folder) if (Path(folder) / f"{FINAL}.pth").is_file() else {}
 
 
 def _train_once(config: ClassifierConfig) -> None:
@@ -159,26 +161,17 @@ def _train_once(config: ClassifierConfig) -> None:
 def _results(
     config: ClassifierConfig,
     model: nn.Module,
-    metrics: dict[str, float],
-    updates: int,
     megabytes: float,
-    seconds: float,
     start: str,
+    measured: dict[str, Any],
 ) -> Results:
-    folder, tree = config.run.output_dir, to_tree(config)
+    folder, seed = config.run.output_dir, config.run.seed
     full = sum(p.numel() for p in model.parameters()) * 4e-6
     cost = {"storage_mb": megabytes, "storage_mb_at_32_bits": full}
     paths = {"folder": folder, "checkpoint": evaluated_checkpoint(folder), "start": start}
-    records = read_records(Path(folder) / METRICS) if updates else []
+    records = read_records(Path(folder) / METRICS) if measured["updates"] else []
     return make_results(
-        records,
-        config=tree,
-        seed=config.run.seed,
-        metrics=metrics,
-        updates=updates,
-        cost=cost,
-        seconds=seconds,
-        paths=paths,
+        records, config=to_tree(config), seed=seed, cost=cost, paths=paths, **measured
     )
 
 
@@ -213,10 +206,9 @@ def _check_same_run(config: ClassifierConfig) -> None:
     folder = Path(config.run.output_dir)
     if not any(_written(folder)):
         return
-    path = folder / CONFIG
     try:
         # It may lack the keys that came later.
-        tree = yaml.safe_load(path.read_text() if path.is_file() else "")
+        tree = yaml.safe_load(_written_config(folder))
         written = dict(_leaves(to_tree(from_tree(ClassifierConfig, tree))))
     except (ValueError, yaml.YAMLError):
         raise ValueError(
@@ -229,6 +221,15 @@ def _check_same_run(config: ClassifierConfig) -> None:
                 f"{key}={value!r}: {folder} is of a run with {written[key]!r}; must be the same, "
                 "or take another run.output_dir or move that one away"
             )
+
+
+def _written_config(folder: Path) -> str:
+    """Return the config in a run's folder, or that of its last checkpoint; "" if there is none."""
+    path, checkpoint = folder / CONFIG, last_checkpoint(folder)
+    if path.is_file() or not checkpoint:
+        return path.read_text() if path.is_file() else ""
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return str(stored.get("config", ""))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

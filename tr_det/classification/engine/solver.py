@@ -12,7 +12,7 @@ from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.core import ConfigError, tr_param_groups, without_transition
 from tr_det.core.errors import check
 from tr_det.core.optim.groups import Group
-from tr_det.core.optim.registry import make_optimizer
+from tr_det.core.optim.optimizers import make_optimizer
 
 
 def build_optimizer(

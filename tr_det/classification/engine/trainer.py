@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tr_det.classification.config.file import to_yaml
 from tr_det.classification.config.keys import ClassifierConfig
+from tr_det.classification.config.reading import to_yaml
 from tr_det.classification.data.datasets import Data
 from tr_det.classification.data.loader import (
     check_batch_size,
@@ -105,7 +105,7 @@ class ClassifierTrainer:
         self._logged = False
         self._curves: dict[str, float] = {}
         # Asked by the trainer's own count: a step that a scaler leaves out is no update.
-        telemetry = Telemetry(lambda _: self._logged, self._take_curves)
+        telemetry = Telemetry(lambda _: self._logged, lambda _, curves: self._curves.update(curves))
         clip = partial(nn.utils.clip_grad_norm_, max_norm=solver.clip_norm)
         try:
             return attach(
@@ -118,9 +118,6 @@ class ClassifierTrainer:
             )
         except ConfigError as error:
             raise under_methods_key(error, "solver.methods") from None
-
-    def _take_curves(self, step: int, scalars: dict[str, float]) -> None:
-        self._curves = scalars
 
     def _forwards(self) -> Iterator[Callable[[], Any]]:
         """Yield the model's forwards on training batches, the same in each evaluation."""
@@ -227,8 +224,8 @@ class ClassifierTrainer:
 
     def _notes(self) -> dict[str, Any]:
         """Return what checkpoints hold beside states."""
-        notes = {"iteration": self.iteration, "config": to_yaml(self.config)}
-        return {**notes, **self._circumstances()}
+        config = to_yaml(self.config)
+        return {"iteration": self.iteration, "config": config, **self._circumstances()}
 
     def _circumstances(self) -> dict[str, int]:
         """Return what a run's numbers depend on beside its config."""

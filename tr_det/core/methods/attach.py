@@ -104,7 +104,8 @@ class Attached:
         clip: Clip | None,
         batches: Batches | None,
     ) -> None:
-        check("optimizer", type(optimizer).__name__, KEY not in vars(optimizer), "without methods")
+        new, allowed = KEY not in vars(optimizer), "one that was not passed to attach before"
+        check("optimizer", type(optimizer).__name__, new, allowed)
         self.model, self.total_steps, self.step = model, total_steps, 0
         self.codes = _code_book(model, optimizer)
         self._clip = clip
@@ -176,7 +177,7 @@ class Attached:
                 "closure", "...", "None where gradients are clipped or edited: it is called later"
             )
         reads = [method.reads(self.step) for method in self.methods]  # calls every method
-        self._reads_codes = any(reads) or getattr(optimizer, "follows_scales", False)
+        self._reads_codes = any(reads) or self.codes.on_finish is not None
         if self._reads_codes:
             weights = self.codes.weights()
             # A closure computes the gradients later: any weight may get one.
@@ -199,8 +200,6 @@ class Attached:
                 self.codes.moved()
             self._end_update()
             updates = self.codes.finish() if self._reads_codes else {}
-            if getattr(optimizer, "follows_scales", False):
-                optimizer.refitted(updates)
             for method in self.methods:
                 method.after_update(self.step, updates)
         self.step += 1

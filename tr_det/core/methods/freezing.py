@@ -22,8 +22,8 @@ Deviations from the paper's code:
   * it acts once per update instead of in every forward, and its state is in checkpoints;
   * the codes of update t are compared with the threshold of t; in the paper's code, whose forward t
     comes before the update, with that of t + 1;
-  * a threshold that a single oscillation passes (the tracker's momentum) is refused at both ends: a
-    weight should oscillate several times before it is held for good.
+  * both thresholds must be above the tracker's momentum, which one oscillation reaches: a weight
+    should oscillate several times before it is held for good.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ class TransitionScheduled(torch.optim.Optimizer):
         self._controllers = Controllers(self._tr)
         if not hasattr(self, "codes"):  # loading keeps it: methods read it as well
             self.codes = CodeBook()
+            if self._tr.scales == "sum":  # refits of the levels after the step count as well
+                self.codes.on_finish = self._measure
         self.codes.forget()
         self._weight_update: WeightUpdate | None = None
         self._left_alone: set[int] = set()  # ids of groups without gradient at the last step
@@ -166,7 +168,7 @@ class TransitionScheduled(torch.optim.Optimizer):
                 self.codes.forget()
                 raise
             self.codes.close()
-            self._measure(active, updates)
+            self._measure(updates)
             for group in active:
                 group[UPDATES] += 1
             for group in groups:
@@ -183,23 +185,13 @@ class TransitionScheduled(torch.optim.Optimizer):
             )
         return loss
 
-    @property
-    def follows_scales(self) -> bool:
-        """Whether controllers follow the transitions that changes of quantizers cause as well."""
-        return self._tr.scales == "sum"
-
-    def refitted(self, updates: Mapping[str, Update]) -> None:
-        """Count refits of the levels after the step, where controllers follow them."""
-        groups = [group for group in self._tr_groups() if group[NAME] in updates]
-        self._measure(groups, updates)
-
-    def _measure(self, groups: list[Group], updates: Mapping[str, Update]) -> None:
+    def _measure(self, updates: Mapping[str, Update]) -> None:
         """Store what the controllers follow at the next step."""
-        signal = SIGNALS[self._tr.signal]
-        for group in groups:
-            update = updates[group[NAME]]
-            rate = signal(update)
-            group[RATE] = rate + update.rate_by_scale() if self.follows_scales else rate
+        for group in self._tr_groups():
+            if group[NAME] in updates:
+                update = updates[group[NAME]]
+                rate = SIGNALS[self._tr.signal](update)
+                group[RATE] = rate + update.rate_by_scale() if self._tr.scales == "sum" else rate
 
     @property
     def skipped_steps(self) -> int:

@@ -1,8 +1,8 @@
 """The TR scheme as pure functions: running rate, target, TALR rules, settings."""
 
 from tr_det.core.transition.auto import AUTO, factor_from, probe_steps
-from tr_det.core.transition.controller import UPDATE_RULES, Feedback, running_rate
 from tr_det.core.transition.pi import default_momentum
+from tr_det.core.transition.rules import UPDATE_RULES, Feedback, running_rate
 from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
 from tr_det.core.transition.settings import TransitionSettings
 

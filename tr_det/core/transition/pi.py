@@ -36,7 +36,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tr_det.core.transition.controller import UPDATE_RULES, Feedback, bounded
+from tr_det.core.transition.rules import UPDATE_RULES, Feedback, bounded
 
 KP = 1.0
 FLOOR = 0.01

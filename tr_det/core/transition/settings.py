@@ -16,8 +16,8 @@ from fvcore.common.param_scheduler import ParamScheduler
 
 from tr_det.core.errors import check
 from tr_det.core.transition.auto import AUTO
-from tr_det.core.transition.controller import UPDATE_RULES
 from tr_det.core.transition.pi import default_momentum
+from tr_det.core.transition.rules import UPDATE_RULES
 from tr_det.core.transition.schedule import SCHEDULES, TargetSchedule
 from tr_det.core.weight_stats import SIGNALS
 

@@ -78,7 +78,8 @@ def under_quant_key(cfg: CN, error: ConfigError) -> ConfigError:
     if key == "MODEL":
         return error
     if key == "rules":
-        key = "SKIP" if error.value in cfg.MODEL.QUANT.SKIP else "RULES"
+        in_rules = any(rule.split()[0] == error.value for rule in cfg.MODEL.QUANT.RULES)
+        key = "RULES" if in_rules else "SKIP"
     return error.renamed(f"MODEL.QUANT.{key.upper()}" + (f": {option}" if option else ""))
 
 

@@ -16,45 +16,29 @@ from tr_det.detection.config.keys import add_tr_det_config
 def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     """Return the checked config of a YAML file and the ``KEY VALUE`` pairs of a command line.
 
-    Raises:
-        ValueError: as `merge_file`, `merge_pairs` and `check_config`.
-    """
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    merge_file(cfg, path)
-    merge_pairs(cfg, pairs)
-    check_config(cfg)
-    return cfg
-
-
-def merge_file(cfg: CfgNode, path: str | Path) -> None:
-    """Merge a YAML file into the config.
+    Later pairs win; an integer will do where a number is wanted.
 
     Raises:
-        ValueError: no such file, a LazyConfig, an unknown key, or a value of another type.
+        ValueError: no such file, a LazyConfig, an unknown key, a key without value, a value of
+            another type, or one that `check_config` refuses.
     """
     if str(path).endswith(".py"):
         raise ValueError(
             f"--config-file={path}: must be a YAML file; a LazyConfig is for Detectron2's "
             "lazyconfig_train_net.py"
         )
-    with _assertions_as_value_errors():
-        cfg.merge_from_file(str(path))
-
-
-def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
-    """Merge ``KEY VALUE`` pairs of a command line; an integer will do where a number is wanted.
-
-    Raises:
-        ValueError: an unknown key, a key without value, or a value of another type.
-    """
+    cfg = get_cfg()
+    add_tr_det_config(cfg)
     pairs = list(pairs)
     with _assertions_as_value_errors():
+        cfg.merge_from_file(str(path))
         for position, (key, text) in enumerate(zip(pairs[::2], pairs[1::2], strict=False)):
             value = CfgNode._decode_cfg_value(text)
             if type(value) is int and isinstance(value_of(cfg, key), float):
                 pairs[2 * position + 1] = float(value)
         cfg.merge_from_list(pairs)
+    check_config(cfg)
+    return cfg
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -20,8 +20,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from tr_det.core.errors import check
-
-Dicts = Sequence[dict[str, Any]]
+from tr_det.detection.data.images import Dicts
 
 SCORED = ("area", "iscrowd")
 """What pycocotools needs of a test annotation besides its box, and reads after all detections."""

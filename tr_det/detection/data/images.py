@@ -1,4 +1,4 @@
-"""Checks of a dataset's image files before training.
+"""Checks of a dataset's image files, before training and while they are read.
 
 * A missing image file is an error at the start, and so is a test image that cannot be read or has
   another size than annotated: scores of an incomplete test set mean nothing.
@@ -43,11 +43,7 @@ def check_files(dicts: Dicts, dataset: str) -> None:
             continue
         there = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
         missing += [os.path.join(folder, name) for name in sorted(names - there)]
-    if missing:
-        raise ValueError(
-            f"dataset {dataset!r}: {len(missing)} of {len(dicts)} image files do not exist, "
-            f"e.g. {missing[0]}"
-        )
+    _refuse(dataset, dicts, missing, "image files do not exist")
 
 
 def check_readable(dicts: Dicts, dataset: str) -> None:
@@ -68,11 +64,13 @@ def check_readable(dicts: Dicts, dataset: str) -> None:
                 _check_size(image, record)
         except UNREADABLE as error:
             broken.append(f"{path} ({error})")
-    if broken:
-        raise ValueError(
-            f"dataset {dataset!r}: {len(broken)} of {len(dicts)} images cannot be used, "
-            f"e.g. {broken[0]}"
-        )
+    _refuse(dataset, dicts, broken, "images cannot be used")
+
+
+def _refuse(dataset: str, dicts: Dicts, found: list[str], what: str) -> None:
+    if found:
+        count = f"{len(found)} of {len(dicts)}"
+        raise ValueError(f"dataset {dataset!r}: {count} {what}, e.g. {found[0]}")
 
 
 class SkipUnreadable:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
@@ -26,9 +26,7 @@ from torch import nn
 
 from tr_det.core.errors import check, check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
-from tr_det.detection.config.checks import check_config
-from tr_det.detection.config.keys import add_tr_det_config
-from tr_det.detection.config.reading import merge_file, merge_pairs
+from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.datasets import datasets_root
 from tr_det.detection.demo.output import (
     ProgressLine,
@@ -102,21 +100,21 @@ class DemoOptions:
 
 def build_config(options: DemoOptions) -> CfgNode:
     """Return the frozen config of the quantized run."""
-    cfg = get_cfg()
-    add_tr_det_config(cfg)
-    merge_file(cfg, options.config_file)
     scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
     plain_name = options.optimizer.removesuffix("T") if scheduled else options.optimizer
-    cfg.SOLVER.OPTIMIZER = options.optimizer
-    cfg.SOLVER.BASE_LR = LEARNING_RATES.get(plain_name, 1e-3)
-    cfg.SOLVER.MAX_ITER = options.iterations
-    cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)  # what an interruption can cost
-    cfg.MODEL.QUANT.WEIGHT_BITS = cfg.MODEL.QUANT.ACT_BITS = options.bits
-    cfg.MODEL.QUANT.LEARN_WEIGHT_SCALE = not scheduled
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg.OUTPUT_DIR = str(options.output / "runs" / options.run_name)
-    merge_pairs(cfg, options.overrides)
-    check_config(cfg)
+    own = {
+        "SOLVER.OPTIMIZER": options.optimizer,
+        "SOLVER.BASE_LR": LEARNING_RATES.get(plain_name, 1e-3),
+        "SOLVER.MAX_ITER": options.iterations,
+        "SOLVER.CHECKPOINT_PERIOD": options.iterations // 10,  # what an interruption can cost
+        "MODEL.QUANT.WEIGHT_BITS": options.bits,
+        "MODEL.QUANT.ACT_BITS": options.bits,
+        "MODEL.QUANT.LEARN_WEIGHT_SCALE": not scheduled,
+        "MODEL.DEVICE": "cuda" if torch.cuda.is_available() else "cpu",
+        "OUTPUT_DIR": str(options.output / "runs" / options.run_name),
+    }
+    pairs = [word for pair in own.items() for word in pair]
+    cfg = load_config(options.config_file, [*pairs, *options.overrides])
     cfg.freeze()
     return cfg
 

@@ -16,9 +16,9 @@ DTYPES = ("auto", "float16", "bfloat16")
 
 
 class AutocastTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer with the forward under autocast, without loss scaling.
+    """Detectron2's SimpleTrainer with the forward in bfloat16, on a CPU or a GPU.
 
-    For bfloat16, which has float32's range, on a CPU or a GPU. Detectron2's AMPTrainer runs on a
+    bfloat16 has float32's range, so that losses need no scaling. Detectron2's AMPTrainer runs on a
     GPU only and scales losses.
 
     On a CPU, images should have more than 64 px: oneDNN (seen with torch 2.14) leaves parts of the
@@ -30,7 +30,6 @@ class AutocastTrainer(SimpleTrainer):
         data_loader: iterable of data.
         optimizer: a torch optimizer.
         device_type: ``"cpu"`` or ``"cuda"``.
-        dtype: of the forward.
     """
 
     def __init__(
@@ -39,17 +38,16 @@ class AutocastTrainer(SimpleTrainer):
         data_loader: Any,
         optimizer: torch.optim.Optimizer,
         device_type: str,
-        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        self.device_type, self.dtype = device_type, dtype
+        self.device_type = device_type
 
     def run_step(self) -> None:
         """Train one iteration."""
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(self.device_type, dtype=self.dtype):
+        with torch.autocast(self.device_type, dtype=torch.bfloat16):
             losses = self.model(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
@@ -70,8 +68,7 @@ def build_loop(
         return SimpleTrainer(model, data_loader, optimizer)
     if amp_dtype(cfg) is torch.float16:
         return AMPTrainer(model, data_loader, optimizer)
-    device_type = torch.device(cfg.MODEL.DEVICE).type
-    return AutocastTrainer(model, data_loader, optimizer, device_type, amp_dtype(cfg))
+    return AutocastTrainer(model, data_loader, optimizer, torch.device(cfg.MODEL.DEVICE).type)
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype:

@@ -34,7 +34,6 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
     _check_numbers(args)
     alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        alone = args.num_gpus * args.num_machines <= 1
         check("--num-gpus", args.num_gpus, alone, "left out where torchrun starts the processes")
         _join_torchrun()
         main(args)

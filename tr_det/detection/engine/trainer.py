@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from tr_det.core import TransitionScheduled
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
 from tr_det.detection.data.datasets import check_test_dataset, named_dataset_errors
 from tr_det.detection.data.loader import build_train_loader
@@ -52,7 +51,9 @@ class QuantTrainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
             self._check_test_dataset(cfg, name)
         loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False, **_ddp_devices(cfg))
+        # On a CPU DistributedDataParallel must not be given GPUs.
+        devices = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
         self._trainer = build_loop(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = QuantCheckpointer(
@@ -146,7 +147,7 @@ class QuantTrainer(DefaultTrainer):
         """Load the trainer's state.
 
         Raises:
-            ValueError: TR scheduling is to go on from a checkpoint without the optimizer.
+            ValueError: the checkpoint holds no optimizer.
         """
         TrainerBase.load_state_dict(self, state_dict)
         if RunState.__qualname__ not in state_dict.get("hooks", {}):
@@ -154,33 +155,14 @@ class QuantTrainer(DefaultTrainer):
                 "The checkpoint holds no seed and no loss normalizer: the run goes on, but not "
                 "exactly as if it had not been stopped"
             )
-        if "_trainer" in state_dict:
-            saved = state_dict["_trainer"]["optimizer"]["param_groups"]
-            check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
-            self._trainer.load_state_dict(state_dict["_trainer"])
-        else:
-            self._go_on_without_optimizer()
-
-    def _go_on_without_optimizer(self) -> None:
-        """Resume what Detectron2 v0.6's own trainer wrote, which is without the optimizer."""
-        if isinstance(self.optimizer, TransitionScheduled):
+        if "_trainer" not in state_dict:  # Detectron2 v0.6's own trainer does not save it
             raise ValueError(
-                "the checkpoint to resume holds no optimizer, so its TR controllers cannot go on; "
-                "start a new run from its weights: MODEL.WEIGHTS, without --resume"
+                "the checkpoint to resume holds no optimizer; start a new run from its weights: "
+                "MODEL.WEIGHTS, without --resume"
             )
-        logging.getLogger(__name__).warning(
-            "The checkpoint holds no optimizer (Detectron2 v0.6's own trainer does not save it): "
-            "going on from iteration %d with the momentum at zero",
-            self.iter + 1,
-        )
-        self.scheduler.last_epoch = self.iter + 1
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = rate
-
-
-def _ddp_devices(cfg: CfgNode) -> dict[str, Any]:
-    """Return what keeps DistributedDataParallel from looking for a GPU."""
-    return {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
+        saved = state_dict["_trainer"]["optimizer"]["param_groups"]
+        check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,12 +48,13 @@ def build_detector(cfg: CfgNode, build_model: Callable[[CfgNode], nn.Module]) ->
         ValueError: naming the key, the value and what is allowed.
     """
     try:
-        model = build_model(cfg)
+        try:
+            model = build_model(cfg)
+        except (KeyError, AssertionError) as error:  # Detectron2's way to refuse a value
+            raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
         quantize_detector(model, cfg)
     except ConfigError as error:
         raise under_quant_key(cfg, error) from None
-    except (KeyError, AssertionError) as error:  # Detectron2's way to refuse a value
-        raise ValueError(f"MODEL: Detectron2 cannot build it: {error}") from error
     if cfg.MODEL.QUANT.ENABLED and not any(quantized_layers(model)):
         raise ValueError(
             f"MODEL.QUANT.ENABLED=True, but no layer of {cfg.MODEL.META_ARCHITECTURE} with "
@@ -66,7 +68,7 @@ def quantize_detector(model: nn.Module, cfg: CfgNode) -> QuantReport | None:
 
     An architecture that quantizes its own layers (``QuantRetinaNet``) stays as it is. So does a
     quantized backbone under another architecture; as nothing else is quantized there, every rule
-    must match one of its layers.
+    must match one of its layers, but for those that skip a layer of another part.
 
     Args:
         model: a detector as ``detectron2.modeling.build_model`` makes it.
@@ -86,7 +88,15 @@ def quantize_detector(model: nn.Module, cfg: CfgNode) -> QuantReport | None:
         return None
     config = quant_config_from(cfg)
     if quantized:
-        report = quantize_logged(model.get_submodule("backbone"), config, "backbone")
+        names = [name for name, _ in model.named_modules()]
+        rules = tuple(
+            replace(rule, optional=bool(rule.skip and fnmatch.filter(names, rule.pattern)))
+            if not rule.optional
+            else rule
+            for rule in config.rules
+        )
+        backbone = model.get_submodule("backbone")
+        report = quantize_logged(backbone, replace(config, rules=rules), "backbone")
     else:
         rules = (*_signed_inputs(model), *config.rules)  # the user's come last and win
         report = quantize_logged(model, replace(config, rules=rules))

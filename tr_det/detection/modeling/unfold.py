@@ -23,6 +23,8 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from tr_det.core.errors import check
+
 
 @torch.no_grad()
 def unfold_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int) -> int:
@@ -39,8 +41,7 @@ def unfold_norms(model: nn.Module, data_loader: Iterable[Any], num_batches: int)
     Raises:
         ValueError: if num_batches is less than 1.
     """
-    if num_batches < 1:
-        raise ValueError(f"num_batches={num_batches}: must be at least 1")
+    check("num_batches", num_batches, num_batches >= 1, "at least 1")
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     moments = {norm: _Moments() for norm in norms}
     handles = [norm.register_forward_pre_hook(moments[norm].add) for norm in norms]

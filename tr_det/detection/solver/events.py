@@ -38,17 +38,12 @@ class EventTelemetry(Telemetry):
         assert storage is not None
         for name, value in scalars.items():
             storage.put_scalar(name, value, smoothing_hint=False)
-        shown = {
-            "TR": "tr/rate",
-            "running": "tr/running",
-            "target": "tr/target",
-            "TALR": "tr/talr",
-            "oscillating": "tr/oscillating",
-            "frozen": "tr/frozen",
-        }
-        if not scalars.get("tr/frozen"):  # as without freezing
-            del shown["frozen"]
-        words = [f"{word} {scalars[key]:.2e}" for word, key in shown.items() if key in scalars]
+        shown = {"rate": "TR", "talr": "TALR"}  # the others by their own names
+        words = [
+            f"{shown.get(key, key)} {scalars[f'tr/{key}']:.2e}"
+            for key in ("rate", "running", "target", "talr", "oscillating", "frozen")
+            if f"tr/{key}" in scalars and (key != "frozen" or scalars["tr/frozen"])
+        ]
         if words and comm.is_main_process():
             logging.getLogger(__name__).info("%s", "  ".join(words))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tr_det import core
 from tr_det.core.errors import ConfigError, check_among
-from tr_det.core.optim.registry import OPTIMIZERS, make_optimizer
+from tr_det.core.optim.optimizers import OPTIMIZERS, make_optimizer
 from tr_det.detection.solver.methods import attach_from
 
 OPTIMIZER_REGISTRY = Registry("OPTIMIZER")

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,16 +18,26 @@ from tr_det.core.errors import ConfigError, check
 BASE = "_BASE_"
 """Key of the files that a file builds on: a path or a list of them, relative to its folder."""
 
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a string"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    dict: ((dict,), "a mapping"),
+    tuple: ((list, tuple), "a list"),
+}
+"""Type of a key -> types of values that it takes, and their name; OmegaConf would convert more."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierConfig:
     """Return the config of a file and ``KEY VALUE`` pairs, with every name filled in.
 
     Args:
         path: a YAML file.
-        overrides: dotted keys, each followed by its value in YAML's notation.
+        overrides: dotted keys, each followed by its value in YAML.
 
     Raises:
-        ValueError: an unknown key, a key without value, a value of another type or out of range.
+        ValueError: an unknown key, a key without a value, a value of another type or out of range.
         OSError: no such file.
     """
     tree = _read(Path(path))
@@ -35,13 +45,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierCo
         if option.startswith("--"):
             raise ValueError(f"{option}: must come before the KEY VALUE pairs")
     if len(overrides) % 2:
-        raise ValueError(f"{overrides[-1]}: a key without value; must be KEY VALUE pairs")
+        raise ValueError(f"{overrides[-1]}: a key without a value; must be KEY VALUE pairs")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         OmegaConf.update(tree, key, _value(key, text), merge=False)
     config: ClassifierConfig = from_tree(ClassifierConfig, tree)
     given, iterations = overrides[::2], config.solver.iterations
     used = "solver.epochs" not in given or "solver.iterations" in given or not iterations
-    allowed = f"given with solver.iterations 0, as the config has {iterations}, which counts"
+    allowed = f"given with solver.iterations 0, as the config sets it to {iterations}"
+    allowed += ", which takes precedence"
     check("solver.epochs", config.solver.epochs, used, allowed)
     if not config.run.output_dir:
         name = f"{Path(path).stem}_{config.quant.bits.lower()}".replace("_fp_fp", "_fp")
@@ -58,12 +69,16 @@ def from_tree(section: type, tree: Any) -> Any:
         ValueError: an unknown key, or a value of another type or out of range.
     """
     check("config", tree, isinstance(tree, dict | DictConfig), "a mapping of keys")
+    tree = OmegaConf.to_container(OmegaConf.create(tree))
     config = OmegaConf.structured(section)
     # Frozen dataclasses become read-only configs.
     for node in (config, *config.values()):
         OmegaConf.set_readonly(node, False)
     for key, part in tree.items():
-        check(key, part, key not in config or isinstance(part, dict | DictConfig), "a mapping")
+        if key in config:
+            check(key, part, isinstance(part, dict), "a mapping")
+            for name, value in part.items():
+                _check_type(f"{key}.{name}", value)
     try:
         return OmegaConf.to_object(OmegaConf.merge(config, tree))
     except ConfigKeyError as error:
@@ -89,16 +104,41 @@ def to_tree(config: ClassifierConfig) -> dict[str, Any]:
     return tree
 
 
+def _check_type(key: str, value: Any) -> None:
+    """Raise ConfigError for a value of another type than the key's, or in OmegaConf's notation."""
+    kind = _kind(key)
+    if kind in _KINDS:
+        types, allowed = _KINDS[kind]
+        check(key, value, type(value) in types, allowed)
+    plain = not isinstance(value, str) or ("${" not in value and value != "???")
+    check(key, value, plain, "a value without ${ and ???")
+
+
+def _kind(key: str) -> Any:
+    """Return the type of ``section.name``, None for an unknown key."""
+    section, _, name = key.partition(".")
+    kind = get_type_hints(get_type_hints(ClassifierConfig).get(section, object)).get(name)
+    return get_origin(kind) or kind
+
+
 def _read(path: Path) -> DictConfig:
     """Return a file's keys over those of the files it builds on; later ones win."""
     if not path.is_file():
         raise FileNotFoundError(f"config {path}: no such file")
-    own: Any = OmegaConf.load(path)
-    check(str(path), own, isinstance(own, DictConfig), "a mapping of keys")
+    try:
+        loaded: Any = OmegaConf.load(path)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    check(str(path), loaded, isinstance(loaded, DictConfig), "a mapping of keys")
+    own: Any = OmegaConf.to_container(loaded)
     bases = own.pop(BASE, [])
-    pretraining = OmegaConf.select(own, "model.pretraining")
-    if pretraining:
-        own.model.pretraining = str(path.parent / pretraining)
+    model = own.get("model")
+    if isinstance(model, dict) and model.get("pretraining"):
+        _check_type("model.pretraining", model["pretraining"])
+        model["pretraining"] = str(path.parent / model["pretraining"])
+    for section, part in own.items():
+        for name, value in part.items() if isinstance(part, dict) else ():
+            _check_type(f"{section}.{name}", value)
     files = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
     merged: Any = OmegaConf.merge(*map(_read, files), own)
     return merged
@@ -107,6 +147,8 @@ def _read(path: Path) -> DictConfig:
 def _value(key: str, text: str) -> Any:
     """Return a value written in YAML; nothing is how a shell passes an empty string."""
     try:
-        return OmegaConf.from_dotlist([f"value={text}"]).value if text else ""
-    except yaml.YAMLError:
-        raise ConfigError(key, text, "a value in YAML's notation") from None
+        value = OmegaConf.from_dotlist([f"value={text}"]).value if text else ""
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise ConfigError(key, text, "valid YAML, without ${ and ???") from None
+    # 007 or 1e3 as the name of a folder is no number.
+    return text if _kind(key) is str and not isinstance(value, str) else value

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tr_det.core.transition import UPDATE_RULES, Feedback, running_rate
+from tests.core.transition.feedback import feedback
+from tr_det.core.transition import UPDATE_RULES, running_rate
 
 RATES = st.floats(0.0, 1.0, width=32)
 TALRS = st.floats(0.0, 10.0, width=32)
@@ -21,20 +22,8 @@ def _tensors(*values: object) -> list[Tensor]:
 def _update(rule: str, talr, running, target, gain=0.5, momentum=0.75, base=1.0) -> Tensor:
     """Return the next TALR in a steady state: K and R are those of the previous update."""
     talr, running, target, gain, base = _tensors(talr, running, target, gain, base)
-    feedback = Feedback(
-        talr=talr,
-        running=running,
-        target=target,
-        previous_running=running,
-        previous_target=target,
-        first_target=target,
-        base=base.expand_as(talr),
-        gain=gain,
-        momentum=momentum,
-        correction=torch.ones_like(running),
-        previous_correction=torch.ones_like(running),
-    )
-    return UPDATE_RULES[rule](feedback)
+    base = base.expand_as(talr)
+    return UPDATE_RULES[rule](feedback(talr, running, target, base, gain=gain, momentum=momentum))
 
 
 def test_running_rate_is_eq_10() -> None:
