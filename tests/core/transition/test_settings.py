@@ -8,8 +8,7 @@ import torch
 
 import tr_det
 from tr_det.classification.config.keys import TransitionConfig
-from tr_det.core import ConfigError
-from tr_det.core.optim import SGDT
+from tr_det.core import SGDT, ConfigError
 from tr_det.core.transition import TransitionSettings
 from tr_det.core.transition.settings import arguments_from, config_defaults, knobs, table
 
