@@ -202,5 +202,7 @@ def test_parts_can_be_overridden_as_on_the_command_line():
     assert {m.weight_quantizer.bits for m in inner} == {2}
     assert {m.weight_quantizer.prox for m in inner} == {"parq"}
     assert optimizer._tr.scales == "sum"
+    lazy.optimizer.name = "Adam"
+    assert type(instantiate(lazy.optimizer)) is torch.optim.Adam
     assert optimizer._tr.total_steps == 7
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}

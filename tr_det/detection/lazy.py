@@ -192,8 +192,8 @@ def make_optimizer(
         output_dir: where a method that changes the evaluated model saves it.
         train_data: its ``loader`` is the lazy node of the training batches, for methods that run
             the model on some.
-        **options: of the optimizer; those of TR scheduling (``tr_...``) reach only optimizers
-            that have it.
+        **options: of the optimizer; those of TR scheduling (``tr_...``) and ``momentum`` reach
+            only optimizers that have them.
 
     Raises:
         ConfigError: there is no optimizer or method of that name.
@@ -207,6 +207,8 @@ def make_optimizer(
         options["total_steps"] = max_iter
     else:
         options = {key: value for key, value in options.items() if not key.startswith("tr_")}
+    if entry is not None and "momentum" not in entry.arguments:
+        options.pop("momentum", None)
     groups = optimizer_groups(transition=scheduled, **params)
     optimizer: torch.optim.Optimizer = make(groups, **options)
     loader = None if train_data is None else lambda: instantiate(train_data["loader"])
