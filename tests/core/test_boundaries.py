@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {
     "core": (),
-    "digits": ("core", "runtime"),
+    "digits": ("core",),
     "runtime": ("core",),
     "detection": ("core", "digits", "runtime"),
     "classification": ("core", "digits", "runtime"),

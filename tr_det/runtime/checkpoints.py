@@ -44,7 +44,8 @@ def check_folder(flag: str, path: str) -> None:
 
 def save_weights(model: nn.Module, path: str, **more: Any) -> None:
     """Write a model's weights as Detectron2 reads them, and ``more``; whole or not at all."""
-    with written_aside(path) as aside, aside.open("wb") as file:  # by name, names would be in it
+    # Given a path, torch stores its name in the file: equal weights would give other bytes.
+    with written_aside(path) as aside, aside.open("wb") as file:
         torch.save({"model": model.state_dict(), "__author__": "tr_det", **more}, file)
 
 

@@ -95,7 +95,7 @@ def test_resuming_requires_the_same_data_and_reports_other_processes(folder, cap
         run(config, resume=True)
     torch.save({**stored, "processes": 2}, path)
     run(config, resume=True)
-    assert any("Begun by 2 processes, going on with 1" in text for text in caplog.messages)
+    assert any("began with 2 processes and goes on with 1" in text for text in caplog.messages)
 
 
 def test_an_update_that_the_float16_scaler_skips_moves_no_schedule(folder):

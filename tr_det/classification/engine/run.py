@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,10 +226,13 @@ def _check_same_run(config: ClassifierConfig) -> None:
 
 def _written_config(folder: Path) -> str:
     """Return the config in a run's folder, or that of its last checkpoint; "" if there is none."""
-    path, checkpoint = folder / CONFIG, last_checkpoint(folder)
-    if path.is_file() or not checkpoint:
-        return path.read_text() if path.is_file() else ""
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if (folder / CONFIG).is_file():
+        return (folder / CONFIG).read_text()
+    checkpoint = last_checkpoint(folder)
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {}
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # not a checkpoint, or a damaged one
+        return ""
     return str(stored.get("config", ""))
 
 

@@ -152,8 +152,8 @@ class ClassifierTrainer:
             saved = stored.get(key, own)  # older checkpoints lack them
             if key == "processes" and saved != own:
                 _log.warning(
-                    "Begun by %d processes, going on with %d: random states and batch norms are "
-                    "others, so the numbers are not those of a run that was not stopped",
+                    "The run began with %d processes and goes on with %d: random states and batch "
+                    "norms differ, so its numbers are not those of an uninterrupted run",
                     saved,
                     own,
                 )

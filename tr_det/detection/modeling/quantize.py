@@ -89,17 +89,15 @@ def quantize_detector(model: nn.Module, cfg: CfgNode) -> QuantReport | None:
     config = quant_config_from(cfg)
     if quantized:
         names = [name for name, _ in model.named_modules()]
-        rules = tuple(
-            replace(rule, optional=bool(rule.skip and fnmatch.filter(names, rule.pattern)))
-            if not rule.optional
-            else rule
-            for rule in config.rules
-        )
+        rules = []
+        for rule in config.rules:
+            skips = bool(rule.skip and fnmatch.filter(names, rule.pattern))
+            rules.append(replace(rule, optional=rule.optional or skips))
         backbone = model.get_submodule("backbone")
-        report = quantize_logged(backbone, replace(config, rules=rules), "backbone")
+        report = quantize_logged(backbone, replace(config, rules=tuple(rules)), "backbone")
     else:
-        rules = (*_signed_inputs(model), *config.rules)  # the user's come last and win
-        report = quantize_logged(model, replace(config, rules=rules))
+        own = (*_signed_inputs(model), *config.rules)  # the user's come last and win
+        report = quantize_logged(model, replace(config, rules=own))
     model.quant_report = report  # type: ignore[assignment]
     return report
 
