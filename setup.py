@@ -31,6 +31,8 @@ def read_readme() -> str:
 
 DEMO = ["scikit-learn>=1.2"]
 TIMM = ["timm>=1.0,<2"]  # DeiT and EfficientNet-lite0 of the classification companion
+EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0", "safetensors>=0.4"]
+VIDEO = ["av>=12"]  # frames of video files for tools/predict.py
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "pytest-cov>=5", "hypothesis>=6.80"]
 TEST += ["ruff>=0.9", "mypy>=1.11", "torchao>=0.18,<1"]
 
@@ -71,5 +73,11 @@ setup(
         "tqdm",
         "yacs>=0.1.8",
     ],
-    extras_require={"demo": DEMO, "timm": TIMM, "test": TEST + DEMO + TIMM},
+    extras_require={
+        "demo": DEMO,
+        "export": EXPORT,
+        "timm": TIMM,
+        "video": VIDEO,
+        "test": TEST + DEMO + EXPORT + TIMM + VIDEO,
+    },
 )

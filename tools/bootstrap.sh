@@ -2,7 +2,8 @@
 # Sourced by demo.sh and test.sh. Makes .venv at the root of the repository and keeps it current:
 #
 #   bootstrap runtime    what the demo and training need
-#   bootstrap test       the same, and what the tests need
+#   bootstrap export     the same, and what exporting needs
+#   bootstrap test       all of it, and what the tests need
 #
 # A stamp in .venv, written last, holds a hash of everything that decides what is installed: a second
 # run compares hashes and touches neither network nor packages. After a run that was killed while it
@@ -36,9 +37,13 @@ hash_of_stdin() {
   if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1
 }
 
-wanted_stamp() { # runtime|test
+requirements_of() { # runtime|export|test
+  if [ "$1" = runtime ]; then printf 'requirements.txt\n'; else printf 'requirements-%s.txt\n' "$1"; fi
+}
+
+wanted_stamp() { # runtime|export|test
   local files=(requirements.txt requirements-detectron2.txt setup.py tools/bootstrap.sh)
-  if [ "$1" = test ]; then files+=(requirements-test.txt); fi
+  if [ "$1" != runtime ]; then files+=(requirements-export.txt "$(requirements_of "$1")"); fi
   {
     printf '%s\n' "$ROOT"
     cat "$VENV/pyvenv.cfg"
@@ -46,12 +51,12 @@ wanted_stamp() { # runtime|test
   } 2>/dev/null | hash_of_stdin
 }
 
-is_fresh() { # runtime|test
+is_fresh() { # runtime|export|test
   local stamp=$VENV/tr_det-$1.stamp
   [ -x "$VENV_PYTHON" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_stamp "$1")" ]
 }
 
-write_stamp() { # runtime|test
+write_stamp() { # runtime|export|test
   wanted_stamp "$1" >"$VENV/tr_det-$1.stamp.part"
   mv "$VENV/tr_det-$1.stamp.part" "$VENV/tr_det-$1.stamp"
 }
@@ -212,8 +217,9 @@ take_turns() { # two runs at once must not install into the same .venv
   flock 9
 }
 
-bootstrap() { # runtime|test
-  local level=$1 requirements=requirements.txt
+bootstrap() { # runtime|export|test
+  local level=$1 requirements
+  requirements=$(requirements_of "$level")
   if is_fresh "$level"; then return; fi
   # uv turns Ctrl-C into an exit status, after which bash would go on with the next step
   trap 'note "interrupted"; exit 130' INT TERM
@@ -222,10 +228,9 @@ bootstrap() { # runtime|test
     ensure_venv
     : >"$UNFINISHED"
     : >"$INSTALL_LOG"
-    rm -f "$VENV/tr_det-test.stamp"
+    rm -f "$VENV/tr_det-export.stamp" "$VENV/tr_det-test.stamp"
     share_pip_index
     find_uv
-    if [ "$level" = test ]; then requirements=requirements-test.txt; fi
     if is_fresh runtime; then
       install_packages "installing the packages of $requirements" -r "$ROOT/$requirements"
     else
@@ -233,6 +238,7 @@ bootstrap() { # runtime|test
       install_runtime "$requirements"
       write_stamp runtime
     fi
+    if [ "$level" != runtime ]; then write_stamp export; fi
     if [ "$level" = test ]; then write_stamp test; fi
     rm -f "$UNFINISHED"
     note ".venv is ready"

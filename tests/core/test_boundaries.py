@@ -13,9 +13,10 @@ ROOMS = {
     "core": (),
     "digits": ("core",),
     "runtime": ("core",),
-    "detection": ("core", "digits", "runtime"),
-    "classification": ("core", "digits", "runtime"),
-    "study": ("core", "digits", "runtime", "detection", "classification"),
+    "export": ("core", "runtime"),
+    "detection": ("core", "digits", "runtime", "export"),
+    "classification": ("core", "digits", "runtime", "export"),
+    "study": ("core", "digits", "runtime", "export", "detection", "classification"),
 }
 """Room of tr_det -> the other rooms that it may import."""
 CORE_NEVER_LOADS = {

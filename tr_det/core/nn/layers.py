@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tr_det.core.nn.output_scale import OutputScale
 from tr_det.core.nn.recompute import recomputed_input
 from tr_det.core.nn.shared_weights import computed_once
+from tr_det.core.ops.backends import is_traced
 from tr_det.core.quantizers import Calibrated, Quantizer
 from tr_det.core.quantizers.pool import Pool, alone
 
@@ -144,7 +145,7 @@ class _QuantLayer(nn.Module):
         with self._saving(x, x_q):
             if self.output_scale is None:
                 return self._function(x_q, weight, self.bias)
-            if x.numel():
+            if not self.output_scale.is_calibrated and x.numel():
                 self.output_scale.require_calibrated()
             out = self.output_scale.applied_to(lambda w: self._function(x_q, w, None), weight)
         if self.bias is not None:
@@ -154,7 +155,7 @@ class _QuantLayer(nn.Module):
     def _saving(self, x: Tensor, x_q: Tensor) -> AbstractContextManager[Any]:
         """Return the context that decides what autograd stores of the quantized input."""
         quantizer = self.input_quantizer
-        if not self.recompute_input or quantizer is None or torch.compiler.is_compiling():
+        if not self.recompute_input or quantizer is None or is_traced():
             return nullcontext()
         return recomputed_input(x, x_q, quantizer.forward)
 

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from tr_det.core.ops.affine_compiled import gradients_compiled, quantize_compiled, recode_compiled
 from tr_det.core.ops.affine_grid import Affine
 from tr_det.core.ops.affine_plain import codes_plain, gradients_plain, quantize_plain, values_plain
-from tr_det.core.ops.backends import has_triton, is_traced
+from tr_det.core.ops.backends import applied, has_triton, is_traced
 
 
 class _AffineQuantize(torch.autograd.Function):
@@ -114,8 +114,7 @@ def affine_quantize(x: Tensor, scale: Tensor, shift: Tensor | None, affine: Affi
     >>> [round(v, 3) for v in steps.grad.tolist()]  # 1 - 0.6 + 1, 0 - 0.3 + 1
     [1.4, 0.7]
     """
-    out: Tensor = _AffineQuantize.apply(x, scale, shift, affine)
-    return out
+    return applied(_AffineQuantize, x, scale, shift, affine)
 
 
 @torch.no_grad()

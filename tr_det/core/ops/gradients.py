@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tr_det.core.ops.backends import applied
+
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
@@ -36,8 +38,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     >>> scale_gradient(x, 0.5).square().backward(); x.grad.item()
     3.0
     """
-    out: Tensor = _ScaleGradient.apply(x, factor)
-    return out
+    return applied(_ScaleGradient, x, factor)
 
 
 def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
@@ -47,8 +48,7 @@ def pass_gradient(x: Tensor, value: Tensor) -> Tensor:
     >>> pass_gradient(x, x.detach().round()).sum().backward(); x.grad.tolist()
     [1.0, 1.0]
     """
-    out: Tensor = _PassGradient.apply(x, value)
-    return out
+    return applied(_PassGradient, x, value)
 
 
 def at_least(x: Tensor, smallest: float) -> Tensor:

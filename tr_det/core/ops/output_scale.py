@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tr_det.core.ops.backends import applied
+
 
 class _TieScale(torch.autograd.Function):
     """Identity on the weight; dL/ds from the weight's gradient."""
@@ -62,8 +64,7 @@ def tie_scale(weight: Tensor, scale: Tensor) -> Tensor:
         weight: w of a function linear in w, any shape.
         scale: 0-d; s, by which `scale_output` multiplies that function's output.
     """
-    out: Tensor = _TieScale.apply(weight, scale)
-    return out
+    return applied(_TieScale, weight, scale)
 
 
 def scale_output(output: Tensor, scale: Tensor) -> Tensor:
@@ -80,5 +81,4 @@ def scale_output(output: Tensor, scale: Tensor) -> Tensor:
     >>> y.backward(); y.item(), s.grad.item(), w.grad.tolist()
     (5.5, 11.0, [[0.5, 1.0]])
     """
-    out: Tensor = _ScaleOutput.apply(output, scale)
-    return out
+    return applied(_ScaleOutput, output, scale)

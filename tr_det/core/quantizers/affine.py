@@ -124,7 +124,8 @@ class AffineQuantizer(Quantizer):
         step = rounding.step if a.unit is None else torch.full_like(rounding.step, a.unit)
         halves = 1 if a.add == int(a.add) else 2  # integers in units of half steps
         mul, add = halves * a.mul, int(halves * a.add)
-        return Grid(a.low, a.high, mul, add, step / halves, rounding.shift if a.offset else None)
+        offset = self.scale_and_shift()[1] if a.offset else None
+        return Grid(a.low, a.high, mul, add, step / halves, offset)
 
     def rounding(self) -> Rounding | None:
         """Return the thresholds; None where they are not affine in the code."""

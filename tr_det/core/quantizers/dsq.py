@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.errors import check
-from tr_det.core.ops import SCALE_FLOOR, Affine, affine_quantize
+from tr_det.core.ops import SCALE_FLOOR, Affine, affine_quantize, applied
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.moments import first_range
 from tr_det.core.quantizers.pool import Pool
@@ -134,8 +134,7 @@ class DSQ(AffineQuantizer):
         with torch.no_grad():
             hard = affine_quantize(x, *self.scale_and_shift(), self.affine)
         found = [self.spread(p, x) for p in (self.lower, self.upper, self.alpha)]
-        out: Tensor = _Soft.apply(x, *found, hard, self.high - self.low)
-        return out
+        return applied(_Soft, x, *found, hard, self.high - self.low)
 
     def calibrate_from(self, x: Tensor, pool: Pool) -> None:
         """Set the range from the deviation, and alpha."""

@@ -41,7 +41,15 @@ import torch
 from torch import Tensor, nn
 
 from tr_det.core.errors import check
-from tr_det.core.ops import SCALE_FLOOR, Affine, affine_values, at_least, pass_gradient
+from tr_det.core.ops import (
+    SCALE_FLOOR,
+    Affine,
+    affine_values,
+    applied,
+    at_least,
+    is_torchscript,
+    pass_gradient,
+)
 from tr_det.core.quantizers.base import Quantizer
 from tr_det.core.quantizers.kmeans import cluster_centres
 from tr_det.core.quantizers.pool import Pool
@@ -160,7 +168,8 @@ class QuantizationNetwork(Quantizer):
         if not self.training:
             return self._stepped(x)
         biases = self.biases.sort(-1).values.movedim(-1, 0)
-        out: Tensor = _Sigmoids.apply(
+        return applied(
+            _Sigmoids,
             x,
             self.spread(at_least(self.alpha, SCALE_FLOOR), x),
             self.spread(at_least(self.beta, SCALE_FLOOR), x),
@@ -169,12 +178,11 @@ class QuantizationNetwork(Quantizer):
             self.affine.mul / 2,
             self.affine.mul * (self.low + self.high) / 2 + self.affine.add,
         )
-        return out
 
     def _stepped(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             hard = self.values(self.discretise(x)).to(x.dtype)
-            if not x.requires_grad:
+            if not x.requires_grad or is_torchscript():
                 return hard
             beta, edges = self.beta.clamp_min(SCALE_FLOOR), self._edges()
             ends = (edges[:, :2].mean(1).view_as(beta), edges[:, -2:].mean(1).view_as(beta))
