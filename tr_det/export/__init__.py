@@ -1,0 +1,1 @@
+"""Export with proof: what was trained is what runs."""

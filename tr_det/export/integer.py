@@ -1,0 +1,125 @@
+"""``integer``: integer operations of ONNX, for ONNX Runtime.
+
+Where a quantizer follows a convolution directly, both are one ``QLinearConv`` (see `fit`).
+All other layers are ``ConvInteger`` or ``MatMulInteger`` and the affine map in floats. Types are
+those for which ONNX Runtime has quick kernels:
+
+    QLinearConv    uint8 inputs and outputs, int8 weights
+    ConvInteger    int8 inputs, uint8 weights with one zero point
+
+so a quantizer gives what the layer behind it reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from tr_det.export.fit import Fit, fits
+from tr_det.export.graph import Graph, Node
+from tr_det.export.onnx_writer import OnnxWriter, conv_attributes, per_channel
+
+_WEIGHT_ZERO = 128
+
+
+class IntegerWriter(OnnxWriter):
+    """Writes ``integer``."""
+
+    format = "integer"
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._fits = fits(graph)
+        self._by_layer = {fit.layer.output: fit for fit in self._fits.values()}
+        self._within = {
+            node.output for fit in self._fits.values() for node in (fit.layer, *fit.between)
+        }
+        self._readers = graph.consumers()
+
+    def node(self, node: Node) -> None:
+        """Write one node; what is fitted is written with its quantizer."""
+        if node.output not in self._within:
+            super().node(node)
+
+    def write_quantize(self, node: Node) -> None:
+        """Write a quantizer, alone or with the layer before it."""
+        self.codes[node.output] = node.output
+        readers = self._readers[node.output]
+        reads_bytes = all(reader.output in self._by_layer for reader in readers)
+        fit = self._fits.get(node.output)
+        if fit is None:
+            dtype = np.uint8 if reads_bytes else np.int8
+            zero = _zero(node["grid"].bounds, dtype)
+            self.types[node.output] = (dtype, zero)
+            self.quantize(node, node.output, dtype, zero)
+            return
+        zero = _zero(fit.bounds, np.uint8)
+        if reads_bytes:
+            self.types[node.output] = (np.uint8, zero)
+            self._write_fitted(fit, node.output, zero)
+        else:  # of at most 7 bits, so the same number in both types
+            self.types[node.output] = (np.int8, zero)
+            self._write_fitted(fit, f"{node.output}.unsigned", zero)
+            self.emit("Cast", [f"{node.output}.unsigned"], node.output, to=TensorProto.INT8)
+
+    def _write_fitted(self, fit: Fit, output: str, zero: int) -> None:
+        node, one = fit.layer, self.constant("one", np.float32(1))
+        own_zero = self.types[node.inputs[0]][1]
+        weight = f"{node.output}.weight"
+        inputs = [
+            node.inputs[0],
+            one,
+            self.constant(f"uint8_{own_zero}", np.uint8(own_zero)),
+            self.integers(node["layer"], weight, np.int8, factor=fit.factor),
+            self.constant(f"{node.output}.scale", fit.scale),
+            self.constant("int8_0", np.int8(0)),
+            one,
+            self.constant(f"uint8_{zero}", np.uint8(zero)),
+            self.constant(f"{node.output}.bias", fit.bias),
+        ]
+        low, high = (bound + zero for bound in fit.bounds)
+        whole = (low, high) == (0, 255)
+        name = output if whole else f"{output}.wide"
+        self.emit("QLinearConv", inputs, name, **conv_attributes(node))
+        if not whole:
+            self.clip_integers(name, output, (low, high), np.uint8)
+
+    def write_integer_conv(self, node: Node) -> None:
+        """Write a convolution whose output is a float."""
+        acc, inputs = f"{node.output}.acc", self._operands(node)
+        self.emit("ConvInteger", inputs, acc, **conv_attributes(node))
+        self._write_affine_of(acc, node)
+
+    def write_integer_linear(self, node: Node) -> None:
+        """Write a matrix product."""
+        x, weight, *zeros = self._operands(node)
+        turned, acc = f"{node.output}.turned", f"{node.output}.acc"
+        self.emit("Transpose", [weight], turned, perm=[1, 0])
+        self.emit("MatMulInteger", [x, turned, *zeros], acc)
+        self._write_affine_of(acc, node)
+
+    def _write_affine_of(self, acc: str, node: Node) -> None:
+        floats = f"{node.output}.float"
+        self.emit("Cast", [acc], floats, to=TensorProto.FLOAT)
+        self.affine(floats, node.output, *(per_channel(node, key) for key in ("scale", "bias")))
+
+    def _operands(self, node: Node) -> list[str]:
+        """Return inputs, weights and both zero points."""
+        x = node.inputs[0]
+        dtype, zero = self.types[x]
+        weight = f"{node['layer']}.weight.unsigned"
+        return [
+            x,
+            self.integers(node["layer"], weight, np.uint8, _WEIGHT_ZERO),
+            self.constant(f"{np.dtype(dtype).name}_{zero}", np.array(zero, dtype)),
+            self.constant(f"uint8_{_WEIGHT_ZERO}", np.uint8(_WEIGHT_ZERO)),
+        ]
+
+
+def _zero(bounds: tuple[int, int], dtype: type) -> int:
+    """Return a zero point for which the type holds the multiples; 0 where that will do."""
+    limits = np.iinfo(dtype)
+    low, high = min(bounds[0], 0), bounds[1]
+    if limits.min <= low and high <= limits.max:
+        return 0
+    return int(limits.min - low) if low < limits.min else int(limits.max - high)

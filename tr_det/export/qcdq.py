@@ -1,0 +1,103 @@
+"""``qcdq``: QuantizeLinear, Clip, DequantizeLinear around ordinary operations; portable.
+
+A runtime that knows the pattern runs the convolution between them in integers: OpenVINO everywhere,
+ONNX Runtime where a quantizer follows directly. Scales around an integer layer are 1, so that its
+sums are whole numbers in floats as well; the affine map follows. Where a quantizer follows, the
+affine map is part of the weight's scale and the bias (`tr_det.export.fit`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tr_det.export.fit import Fit, fits
+from tr_det.export.graph import Graph, Node
+from tr_det.export.onnx_writer import OnnxWriter, conv_attributes, per_channel
+
+
+class QcdqWriter(OnnxWriter):
+    """Writes ``qcdq``."""
+
+    format = "qcdq"
+
+    def integer_layers(self, runtime: str) -> int:
+        """Return how many layers a runtime is expected to run in integers, at least."""
+        return len(self._fits) if runtime == "onnxruntime" else super().integer_layers(runtime)
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._fits = fits(graph)
+        self._by_layer = {fit.layer.output: fit for fit in self._fits.values()}
+        self._calls: dict[str, int] = {}  # how often each layer has been written
+        self._within = {part.output for fit in self._fits.values() for part in fit.between}
+
+    def write_quantize(self, node: Node) -> None:
+        """Write a quantizer, and its multiples as floats."""
+        fit = self._fits.get(node.output)
+        if fit is not None:
+            node = replace(node, attributes={**node.attributes, "grid": fit.grid})
+        zero = -min(0, node["grid"].bounds[0])
+        integers = f"{node.output}.integers"
+        # OpenVINO adds the zero point before it rounds, and the sum has fewer bits behind the
+        # point than the quotient: next to a threshold, that would change codes.
+        self.quantize(node, integers, np.uint8, zero, rounds_in_float=bool(zero) and fit is None)
+        self.codes[node.output] = integers
+        self.types[integers] = (np.uint8, zero)
+        self.dequantize(integers, node.output, np.float32(1))
+
+    def write_dequantize(self, node: Node) -> None:
+        """Write multiples times their step."""
+        self.affine(node.inputs[0], node.output, node["step"], None)
+
+    def write_integer_conv(self, node: Node) -> None:
+        """Write a convolution of multiples."""
+        fit = self._by_layer.get(node.output)
+        if fit is not None:
+            self._write_fitted(node, fit)
+            return
+        weight, factor = self._weight_of_call(node)
+        acc = f"{node.output}.acc"
+        self.emit("Conv", [node.inputs[0], weight], acc, **conv_attributes(node))
+        self._write_affine(acc, node, factor)
+
+    def _write_affine(self, acc: str, node: Node, factor: np.float32) -> None:
+        scale, bias = per_channel(node, "scale"), per_channel(node, "bias")
+        self.affine(acc, node.output, scale * factor, bias)
+
+    def _write_fitted(self, node: Node, fit: Fit) -> None:
+        weight, bias = f"{node.output}.weight", f"{node.output}.bias"
+        x = self.integers(node["layer"], f"{weight}.multiples", np.int8, factor=fit.factor)
+        self.dequantize(x, weight, fit.scale, (np.int8, 0), axis=0)
+        integers = self.constant(f"{bias}.integers", fit.bias)
+        self.dequantize(integers, bias, fit.scale, (np.int32, 0), axis=0)
+        self.emit("Conv", [node.inputs[0], weight, bias], node.output, **conv_attributes(node))
+
+    def node(self, node: Node) -> None:
+        """Write one node; what lies between a fitted layer and its quantizer is part of the fit."""
+        if node.output in self._within:
+            self.emit("Identity", list(node.inputs), node.output)
+        else:
+            super().node(node)
+
+    def write_integer_linear(self, node: Node) -> None:
+        """Write a matrix product of multiples."""
+        weight, factor = self._weight_of_call(node)
+        turned, acc = f"{node.output}.turned", f"{node.output}.acc"
+        self.emit("Transpose", [weight], turned, perm=[1, 0])
+        self.emit("MatMul", [node.inputs[0], turned], acc)
+        self._write_affine(acc, node, factor)
+
+    def _weight_of_call(self, node: Node) -> tuple[str, np.float32]:
+        """Write a layer's multiples over a factor as floats; return their name and the factor.
+
+        The calls of a shared layer differ by powers of two, which change no bit of a sum: OpenVINO
+        would run them in floats if their weights were equal and their affine maps were not.
+        """
+        layer = node["layer"]
+        call = self._calls[layer] = self._calls.get(layer, -1) + 1
+        factor = np.float32(2.0**call)
+        x = self.integers(layer, f"{layer}.weight.multiples", np.int8)
+        scales = np.full(len(node["scale"]), 1 / factor, np.float32)
+        return self.dequantize(x, f"{node.output}.weight", scales, (np.int8, 0), axis=0), factor
