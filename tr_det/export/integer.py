@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from tr_det.export.fit import Fit, fits
 from tr_det.export.graph import Graph, Node
-from tr_det.export.onnx_writer import OnnxWriter, conv_attributes, per_channel
+from tr_det.export.onnx_writer import OnnxWriter, along_channels, conv_attributes
 
 _WEIGHT_ZERO = 128
 
@@ -101,7 +101,8 @@ class IntegerWriter(OnnxWriter):
     def _write_affine_of(self, acc: str, node: Node) -> None:
         floats = f"{node.output}.float"
         self.emit("Cast", [acc], floats, to=TensorProto.FLOAT)
-        self.affine(floats, node.output, *(per_channel(node, key) for key in ("scale", "bias")))
+        numbers = (along_channels(node, node[key]) for key in ("scale", "bias"))
+        self.affine(floats, node.output, *numbers)
 
     def _operands(self, node: Node) -> list[str]:
         """Return inputs, weights and both zero points."""

@@ -209,10 +209,9 @@ def conv_attributes(node: Node) -> dict[str, Any]:
     return {key: node[key] for key in ("strides", "pads", "dilations", "group")}
 
 
-def per_channel(node: Node, key: str) -> np.ndarray:
-    """Return a layer's numbers in a shape that broadcasts to its output."""
-    numbers: np.ndarray = node[key].reshape([-1, 1, 1] if node.op == "IntegerConv" else [-1])
-    return numbers
+def along_channels(node: Node, numbers: np.ndarray) -> np.ndarray:
+    """Return a layer's numbers, (out,), in a shape that broadcasts to its output."""
+    return numbers.reshape([-1, 1, 1] if node.op == "IntegerConv" else [-1])
 
 
 def _check_range(layer: str, what: str, low: int, high: int) -> None:

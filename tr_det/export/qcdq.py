@@ -14,7 +14,8 @@ import numpy as np
 
 from tr_det.export.fit import Fit, fits
 from tr_det.export.graph import Graph, Node
-from tr_det.export.onnx_writer import OnnxWriter, conv_attributes, per_channel
+from tr_det.export.onnx_writer import OnnxWriter, along_channels, conv_attributes
+from tr_det.export.steady import steadied
 
 
 class QcdqWriter(OnnxWriter):
@@ -30,6 +31,7 @@ class QcdqWriter(OnnxWriter):
         super().__init__(graph)
         self._fits = fits(graph)
         self._by_layer = {fit.layer.output: fit for fit in self._fits.values()}
+        self._steadied = steadied(graph)
         self._calls: dict[str, int] = {}  # how often each layer has been written
         self._within = {part.output for fit in self._fits.values() for part in fit.between}
 
@@ -63,7 +65,8 @@ class QcdqWriter(OnnxWriter):
         self._write_affine(acc, node, factor)
 
     def _write_affine(self, acc: str, node: Node, factor: np.float32) -> None:
-        scale, bias = per_channel(node, "scale"), per_channel(node, "bias")
+        scale, bias = self._steadied.get(node.output, (node["scale"], node["bias"]))
+        scale, bias = (along_channels(node, numbers) for numbers in (scale, bias))
         self.affine(acc, node.output, scale * factor, bias)
 
     def _write_fitted(self, node: Node, fit: Fit) -> None:

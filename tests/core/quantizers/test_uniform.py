@@ -46,6 +46,15 @@ def test_levels_of_torchaos_parq(bits, options, expected):
     torch.testing.assert_close(quantizer.levels(), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
+def test_a_centred_grid_without_zero_says_what_its_levels_are():
+    quantizer = build_quantizer("uniform", 3, True, center=True)
+    quantizer.calibrate(torch.tensor([-1.0, 0.0, 2.0, 4.0]))
+    grid = quantizer.grid()
+    codes = torch.arange(grid.low, grid.high + 1)
+    by_hand = grid.step * (grid.mul * codes + grid.add) + grid.offset
+    torch.testing.assert_close(by_hand, quantizer.levels())
+
+
 @pytest.mark.parametrize("bits", FEW_BITS)
 @pytest.mark.parametrize("grid", ["half", "narrow", "full"])
 @pytest.mark.parametrize("reach", ["mean", "max"])
