@@ -6,6 +6,7 @@
     tools/benchmark.py train-step            full precision, torch's fake-quantizers, tr_det's
     tools/benchmark.py quantizer-step        a step with each registered quantizer
     tools/benchmark.py optimizer-step        SGD and Adam, plain and TR-scheduled
+    tools/benchmark.py exported              exported detectors, in ONNX Runtime and OpenVINO
 
 Contestants take turns in one process; tables give medians and the median of ratios within a
 turn. Writes NAME-DEVICE.md and NAME-DEVICE.json to output/benchmarks. See tools/benchmarks.
@@ -17,7 +18,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from benchmarks import fake_quant, optimizer_step, quantizer_step, train_step
+from benchmarks import exported, fake_quant, optimizer_step, quantizer_step, train_step
 from benchmarks.measure import Settings, machine
 from benchmarks.report import write
 
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "train-step": train_step,
     "quantizer-step": quantizer_step,
     "optimizer-step": optimizer_step,
+    "exported": exported,
 }
 
 
@@ -50,10 +52,11 @@ def main() -> None:
         parser.error("--device cuda: torch finds no CUDA device")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(device, args.rounds, tiny=args.tiny)
+    wanted = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for name in args.names or BENCHMARKS:
         module = BENCHMARKS[name]
+        device = getattr(module, "DEVICE", wanted)  # what is exported runs on one only
+        settings = Settings(device, args.rounds, tiny=args.tiny)
         conditions = machine(settings)
         rows = module.rows(settings)
         print(write(args.output, f"{name}-{device}", module.TITLE, rows, conditions))

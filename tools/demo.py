@@ -33,6 +33,11 @@ def main() -> None:
         default=argparse.SUPPRESS,
         help=f"train longer, for a better result: {FULL} iterations",
     )
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="export the trained model to ONNX, too, prove it and evaluate the files",
+    )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
     parser.add_argument(
         "opts", nargs="*", default=[], metavar="KEY VALUE", help="e.g. SOLVER.BASE_LR 0.02"
@@ -54,8 +59,11 @@ def main() -> None:
             optimizer=args.optimizer,
             iterations=args.iters,
             overrides=tuple(args.opts),
+            export=args.export,
         )
-        run_demo(options, say=partial(print, flush=True))
+        results = run_demo(options, say=partial(print, flush=True))
+    if results.get("export", {}).get("failures"):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

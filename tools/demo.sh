@@ -3,6 +3,10 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
 
-bootstrap runtime
+level=runtime
+for argument in "$@"; do
+  if [ "$argument" = --export ]; then level=export; fi
+done
+bootstrap "$level"
 cd "$ROOT"
 exec "$VENV_PYTHON" tools/demo.py "$@"

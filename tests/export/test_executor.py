@@ -145,7 +145,7 @@ def test_other_operations_equal_torchs(node, function) -> None:
     torch.testing.assert_close(torch.from_numpy(evaluate(EMPTY, made, [x.numpy()])), function(x))
 
 
-def test_given_values_and_watched_codes_are_gone_on_with() -> None:
+def test_one_goes_on_with_what_a_watcher_returns() -> None:
     grid = InputGrid(2, 0, 3, mul=1, add=0, step=np.float32(0.5))
     nodes = [
         Node("Relu", ("images",), "a"),
@@ -155,12 +155,11 @@ def test_given_values_and_watched_codes_are_gone_on_with() -> None:
     graph = Graph({"images": (None,)}, {"out": "c"}, nodes, {})
     seen = []
 
-    def watch(node, x, multiples):
-        seen.append((node.output, x.tolist(), multiples.tolist()))
-        return multiples + 1
+    def watch(node, arguments, value):
+        seen.append((node.output, arguments[0].tolist(), value.tolist()))
+        return value + 1
 
     x = np.float32([-1, 0.25, 0.75, 9])
     assert execute(graph, {"images": x})["out"].tolist() == [0, 0, 20, 30]  # half to even
-    found = execute(graph, {"images": x}, {"a": np.float32([0.6])}, watch)
-    assert found["out"].tolist() == [20]
-    assert seen == [("b", [np.float32(0.6)], [1.0])]
+    assert execute(graph, {"images": x[:1]}, watch)["out"].tolist() == [31]
+    assert seen == [("a", [-1], [0]), ("b", [1], [2]), ("c", [3], [30])]

@@ -36,7 +36,9 @@ def make_net(*rules):
         nn.Linear(32, 10),
     )
     skipped = (QuantRule(pattern="0", skip=True), QuantRule(pattern="9", skip=True), *rules)
-    quantize_model(net, QuantConfig(weight_bits=4, act_bits=3, output_scale="always", rules=skipped))
+    quantize_model(
+        net, QuantConfig(weight_bits=4, act_bits=3, output_scale="always", rules=skipped)
+    )
     set_scales(net, lambda: net(torch.rand(2, 3, 16, 16)))
     return net.eval()
 

@@ -18,7 +18,7 @@ import torch
 from tr_det.core.ops.build import library
 
 Call = Callable[[], Any]
-PACKAGES = ("torch", "triton", "detectron2", "brevitas", "torchao")
+PACKAGES = ("torch", "triton", "detectron2", "brevitas", "torchao", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -96,7 +97,7 @@ class TorchBackend:
 
     def __call__(self, images: np.ndarray) -> Observed:
         """Run."""
-        module = self._traced.program.module()
+        module = _runnable(self._traced.program)
         recorder = _Recorder(module, self._traced, set(self._entries))
         with torch.no_grad(), known(self._traced.layers):
             results = recorder.run(torch.from_numpy(images))
@@ -110,6 +111,13 @@ class TorchBackend:
                 recorder.multiples[node.output] = codes[:, :, ::rows, ::columns]
         outputs = {n: t.numpy() for n, t in zip(self._graph.outputs, results, strict=True)}
         return Observed(recorder.multiples, recorder.entries, outputs)
+
+
+def _runnable(program: Any) -> fx.GraphModule:
+    """Return a record that takes images of other sizes than the example, where torch lets it."""
+    free = "check_guards" in inspect.signature(program.module).parameters
+    module: fx.GraphModule = program.module(check_guards=False) if free else program.module()
+    return module
 
 
 class _Recorder(fx.Interpreter):

@@ -10,7 +10,7 @@ Between a quantizer and the next one everything is determined to the bit, in thi
 
 So are additions, ReLU, clipping, maximum pooling, nearest neighbours and what moves values. The
 order of a float sum is not: `INEXACT` operations give other last bits on every machine. A caller
-who compares codes gives their values as another machine has computed them.
+who compares codes goes on with their values as another machine has computed them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from tr_det.export.graph import Graph, Node, Weights
 
 Arrays = dict[str, np.ndarray]
-Watch = Callable[[Node, np.ndarray, np.ndarray], np.ndarray]
+Watch = Callable[[Node, list[np.ndarray], np.ndarray], np.ndarray]
 _EXACT_IN_FLOAT32 = 2**24
 _INT32 = 2**31
 
@@ -31,7 +31,6 @@ _INT32 = 2**31
 def execute(
     graph: Graph,
     inputs: Mapping[str, np.ndarray],
-    given: Mapping[str, np.ndarray] | None = None,
     watch: Watch | None = None,
 ) -> Arrays:
     """Return the outputs of a folded graph by name.
@@ -39,21 +38,16 @@ def execute(
     Args:
         graph: of `tr_det.export.fold.fold`.
         inputs: float32, by name.
-        given: values that are taken as they are instead of being computed.
-        watch: called for each `Quantize` with the node, its input and its multiples; returns the
-            multiples to go on with.
+        watch: called for each node with the node, its arguments and its value; returns the value to
+            go on with.
     """
-    given = given or {}
-    values: Arrays = {**inputs, **given}
+    values: Arrays = dict(inputs)
     left = {name: len(nodes) for name, nodes in graph.consumers().items()}
     wanted = set(graph.outputs.values())
     for node in graph.nodes:
-        if node.output not in given:
-            arguments = [values[name] for name in node.inputs]
-            value = evaluate(graph, node, arguments)
-            if watch is not None and node.op == "Quantize":
-                value = watch(node, arguments[0], value)
-            values[node.output] = value
+        arguments = [values[name] for name in node.inputs]
+        value = evaluate(graph, node, arguments)
+        values[node.output] = value if watch is None else watch(node, arguments, value)
         for name in node.inputs:
             left[name] -= 1
             if not left[name] and name not in wanted:

@@ -132,8 +132,8 @@ class OnnxParts:
         steps = [
             *([("Sub", [grid.shift])] if grid.shift else []),
             ("Div", [grid.step]),
-            ("Clip", [np.float32(bound - grid.base) for bound in (grid.low, grid.high)]),
             ("Round", []),
+            ("Clip", [np.float32(bound - grid.base) for bound in (grid.low, grid.high)]),
             *([("Mul", [np.float32(grid.mul)])] if grid.mul != 1 else []),
             *([("Add", [added])] if added else []),
         ]

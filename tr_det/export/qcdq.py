@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
 from tr_det.export.fit import Fit, fits
 from tr_det.export.graph import Graph, Node
@@ -65,9 +66,20 @@ class QcdqWriter(OnnxWriter):
         self._write_affine(acc, node, factor)
 
     def _write_affine(self, acc: str, node: Node, factor: np.float32) -> None:
+        """Write the affine map.
+
+        ONNX Runtime would multiply constant weights by a constant scale, which rounds: so the scale
+        is that of integers 1. OpenVINO mistakes a scale without summand for a dequantization that
+        it may move through a resizing: so zeros become the smallest numbers that are not.
+        """
         scale, bias = self._steadied.get(node.output, (node["scale"], node["bias"]))
         scale, bias = (along_channels(node, numbers) for numbers in (scale, bias))
-        self.affine(acc, node.output, scale * factor, bias)
+        bias = np.where(bias == 0, np.finfo(np.float32).tiny, bias).astype(np.float32)
+        ones = self.constant(f"{node.output}.ones", np.ones(scale.shape, np.int8))
+        numbers = scale.reshape(-1) * factor
+        factors = self.dequantize(ones, f"{node.output}.factor", numbers, (np.int8, 0), axis=0)
+        self.emit("Mul", [acc, factors], f"{node.output}.scaled")
+        self.affine(f"{node.output}.scaled", node.output, None, bias)
 
     def _write_fitted(self, node: Node, fit: Fit) -> None:
         weight, bias = f"{node.output}.weight", f"{node.output}.bias"
@@ -102,5 +114,10 @@ class QcdqWriter(OnnxWriter):
         call = self._calls[layer] = self._calls.get(layer, -1) + 1
         factor = np.float32(2.0**call)
         x = self.integers(layer, f"{layer}.weight.multiples", np.int8)
-        scales = np.full(len(node["scale"]), 1 / factor, np.float32)
-        return self.dequantize(x, f"{node.output}.weight", scales, (np.int8, 0), axis=0), factor
+        weight = f"{node.output}.weight"
+        ndim = self.weights[layer].codes.ndim
+        scales = np.full((len(node["scale"]), *[1] * (ndim - 1)), 1 / factor, np.float32)
+        # Not a DequantizeLinear, which ONNX Runtime would compute anew for each image.
+        self.emit("Cast", [x], f"{weight}.wide", to=TensorProto.FLOAT)
+        self.affine(f"{weight}.wide", weight, scales, None)
+        return weight, factor

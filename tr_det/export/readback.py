@@ -36,31 +36,38 @@ def read_back(subject: Subject, form: str, path: Path, images: Sequence[Tensor])
         path: of the file.
         images: as the network gets them.
     """
-    codes, failures, net = 0, [], None
-    if form == "packed":
-        from tr_det.export.packed import load_packed
+    codes, failures = 0, list[str]()
+    try:
+        if form == "packed":
+            net, codes, failures = _loaded(subject, path)
+        else:
+            from tr_det.export.simulation import read_simulation
 
-        model, net = subject.fresh()
-        load_packed(model, path)
-        theirs = dict(quantized_layers(model))
-        for name, layer in quantized_layers(subject.model):
-            if layer.weight_quantizer is None:
-                continue
-            own, read = (_codes(of) for of in (layer, theirs[name]))
-            codes += own.numel()
-            wrong = int((own != read).sum())
-            if wrong:
-                failures.append(f"{name}: {wrong} of {own.numel()} codes wrong")
-    else:
-        from tr_det.export.simulation import read_simulation
-
-        net, _ = read_simulation(path)
+            net, _ = read_simulation(path)
+    except ValueError as error:  # it has just been written: its content is wrong
+        return Readback(0, 0, [str(error)])
     failures += _differences(subject, net, images)
     return Readback(len(images), codes, failures)
 
 
-def outputs(net: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return a network's outputs, one or several."""
+def _loaded(subject: Subject, path: Path) -> tuple[nn.Module, int, list[str]]:
+    """Return a packed network, how many codes of its weights were compared, and what differs."""
+    from tr_det.export.packed import load_packed
+
+    model, net = subject.fresh()
+    load_packed(model, path)
+    codes, failures, read = 0, [], dict(quantized_layers(model))
+    for name, layer in quantized_layers(subject.model):
+        if layer.weight_quantizer is not None:
+            own, theirs = _codes(layer), _codes(read[name])
+            codes += own.numel()
+            wrong = int((own != theirs).sum())
+            if wrong:
+                failures.append(f"{name}: {wrong} of {own.numel()} codes wrong")
+    return net, codes, failures
+
+
+def _outputs(net: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     with torch.no_grad():
         found = net(images)
     return (found,) if isinstance(found, Tensor) else tuple(found)
@@ -74,7 +81,7 @@ def _codes(layer: nn.Module) -> Tensor:
 def _differences(subject: Subject, net: nn.Module, images: Sequence[Tensor]) -> Iterator[str]:
     largest: dict[str, float] = {}
     for image in images:
-        pairs = zip(outputs(subject.net, image), outputs(net, image), strict=True)
+        pairs = zip(_outputs(subject.net, image), _outputs(net, image), strict=True)
         for name, (own, read) in zip(subject.names, pairs, strict=True):
             if not torch.equal(own, read):
                 found = float((own - read).abs().max())

@@ -6,15 +6,13 @@ import importlib.metadata
 import platform
 from typing import Any
 
-import torch
-
 from tr_det import __version__
 from tr_det.export.saturation import Cpu
 from tr_det.export.verify import BackendReport, Counts, Proof
 
 NOTICEABLE = 1e-3
 """Difference of outputs that rounding alone does not make; a code of a float's last bit does."""
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino")
+_PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "safetensors")
 
 
 def proof_table(proof: Proof, at_risk: list[str], cpu: Cpu, all_layers: bool = False) -> str:
@@ -39,6 +37,7 @@ def proof_table(proof: Proof, at_risk: list[str], cpu: Cpu, all_layers: bool = F
     count = f"all {len(proof.bits)} layers"
     rows.append((count, "", f"{max(t.codes for t in totals):,}", *map(_cell, totals)))
     rows.append(("run in integers", "", "", *map(_integers, columns)))
+    rows.append(("float results", "", "", *(f"{b.float_error:.1e}" for b in columns)))
     rows.append(("largest difference", "", "", *(f"{b.largest_difference:.1e}" for b in columns)))
     images = f"{proof.images} image{'s' if proof.images != 1 else ''}"
     lines = [f"wrong codes (of them at a boundary) in {images}", *_aligned(rows)]
@@ -80,6 +79,7 @@ def proof_record(proof: Proof, at_risk: list[str], cpu: Cpu) -> dict[str, Any]:
             "expected_integer_layers": backend.expected_integer_layers,
             "changed_by_probes": backend.changed_by_probes,
             "largest_difference": backend.largest_difference,
+            "float_error": backend.float_error,
             **vars(backend.total),
             "layers": {name: dict(vars(counts)) for name, counts in backend.layers.items()},
         }
@@ -95,20 +95,24 @@ def proof_record(proof: Proof, at_risk: list[str], cpu: Cpu) -> dict[str, Any]:
 
 def record(failures: list[str], images: int, cpu: Cpu) -> dict[str, Any]:
     """Return what is written about every proof: the verdict, and where it was made."""
-    versions = {"tr_det": __version__, "torch": torch.__version__}
-    versions["python"] = platform.python_version()
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "holds": not failures,
         "failures": failures,
         "images": images,
         "cpu": cpu.name,
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what takes part in an export, as far as it is installed."""
+    found = {"tr_det": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _counts(backend: BackendReport, layer: str) -> Counts:

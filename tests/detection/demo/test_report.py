@@ -55,6 +55,26 @@ def test_the_table():
     assert results_table(RESULTS) == TABLE
 
 
+def test_an_export_adds_rows_and_lines():
+    row = {"runtime": "onnxruntime", "format": "integer", "metrics": metrics(58.06), "ms": 2.706}
+    row |= {"file_mb": 2.114, "float32_ms": 4.0, "over_float32": 0.6666}
+    other = row | {"runtime": "openvino", "format": "qcdq", "file_mb": 2.2, "ms": 1.5}
+    exported = {"rows": [row, other], "codes": 123456, "images": 4, "failures": []}
+    seconds = RESULTS["seconds"] | {"export": 30.0}
+    lines = results_table(RESULTS | {"export": exported, "seconds": seconds}).splitlines()
+    plain = TABLE.splitlines()
+    assert [line.split()[:-1] for line in lines[3:6]] == [line.split() for line in plain[3:6]]
+    assert lines[6].split()[:4] == ["W4A3", "exported", "(ONNX", "Runtime)"]
+    assert lines[6].split()[4:] == ["58.1", "77.8", "58.8", "9.0", "59.8", "100.0", "5.60", "2.11"]
+    assert lines[7].split()[-1] == "2.20"
+    text = "\n".join(lines)
+    assert "ONNX Runtime 2.71 (integer), FP32 4.00: 0.67 of its time" in text
+    assert "holds: 123,456 codes in 4 images" in text
+    assert "export 30.0, total 457" in text
+    exported["failures"] = ["qcdq: openvino: conv: 3 of 9 codes wrong"]
+    assert "FAILS: qcdq: openvino: conv" in results_table(RESULTS | {"export": exported})
+
+
 def test_without_an_initial_target_the_first_logged_one_counts():
     tr = {"target": [math.nan, 0.05, 0.1], "running": [0.1, 0.2, 0.03]}
     table = results_table(RESULTS | {"tr": tr})

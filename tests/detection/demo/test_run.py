@@ -1,6 +1,7 @@
 """The demo on the tiny dataset: results, pictures, interruption, options."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from detectron2.modeling import build_model
 
 from tr_det.detection import QuantCheckpointer
+from tr_det.detection.demo import export
 from tr_det.detection.demo import run as demo_module
 from tr_det.detection.demo.run import DemoOptions, build_config, run_demo
 
@@ -93,6 +95,48 @@ def test_an_interrupted_demo_resumes_where_it_stopped(make_options, tmp_path):
     assert text.count("resuming at iteration 10") == 1
     assert results["tr"]["iteration"] == list(range(20))
     assert results["after_qat"]["AP"] >= 0
+
+
+@pytest.mark.slow
+def test_an_export_can_be_added_to_a_complete_run(make_options, tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        for package in ("onnx", "onnxruntime", "openvino"):
+            without.setitem(sys.modules, package, None)  # an import would fail
+        trained = run_demo(make_options(), say=lambda text: None)
+    assert "export" not in trained
+    said = []
+
+    def interrupt(text):
+        if text.startswith("[6/6]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(make_options(export=True), say=interrupt)
+    results = run_demo(make_options(export=True), say=said.append)
+    text = "\n".join(said)
+    assert text.count("done before") == 5
+    assert [path.name for path in (tmp_path / "demo/runs").iterdir()] == [make_options().run_name]
+    stored = json.loads((tmp_path / "demo/results.json").read_text())
+    assert stored["export"].keys() == results["export"].keys()
+    exported = results["export"]
+    assert exported["failures"] == []
+    assert exported["codes"] > 0
+    assert [row["runtime"] for row in exported["rows"]] == ["onnxruntime", "openvino"]
+    for row in exported["rows"]:
+        assert row["metrics"]["AP"] == pytest.approx(trained["after_qat"]["AP"], abs=0.05)
+        folder = tmp_path / "demo/runs" / make_options().run_name
+        file = folder / f"export/model_{row['format']}.onnx"
+        assert row["file_mb"] == file.stat().st_size / 1e6
+        assert row["over_float32"] > 0 < row["ms"]
+    assert "W4A4 exported (OpenVINO)" in text
+    assert "proof            holds" in text
+
+
+def test_without_its_packages_an_export_is_refused_before_any_work(make_options, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    make_options()
+    with pytest.raises(ValueError, match=r"--export: needs onnx.*pip install -e '\.\[export\]'"):
+        make_options(export=True)
 
 
 def test_a_plain_optimizer_has_no_target(make_options):

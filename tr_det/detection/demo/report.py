@@ -13,8 +13,11 @@ PHASES = {
     "before_qat": "before QAT",
     "qat": "QAT",
     "after_qat": "after QAT",
+    "export": "export",
 }
 """The demo's phases in their order -> their names in the table."""
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def tr_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,7 +53,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         results: {"fp", "before_qat", "after_qat": Detectron2's bbox metrics (0-100);
             "tr": see `tr_series`, with "initial_target" if it was known in advance;
             "storage_mb": {"fp", "quantized"}; "seconds": {phase: seconds, "total": seconds};
-            "weight_bits"; "act_bits"; "optimizer"}.
+            "weight_bits"; "act_bits"; "optimizer";
+            "export": see `tr_det.detection.demo.export.export_phase`; may be missing}.
     """
     bits = f"W{results['weight_bits']}A{results['act_bits']}"
     names = {
@@ -62,7 +66,15 @@ def results_table(results: Mapping[str, Any]) -> str:
     rows = [["model", *METRICS, "weight MB"]]
     for key, name in names.items():
         megabytes = storage["fp" if key == "fp" else "quantized"]
-        rows.append([name, *(f"{results[key][m]:.1f}" for m in METRICS), f"{megabytes:.2f}"])
+        rows.append([name, *_metrics(results[key]), f"{megabytes:.2f}"])
+    exported = results.get("export")
+    if exported:
+        rows = [[*row, "-"] for row in rows]
+        rows[0][-1] = "file MB"
+        for row in exported["rows"]:
+            name = f"{bits} exported ({RUNTIMES[row['runtime']]})"
+            cells = (f"{storage['quantized']:.2f}", f"{row['file_mb']:.2f}")
+            rows.append([name, *_metrics(row["metrics"]), *cells])
     gains = (
         f"{results[key]['AP'] - results['fp']['AP']:+.1f} {PHASES[key]}"
         for key in ("before_qat", "after_qat")
@@ -70,6 +82,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     times = (
         f"{name} {seconds[key]:.{1 if seconds[key] < 100 else 0}f}"
         for key, name in {**PHASES, "total": "total"}.items()
+        if key in seconds
     )
     return "\n".join(
         [
@@ -78,9 +91,29 @@ def results_table(results: Mapping[str, Any]) -> str:
             f"weights          {storage['fp']:.2f} MB at FP, {storage['quantized']:.2f} MB "
             f"quantized: {storage['fp'] / storage['quantized']:.1f} times smaller",
             f"transition rate  {_tr_note(results['tr'], results['optimizer'])}",
+            *(_export_notes(exported) if exported else []),
             f"seconds          {', '.join(times)}",
         ]
     )
+
+
+def _metrics(found: Mapping[str, float]) -> list[str]:
+    return [f"{found[metric]:.1f}" for metric in METRICS]
+
+
+def _export_notes(exported: Mapping[str, Any]) -> list[str]:
+    """Return the times and the verdict of the proof, a line each."""
+    times = [
+        f"{RUNTIMES[row['runtime']]} {row['ms']:.2f} ({row['format']}), FP32 "
+        f"{row['float32_ms']:.2f}: {row['over_float32']:.2f} of its time"
+        for row in exported["rows"]
+    ]
+    failures = exported["failures"]
+    compared = f"{exported['codes']:,} codes in {exported['images']} images"
+    verdict = f"holds: {compared}" if not failures else f"FAILS: {'; '.join(failures[:3])}"
+    lines = [f"ms per image     {times[0]}"] if times else []
+    lines += [" " * 17 + time for time in times[1:]]
+    return [*lines, f"proof            {verdict}"]
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> list[str]:

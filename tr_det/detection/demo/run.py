@@ -1,4 +1,4 @@
-"""The demo's phases: evaluate full precision, quantize, evaluate, train, evaluate.
+"""The demo's phases: evaluate full precision, quantize, evaluate, train, evaluate, and export.
 
 Each phase leaves its result in ``state.json``, so that an interrupted run resumes where it stopped.
 """
@@ -28,6 +28,7 @@ from tr_det.core.errors import check, check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
 from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.datasets import datasets_root
+from tr_det.detection.demo.export import check_packages, export_phase
 from tr_det.detection.demo.output import (
     ProgressLine,
     inference_progress,
@@ -71,6 +72,7 @@ class DemoOptions:
         optimizer: name in OPTIMIZER_REGISTRY.
         iterations: QAT iterations, >= 20.
         overrides: more ``KEY VALUE`` pairs of the config.
+        export: whether the trained model is exported, too.
     """
 
     config_file: Path
@@ -80,6 +82,7 @@ class DemoOptions:
     optimizer: str = "SGDT"
     iterations: int = 1000
     overrides: tuple[str, ...] = ()
+    export: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an option that cannot be followed."""
@@ -89,6 +92,8 @@ class DemoOptions:
         for key in self.overrides[::2]:
             if key in OWN_KEYS:
                 raise ValueError(f"{key}: the demo sets it itself; {OWN_KEYS[key]}")
+        if self.export:
+            check_packages()
 
     @property
     def run_name(self) -> str:
@@ -134,10 +139,14 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
         "qat", f"Training with {options.optimizer} for {options.iterations} iterations", run.train
     )
     run.phase("after_qat", "Evaluating after QAT", run.evaluate_after)
+    if options.export:
+        run.phase("export", "Exporting, proving and evaluating the files", run.export)
     results = run.finish()
     say("\n" + results_table(results))
     say(f"\nResults are in {options.output}: results.json, tr_curves.png, detections.png")
     say(f"Checkpoints, metrics.json, TensorBoard events and log.txt are in {cfg.OUTPUT_DIR}")
+    if options.export:
+        say(f"Exported files are in {run.folder / 'export'}")
     return results
 
 
@@ -148,23 +157,27 @@ class _Run:
         self.options, self.cfg, self.say = options, cfg, say
         self.folder = Path(cfg.OUTPUT_DIR)
         self.state_file = self.folder / "state.json"
-        self.done = 0
+        self.done, self.phases = 0, 6 if options.export else 5
         self.complete = self.folder / "demo.json"  # written last, a copy of results.json
-        if self.complete.exists():  # the same command again is a new run
-            self.folder.rename(_unused_name(self.folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.state: dict[str, Any] = {"seconds": {}}
         if self.state_file.exists():
             self.state = json.loads(self.state_file.read_text())
+        only_export_is_left = options.export and "export" not in self.state
+        if self.complete.exists() and not only_export_is_left:
+            # The same command again is a new run.
+            self.folder.rename(_unused_name(self.folder))
+            self.state = {"seconds": {}}
+        self.folder.mkdir(parents=True, exist_ok=True)
         log_to_file(self.folder)
+        write_text(self.folder / "config.yaml", cfg.dump())  # what tools read of a run
 
     def phase(self, name: str, title: str, work: Callable[[], Any]) -> None:
         """Do a phase unless it has been done, and save its result and seconds."""
         self.done += 1
         if name in self.state:
-            self.say(f"[{self.done}/5] {title}: done before")
+            self.say(f"[{self.done}/{self.phases}] {title}: done before")
             return
-        self.say(f"[{self.done}/5] {title}")
+        self.say(f"[{self.done}/{self.phases}] {title}")
         seed_all_rng(self.cfg.SEED)
         start = time.perf_counter()
         seconds = self.state["seconds"]
@@ -173,7 +186,7 @@ class _Run:
         finally:  # the seconds of an interrupted attempt count too
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
             write_text(self.state_file, json.dumps(self.state))
-        if isinstance(result, dict):
+        if isinstance(result, dict) and "AP" in result:
             self.say(
                 f"      AP {result['AP']:.2f}  AP50 {result['AP50']:.2f}  ({seconds[name]:.0f} s)"
             )
@@ -226,6 +239,10 @@ class _Run:
         model = self._load(self.cfg, self.folder / "model_final.pth")
         return self._evaluate(model, "after_qat")
 
+    def export(self) -> dict[str, Any]:
+        """Export the trained model."""
+        return export_phase(self.cfg, self.folder / "model_final.pth", self._evaluate, self.say)
+
     def finish(self) -> dict[str, Any]:
         """Write the pictures and results.json."""
         options, state = self.options, self.state
@@ -236,6 +253,7 @@ class _Run:
             series["initial_target"] = self.cfg.SOLVER.TR.FACTOR * options.bits**0.5
         results = {
             **{key: state[key] for key in ("fp", "before_qat", "after_qat", "storage_mb")},
+            **({"export": state["export"]} if options.export else {}),
             "tr": series,
             "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
             "weight_bits": options.bits,

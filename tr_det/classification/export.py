@@ -1,0 +1,176 @@
+"""What an exported classifier's file must say about it, and its accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
+from tr_det.classification.config.reading import load_config, to_yaml
+from tr_det.classification.data.datasets import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Data,
+    load_data,
+)
+from tr_det.classification.data.loader import evaluation_batches
+from tr_det.classification.engine.trainer import evaluate_model
+from tr_det.classification.models.build import build_network
+from tr_det.export.metadata import CentreCrop, InputSpec, Metadata
+from tr_det.export.networks import Network
+from tr_det.export.subject import (
+    Subject,
+    checkpoint_entry,
+    require_checkpoint,
+    require_quantized,
+    require_scales,
+)
+from tr_det.runtime.checkpoints import StrictCheckpointer
+
+OUTPUT = "logits"
+
+
+def classifier_subject(
+    config_file: str | Path, pairs: Sequence[str] = (), checkpoint: str = ""
+) -> Subject:
+    """Return a trained classifier with what its file says about it.
+
+    Args:
+        config_file: YAML of the run.
+        pairs: ``KEY VALUE`` pairs over it.
+        checkpoint: "" takes ``model.weights``.
+
+    Raises:
+        ValueError: what is wrong with the config or the checkpoint, or a model that is not
+            quantized or has no scales.
+    """
+    config = load_config_for_cpu(config_file, pairs)
+    weights = checkpoint or config.model.weights
+    if weights == LIBRARY:
+        raise ValueError(f"model.weights={LIBRARY}: has no scales of quantizers; train it first")
+    require_checkpoint(weights, "--checkpoint" if checkpoint else "model.weights")
+    data = load_data(config.data)
+    model = fresh_classifier(config, data)
+    require_quantized(model, f"quant.bits={config.quant.bits}")
+    StrictCheckpointer(model).load(weights, checkpointables=[])
+    require_scales(model, weights)
+    example = torch.zeros(2, data.channels, data.image_size, data.image_size)
+    return Subject(
+        model=model,
+        net=model,
+        names=(OUTPUT,),
+        example=example,
+        metadata=Metadata(
+            format="torch",
+            task="classification",
+            input=input_spec(config, data),
+            classes=class_names(data),
+            checkpoint=checkpoint_entry(weights),
+            config=to_yaml(config),
+        ),
+        images=lambda count: _images(data, count),
+        fresh=lambda: (fresh := fresh_classifier(config, data), fresh),
+    )
+
+
+def load_config_for_cpu(path: str | Path, pairs: Sequence[str]) -> ClassifierConfig:
+    """Return the config of a file and ``KEY VALUE`` pairs, on the CPU whatever they say."""
+    config = load_config(path, pairs)
+    return replace(config, run=replace(config.run, device="cpu"))
+
+
+def fresh_classifier(config: ClassifierConfig, data: Data) -> nn.Module:
+    """Return a classifier without trained weights, in evaluation."""
+    model, _ = build_network(config, data, published=False)
+    return model.eval()
+
+
+def input_spec(config: ClassifierConfig, data: Data) -> InputSpec:
+    """Return how an image becomes the classifier's input, as the test images do."""
+    side, kind = data.image_size, config.data.interpolation
+    resize = CentreCrop(side, side, kind)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if config.data.name == "digits":
+        mean, std = _digit_statistics(data)
+    elif config.data.name.startswith("cifar"):
+        mean, std = CIFAR_MEAN, CIFAR_STD
+    else:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        resize = CentreCrop(int(side / config.data.crop_ratio), side, kind)
+    return InputSpec(
+        channels=data.channels,
+        color="L" if data.channels == 1 else "RGB",
+        scale=1 / 255,
+        mean=mean,
+        std=std,
+        divisor=1,
+        resize=resize,
+    )
+
+
+def class_names(data: Data) -> tuple[str, ...]:
+    """Return the names of the classes, or their numbers where the data names none."""
+    names = getattr(data.test, "classes", None)
+    if names and len(names) == data.num_classes:
+        return tuple(map(str, names))
+    return tuple(map(str, range(data.num_classes)))
+
+
+class ExportedClassifier(nn.Module):
+    """An exported network in the place of the classifier that it was made from.
+
+    Args:
+        network: what was exported.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self._network = network
+        # Who evaluates a model asks for its device.
+        self.device = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of images (N, C, H, W)."""
+        return torch.from_numpy(self._network.run({"images": images.numpy()})[OUTPUT])
+
+
+def evaluate_exported(
+    config: ClassifierConfig, data: Data, network: Network, limit: int = 0
+) -> dict[str, float]:
+    """Return ``accuracy`` and ``top5`` in percent and the ``loss`` over the test images.
+
+    Args:
+        config: of the run.
+        data: likewise.
+        network: what was exported.
+        limit: number of images; 0 for all.
+    """
+    if limit:
+        data = replace(data, test=_first(data, limit))
+    return evaluate_model(config, ExportedClassifier(network), data)
+
+
+def _images(data: Data, count: int) -> Iterator[Tensor]:
+    for images, _ in evaluation_batches(_first(data, count), 1):
+        yield images
+
+
+def _first(data: Data, count: int) -> Any:
+    test: Any = data.test
+    return Subset(test, range(min(count, len(test))))
+
+
+def _digit_statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation that digits, from 0 to 1 before, were normalised by."""
+    images: Tensor = data.test.images  # type: ignore[attr-defined]
+    low, high = float(images.min()), float(images.max())
+    return (-low / (high - low),), (1 / (high - low),)
