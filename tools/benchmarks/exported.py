@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 TITLE = "Exported detectors, W4A4, over FP32 in the same runtime, CPU time of one thread"
 DEVICE = "cpu"
-SIDES = {"retinanet-r18-half": 128, "retinanet-r18": 320}
-"""Network -> side of its images, px; the first one's are those of the embedded data."""
+CASES = (("retinanet-r18-half", 128), ("retinanet-r18-half", 320), ("retinanet-r18", 320))
+"""Networks and the sides of their images, px; the embedded data has 128."""
 BARS = {
     ("onnxruntime", "integer"): 0.65,
     ("openvino", "qcdq"): 0.5,
@@ -37,18 +37,18 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     """Return one row per network, part, runtime and format."""
     if importlib.util.find_spec("onnx") is None:
         return []
-    names = ("retinanet-r18-half",) if settings.tiny else SIDES
-    return [row for name in names for row in _rows_of(name, settings)]
+    cases = CASES[:1] if settings.tiny else CASES
+    return [row for name, side in cases for row in _rows_of(name, side, settings)]
 
 
-def _rows_of(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
+def _rows_of(name: str, side: int, settings: Settings) -> Iterator[dict[str, Any]]:
     from tr_det.export.costs import value_shapes
     from tr_det.export.latency import compare, written
     from tr_det.export.model import installed_runtimes
     from tr_det.export.part import quantized_part
     from tr_det.export.report import PART, WHOLE, part_inputs
 
-    graph, images = calibrated_detector(name, settings.tiny)
+    graph, images = calibrated_detector(name, side, settings.tiny)
     shapes = value_shapes(graph, {"images": images.shape})
     part = quantized_part(graph, shapes)
     assert part is not None
@@ -70,7 +70,7 @@ def _rows_of(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
             }
 
 
-def calibrated_detector(name: str, tiny: bool) -> tuple[Graph, torch.Tensor]:
+def calibrated_detector(name: str, side: int, tiny: bool) -> tuple[Graph, torch.Tensor]:
     """Return a detector with random weights as a folded graph, and an image for it."""
     from detectron2.modeling import build_model
 
@@ -83,9 +83,7 @@ def calibrated_detector(name: str, tiny: bool) -> tuple[Graph, torch.Tensor]:
     cfg = load_config(ROOT / CONFIGS[name][0], ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     cfg.MODEL.QUANT.ENABLED = True
     cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN trains on GPUs only
-    side = SIDES[name]
     if tiny:
-        side = 128
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
         cfg.MODEL.FPN.OUT_CHANNELS = 16
     torch.manual_seed(WEIGHTS_SEED)
