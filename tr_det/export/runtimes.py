@@ -89,12 +89,12 @@ class OpenVino:
 
     def __init__(self, model: str | Path | bytes, threads: int = 0) -> None:
         ov = _imported("openvino")
-        core = ov.Core()
-        self._model = core.read_model(model if isinstance(model, bytes) else str(model))
+        self._core = ov.Core()  # outlives what it has compiled
+        self._model = self._core.read_model(model if isinstance(model, bytes) else str(model))
         config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        self._compiled = core.compile_model(self._model, "CPU", config)
+        self._compiled = self._core.compile_model(self._model, "CPU", config)
         self._request = self._compiled.create_infer_request()
         self._names = [port.get_names() for port in self._compiled.outputs]  # with aliases
         info = self._model.get_rt_info()
