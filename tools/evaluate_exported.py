@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tr_det.export.metadata import Metadata
-from tr_det.export.runtimes import RUNTIMES
+from tr_det.export.runtimes import RUNTIMES, installed
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_json
 
@@ -87,7 +86,7 @@ def wanted_runtime(args: argparse.Namespace) -> str:
         if args.runtime:
             raise ValueError(f"--runtime={args.runtime}: is for .onnx files; others run in torch")
         return "torch"
-    there = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+    there = installed()
     if args.runtime and args.runtime not in there:
         raise ValueError(f"--runtime={args.runtime}: is not installed; pip install -e '.[export]'")
     if not there:

@@ -28,13 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it need not be installed
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tr_det.export.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, frames, is_sequence
-from tr_det.export.metadata import Metadata
 from tr_det.export.predictor import Classification, Detections, Predictor
-from tr_det.export.runtimes import RUNTIMES
+from tr_det.export.runtimes import RUNTIMES, installed
 from tr_det.runtime.files import write_text, written_aside
 
 BEST = 5  # classes of an image that predictions.json lists
@@ -117,7 +115,10 @@ def open_model(args: argparse.Namespace) -> Predictor:
     if model.suffix == ".onnx":
         if args.config_file:
             raise ValueError(f"--config-file={args.config_file}: is of .pth files")
-        return Predictor(model, args.runtime or installed_runtime(), args.threads, args.score)
+        there = installed()
+        if not (args.runtime or there):
+            raise ValueError(f"no runtime is installed: pip install {next(iter(RUNTIMES))}")
+        return Predictor(model, args.runtime or there[0], args.threads, args.score)
     if not model.is_dir() and model.suffix != ".pth":
         raise ValueError(f"{model}: must be a .onnx file, a run's folder or a .pth file")
     if args.runtime:
@@ -126,14 +127,6 @@ def open_model(args: argparse.Namespace) -> Predictor:
     if missing:
         raise ValueError(f"{model}: a checkpoint needs {missing[0]}, which is not installed")
     return checkpoint_predictor(model, args.config_file, args.threads, args.score)
-
-
-def installed_runtime() -> str:
-    """Return the name of the first runtime that is installed."""
-    for name in RUNTIMES:
-        if importlib.util.find_spec(name):
-            return name
-    raise ValueError(f"no runtime is installed: pip install {next(iter(RUNTIMES))}")
 
 
 def checkpoint_predictor(
@@ -145,7 +138,8 @@ def checkpoint_predictor(
     from tr_det.core import is_calibrated
     from tr_det.detection import QuantCheckpointer, QuantTrainer
     from tr_det.detection.config.reading import load_config
-    from tr_det.detection.export import DetectorNet, class_names, detector_spec, input_spec
+    from tr_det.detection.export import DetectorNet, detector_metadata
+    from tr_det.export.networks import TorchNetwork
     from tr_det.runtime.checkpoints import evaluated_checkpoint
 
     folder = model if model.is_dir() else model.parent
@@ -166,21 +160,8 @@ def checkpoint_predictor(
     if not is_calibrated(detector):
         raise ValueError(f"{weights}: holds no scales of quantizers; train or calibrate it first")
     net = DetectorNet(detector).eval()
-
-    class Torch:
-        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            with torch.no_grad():
-                outputs = net(torch.from_numpy(inputs["images"]).to(device))
-            return {name: x.cpu().numpy() for name, x in zip(net.output_names, outputs)}
-
-    metadata = Metadata(
-        format="torch",
-        task="detection",
-        input=input_spec(cfg, detector),
-        classes=class_names(cfg),
-        detector=detector_spec(detector),
-    )
-    return Predictor.of(Torch(), metadata, score)
+    network = TorchNetwork(net, tuple(net.output_names), device)
+    return Predictor.of(network, detector_metadata(cfg, detector), score)
 
 
 def input_files(inputs: Sequence[Path], output: Path | None) -> dict[Path, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def detector_spec(model: Any) -> DetectorSpec:
     )
 
 
+def detector_metadata(cfg: CfgNode, model: Any) -> Metadata:
+    """Return what a file or a predictor must know of a detector, but for its checkpoint."""
+    return Metadata(
+        format="torch",
+        task="detection",
+        input=input_spec(cfg, model),
+        classes=class_names(cfg),
+        category_ids=category_ids(cfg),
+        detector=detector_spec(model),
+        config=cfg.dump(),
+    )
+
+
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the names of the test set's classes, or their numbers where it names none."""
     count = cfg.MODEL.RETINANET.NUM_CLASSES
@@ -158,22 +172,12 @@ def detector_subject(
     require_quantized(net, f"MODEL.QUANT.ENABLED={cfg.MODEL.QUANT.ENABLED}")
     QuantCheckpointer(model).load(weights)
     require_scales(net, weights)
-    metadata = Metadata(
-        format="torch",
-        task="detection",
-        input=input_spec(cfg, model),
-        classes=class_names(cfg),
-        category_ids=category_ids(cfg),
-        detector=detector_spec(model),
-        checkpoint=checkpoint_entry(weights),
-        config=cfg.dump(),
-    )
     return Subject(
         model=model,
         net=net,
         names=tuple(net.output_names),
         example=_example(cfg, model),
-        metadata=metadata,
+        metadata=replace(detector_metadata(cfg, model), checkpoint=checkpoint_entry(weights)),
         images=lambda count: itertools.islice(network_inputs(model, _test_loader(cfg)), count),
         fresh=lambda: fresh_detector(cfg),
     )

@@ -18,17 +18,15 @@ that: there, of two boxes with one score, either may suppress the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from tr_det.export.metadata import DetectorSpec, Metadata
-from tr_det.export.runtimes import METADATA_KEY
+from tr_det.export.metadata import METADATA_KEY, DetectorSpec, Metadata
+from tr_det.export.onnx_parts import IR_VERSION, OPSET
 
-if TYPE_CHECKING:
-    import onnx
-
-OPSET = 21
 IMAGE_SIZE = "image_size"
 OUTPUTS = ("boxes", "scores", "labels")
 
@@ -42,9 +40,6 @@ def decode_graph(metadata: Metadata) -> onnx.ModelProto:
     Raises:
         ValueError: metadata of something else than a detector.
     """
-    import onnx
-    from onnx import TensorProto, helper
-
     if metadata.detector is None:
         raise ValueError(f"metadata.task={metadata.task!r}: must be 'detection'")
     detector = metadata.detector
@@ -65,7 +60,9 @@ def decode_graph(metadata: Metadata) -> onnx.ModelProto:
     ]
     graph = helper.make_graph(draft.nodes, "decode", inputs, outputs, draft.constants)
     opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="tr_det")
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tr_det"
+    )
     helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -80,8 +77,6 @@ class _Draft:
 
     def add(self, kind: str, *inputs: Any, outputs: int | str = 1, **attributes: Any) -> Any:
         """Add a node; numbers and arrays among the inputs become constants."""
-        from onnx import helper
-
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         if isinstance(outputs, str):
             results = [outputs]
@@ -92,8 +87,6 @@ class _Draft:
 
     def constant(self, value: Any) -> str:
         """Add an array; Python's integers become int64 and its floats float32."""
-        from onnx import numpy_helper
-
         array = np.asarray(value)
         if array.dtype == np.float64:
             array = array.astype(np.float32)

@@ -44,8 +44,8 @@ class IntegerWriter(OnnxWriter):
     def write_quantize(self, node: Node) -> None:
         """Write a quantizer, alone or with the layer before it."""
         self.codes[node.output] = node.output
-        readers = self._readers[node.output]
-        reads_bytes = all(reader.output in self._by_layer for reader in readers)
+        (reader,) = self._readers[node.output]  # a quantizer is one layer's
+        reads_bytes = reader.output in self._by_layer
         fit = self._fits.get(node.output)
         if fit is None:
             dtype = np.uint8 if reads_bytes else np.int8

@@ -25,6 +25,8 @@ FORMATS = ("qcdq", "integer", "packed", "torch")
 TASKS = ("detection", "classification", "features")
 COLORS = {"BGR": 3, "RGB": 3, "L": 1}
 """Order of the channels -> their number."""
+METADATA_KEY = "tr_det"
+"""Under which a file of any format has this JSON."""
 VERSION = 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from tr_det.export.integer import IntegerWriter
 from tr_det.export.metadata import Metadata
 from tr_det.export.onnx_writer import OnnxWriter
 from tr_det.export.qcdq import QcdqWriter
+from tr_det.export.runtimes import installed
 from tr_det.export.trace import Traced, trace
 from tr_det.export.verify import Proof, verify
 from tr_det.runtime.files import written_aside
@@ -92,4 +92,4 @@ def prove(exported: Exported, batches: Iterable[np.ndarray], runtimes: Sequence[
 
 def installed_runtimes(form: str) -> list[str]:
     """Return the runtimes for a format that can be imported here."""
-    return [name for name in RUNTIMES_OF[form] if importlib.util.find_spec(name)]
+    return installed(RUNTIMES_OF[form])

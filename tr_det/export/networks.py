@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from tr_det.export import metadata as metadata_of
-from tr_det.export.metadata import Metadata
-from tr_det.export.runtimes import Arrays, open_runtime
-
-
-class Network(Protocol):
-    """What runs a network."""
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Return the outputs by name for ``{"images": (N, C, H, W) float32}``."""
-        ...
+from tr_det.export.metadata import METADATA_KEY, Metadata
+from tr_det.export.runtimes import Arrays, Network, open_runtime
 
 
 class TorchNetwork:
     """A torch module that takes one tensor.
 
     Args:
-        net: on the CPU, in evaluation.
+        net: in evaluation.
         names: of its outputs.
+        device: where it is.
     """
 
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        self._net, self._names = net, names
+    def __init__(self, net: nn.Module, names: tuple[str, ...], device: str = "cpu") -> None:
+        self._net, self._names, self._device = net, names, device
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Return the outputs by name."""
         with torch.no_grad():
-            found = self._net(torch.from_numpy(inputs["images"]))
+            found = self._net(torch.from_numpy(inputs["images"]).to(self._device))
         outputs = (found,) if isinstance(found, torch.Tensor) else found
-        return {name: x.numpy() for name, x in zip(self._names, outputs, strict=True)}
+        return {name: x.cpu().numpy() for name, x in zip(self._names, outputs, strict=True)}
 
 
 class Timed:
@@ -128,10 +122,6 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
-    import json
-
-    from tr_det.export.runtimes import METADATA_KEY
-
     try:
         import onnx
     except ImportError:

@@ -16,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tr_det.export.bits import pack
 from tr_det.export.graph import InputGrid, Node, Weights
 
+OPSET = 21
+IR_VERSION = 10
+
 
 class OnnxParts:
     """Collects nodes and constants.

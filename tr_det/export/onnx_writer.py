@@ -14,11 +14,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from tr_det.export.graph import INTEGER_OPS, Graph, Node
-from tr_det.export.onnx_parts import OnnxParts
-from tr_det.export.runtimes import METADATA_KEY
+from tr_det.export.metadata import METADATA_KEY
+from tr_det.export.onnx_parts import IR_VERSION, OPSET, OnnxParts
 
-OPSET = 21
-IR_VERSION = 10
 _PASSED_ON = frozenset(
     {
         *("Relu", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool", "Concat", "Flatten"),

@@ -36,11 +36,8 @@ from typing import Any
 import numpy as np
 
 from tr_det.export.bits import unpack
+from tr_det.export.metadata import METADATA_KEY, VERSION
 
-METADATA_KEY = "tr_det"
-"""Key of the JSON in the file's metadata."""
-
-VERSION = 1
 OWN = ":"
 """In the keys of tensors that are not the model's state."""
 

@@ -13,25 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from tr_det.export import metadata as metadata_of
 from tr_det.export.decode import Boxes, detect
 from tr_det.export.images import Source, opened, prepared
-from tr_det.export.metadata import Metadata
-from tr_det.export.runtimes import METADATA_KEY, open_runtime
+from tr_det.export.metadata import METADATA_KEY, Metadata
+from tr_det.export.runtimes import Network, open_runtime
 
 INPUT = "images"
-
-
-class Backend(Protocol):
-    """What runs a network."""
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Return the outputs by name for ``{"images": (N, C, H, W) float32}``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +121,7 @@ class Predictor:
     @classmethod
     def of(
         cls,
-        backend: Backend,
+        backend: Network,
         metadata: Metadata | Mapping[str, Any],
         score_threshold: float | None = None,
     ) -> Predictor:
@@ -146,7 +138,7 @@ class Predictor:
         predictor._set(backend, metadata, score_threshold)
         return predictor
 
-    def _set(self, backend: Backend, metadata: Metadata, score_threshold: float | None) -> None:
+    def _set(self, backend: Network, metadata: Metadata, score_threshold: float | None) -> None:
         if metadata.task == "features":
             raise ValueError("metadata.task='features': there is nothing to predict")
         if score_threshold is not None:

@@ -15,6 +15,7 @@ from tr_det.export.graph import Graph
 from tr_det.export.latency import FLOAT32, ROUNDS, Timing, compare, written
 from tr_det.export.model import installed_runtimes
 from tr_det.export.part import quantized_part
+from tr_det.export.runtimes import TITLES
 from tr_det.export.saturation import this_cpu
 from tr_det.export.sizes import WeightSize, float_sizes, onnx_sizes, packed_sizes
 from tr_det.export.subject import Subject
@@ -25,7 +26,6 @@ from tr_det.runtime.files import write_json, write_text
 Record = dict[str, Any]
 
 WHOLE, PART = "whole network", "quantized part"
-_RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def make_report(
@@ -200,7 +200,7 @@ def _latency_rows(report: Record) -> list[list[str]]:
     return [
         [
             row["what"],
-            _RUNTIME_NAMES[row["runtime"]],
+            TITLES[row["runtime"]],
             row["format"],
             f"{row['ms']:.2f}",
             f"{row['over_float32']:.3f}",

@@ -5,22 +5,30 @@ Neither torch nor Detectron2 is needed here.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-METADATA_KEY = "tr_det"
-"""Key of the JSON among the file's properties."""
+from tr_det.export.metadata import METADATA_KEY
 
 Arrays = dict[str, np.ndarray]
 _OPENVINO_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 
 
+class Network(Protocol):
+    """What runs a network, in whatever library."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Return the outputs by name for ``{"images": (N, C, H, W) float32}``."""
+        ...
+
+
 class Runtime(Protocol):
-    """A loaded model.
+    """A loaded ONNX file.
 
     Attributes:
         name: of the runtime.
@@ -118,6 +126,12 @@ class OpenVino:
 
 
 RUNTIMES: dict[str, Callable[..., Runtime]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def installed(names: Iterable[str] = tuple(RUNTIMES)) -> list[str]:
+    """Return which of the runtimes can be imported here."""
+    return [name for name in names if importlib.util.find_spec(name)]
 
 
 def open_runtime(model: str | Path | bytes, name: str = "onnxruntime", **options: Any) -> Runtime:

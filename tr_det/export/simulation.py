@@ -16,12 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tr_det.core import quantized_layers
+from tr_det.export.metadata import METADATA_KEY, VERSION
 from tr_det.runtime.files import written_aside
-
-METADATA_KEY = "tr_det"
-"""Name of the JSON among the file's extra files."""
-
-VERSION = 1
 
 
 def write_simulation(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tr_det.export.runtimes import TITLES
+
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PHASES = {
     "dataset": "dataset",
@@ -16,8 +18,6 @@ PHASES = {
     "export": "export",
 }
 """The demo's phases in their order -> their names in the table."""
-
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def tr_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         rows = [[*row, "-"] for row in rows]
         rows[0][-1] = "file MB"
         for row in exported["rows"]:
-            name = f"{bits} exported ({RUNTIMES[row['runtime']]})"
+            name = f"{bits} exported ({TITLES[row['runtime']]})"
             cells = (f"{storage['quantized']:.2f}", f"{row['file_mb']:.2f}")
             rows.append([name, *_metrics(row["metrics"]), *cells])
     gains = (
@@ -104,7 +104,7 @@ def _metrics(found: Mapping[str, float]) -> list[str]:
 def _export_notes(exported: Mapping[str, Any]) -> list[str]:
     """Return the times and the verdict of the proof, a line each."""
     times = [
-        f"{RUNTIMES[row['runtime']]} {row['ms']:.2f} ({row['format']}), FP32 "
+        f"{TITLES[row['runtime']]} {row['ms']:.2f} ({row['format']}), FP32 "
         f"{row['float32_ms']:.2f}: {row['over_float32']:.2f} of its time"
         for row in exported["rows"]
     ]
