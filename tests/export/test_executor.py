@@ -129,7 +129,10 @@ def test_poolings_equal_torchs(numbers, how, kind) -> None:
         ),
         ({"op": "HardSwish"}, F.hardswish),
         (
-            {"op": "PRelu", "attributes": {"slope": np.float32([0.1, 0.2, 0.3, -1])}},
+            {
+                "op": "PRelu",
+                "attributes": {"slope": np.float32([[[0.1]], [[0.2]], [[0.3]], [[-1]]])},
+            },
             lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3, -1])),
         ),
         (

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tr_det.core import QuantConfig, QuantRule, quantize_model, set_scales
@@ -113,3 +114,108 @@ def test_layers_with_weights_or_inputs_in_full_precision() -> None:
     found = execute(graph, {"images": images.numpy()})["output"]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), net(images))
+
+
+class Between(nn.Module):
+    """Two convolutions with a function between them and one behind."""
+
+    def __init__(self, between=torch.relu, behind=lambda x: x, **buffers) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.between, self.behind = between, behind
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x):
+        return self.behind(self.second(self.between(self.first(x))))
+
+
+def changed_after_reading(x):
+    y = x + 1
+    before = y.clone()
+    F.relu_(y)
+    return torch.cat((before[:, :4], y[:, 4:]), 1)
+
+
+def changed_by_another_name(x):
+    x = x * 1
+    F.relu_(F.dropout(x, training=False))
+    return x
+
+
+@pytest.mark.parametrize(
+    "between", [changed_after_reading, changed_by_another_name, lambda x: x.squeeze(1)]
+)
+def test_operations_in_place_change_what_is_read_later(between) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 14)
+    net = quantized(Between(between), images, signed_input=True)
+    found = execute(fold(trace(net, images).graph), {"images": images.numpy()})["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net(images))
+
+
+def relu_on_a_part(x):
+    x[:, :4].relu_()
+    return x
+
+
+def relu_on_a_view(x):
+    x.view(x.shape).relu_()
+    return x
+
+
+FIVE = torch.ones(5, 1, 1)
+
+
+def transposed(x):
+    n, c, height, width = x.shape
+    return x.reshape(n, c, width, height)
+
+
+@pytest.mark.parametrize(
+    ("behind", "reason"),
+    [
+        (relu_on_a_part, "relu_ changes .* in place"),
+        (relu_on_a_view, "relu_ changes .* in place"),
+        (F.dropout, "train=True"),
+        (lambda x: F.interpolate(x, scale_factor=1.5), "only by integers"),
+        (lambda x: F.gelu(x).relu(), "aten.gelu.default"),
+        (lambda x: x[:, :1] * FIVE, r"shape \(5, 1, 1\)"),
+        (transposed, "another size for each"),
+        (lambda x: x if x.shape[0] == 2 else x * 2, "number of images to 2"),
+        (lambda x: {"a": x, "b": None}, "output 'b'"),
+        (lambda x: {"images": x}, "none of them 'images'"),
+    ],
+)
+def test_what_would_be_exported_wrongly_is_refused(behind, reason) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    net = quantized(Between(behind=behind), images)
+    with pytest.raises(ValueError, match=reason):
+        trace(net, images)
+
+
+def test_buffers_are_left_alone() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    net = quantized(Between(calls=torch.zeros(())), images)
+    net.behind = lambda x: x * net.calls.add_(1)
+    with pytest.raises(ValueError, match="calls of the model itself"):
+        trace(net, images)
+    assert net.calls == 0
+
+
+@pytest.mark.parametrize("place", ["second.weight", "first.bias", "norm"])
+def test_numbers_that_are_not_finite_are_refused(place) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    net = quantized(Between(norm=torch.ones(())), images)
+    net.behind = lambda x: x * net.norm
+    net.state_dict()[place].view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=f"{place.partition('.')[0]}: .* not finite"):
+        trace(net, images)
+
+
+def test_outputs_may_have_the_names_of_operations() -> None:
+    images = torch.rand(2, 3, 16, 14)
+    net = quantized(Between(behind=lambda x: {"relu": x}), images)
+    model = IntegerWriter(fold(trace(net, images).graph)).write({})
+    assert [output.name for output in model.graph.output] == ["relu"]

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import fx
 
-from tr_det.export.conversion import CONVERTERS, Conversion, Converter, arguments, converts, pair
+from tr_det.export.conversion import (
+    CONVERTERS,
+    Conversion,
+    Converter,
+    arguments,
+    converts,
+    pair,
+    value_of,
+)
 from tr_det.export.graph import Node
 
 aten = torch.ops.aten
@@ -83,7 +91,7 @@ def _arithmetic(c: Conversion, node: fx.Node) -> None:
     if not c.is_constant(other):
         c.emit(op, node, x, other)
         return
-    numbers = _per_channel(c, node, other)
+    numbers = _per_channel(c, node, x, other)
     kind = "scale" if op == "Mul" else "bias"
     parts = {"scale": None, "bias": None, kind: -numbers if op == "Sub" else numbers}
     c.emit("Affine", node, x, **parts)
@@ -95,17 +103,18 @@ def _divide(c: Conversion, node: fx.Node) -> None:
     if not c.is_constant(other):
         c.emit("Div", node, x, other)
         return
-    c.emit("Affine", node, x, scale=1 / _per_channel(c, node, other), bias=None)
+    c.emit("Affine", node, x, scale=1 / _per_channel(c, node, x, other), bias=None)
 
 
-def _per_channel(c: Conversion, node: fx.Node, arg: Any) -> np.ndarray:
-    """Return a constant operand as one number, or one for each channel (dimension 1)."""
+def _per_channel(c: Conversion, node: fx.Node, x: Any, arg: Any) -> np.ndarray:
+    """Return a constant operand as one number, or one for each channel (dimension 1) of x."""
     numbers = c.constant(arg) if isinstance(arg, fx.Node) else np.float32(arg)
     assert numbers is not None
-    shape = [1] * (node.meta["val"].ndim - numbers.ndim) + list(numbers.shape)
     if numbers.size == 1:
         return numbers.reshape(()).astype(np.float32)
-    if len(shape) < 2 or numbers.size != shape[1]:
+    size = x.meta["val"].shape
+    shape = [1] * (len(size) - numbers.ndim) + list(numbers.shape)
+    if len(shape) < 2 or not numbers.size == shape[1] == size[1]:
         raise ValueError(f"cannot be exported: {node}, an operand of shape {numbers.shape}")
     return _along_channels(node, numbers.astype(np.float32))
 
@@ -144,7 +153,9 @@ def _clip(c: Conversion, node: fx.Node) -> None:
 
 @converts(aten.prelu.default)
 def _prelu(c: Conversion, node: fx.Node) -> None:
-    c.emit("PRelu", node, node.args[0], slope=c.constant(node.args[1]))
+    slope = c.constant(node.args[1])
+    assert slope is not None
+    c.emit("PRelu", node, node.args[0], slope=_along_channels(node, slope))
 
 
 @converts(aten.leaky_relu.default, aten.leaky_relu_.default)
@@ -173,5 +184,5 @@ for _op, _targets in {
 @converts(aten.silu.default, aten.silu_.default)
 def _silu(c: Conversion, node: fx.Node) -> None:
     x = c.value(node.args[0])
-    c.add(Node("Sigmoid", (x,), f"{node.name}.gate"))
-    c.add(Node("Mul", (x, f"{node.name}.gate"), node.name))
+    gate = f"{value_of(node)}.gate"
+    c.name(node, Node("Sigmoid", (x,), gate), Node("Mul", (x, gate), value_of(node)))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from tr_det.export.conversion import Conversion, arguments, converts, pair
+from tr_det.export.conversion import VIEWS, Conversion, arguments, converts, pair
 
 aten = torch.ops.aten
 LAST = 2**63 - 1
@@ -64,6 +64,10 @@ def _mean(c: Conversion, node: fx.Node) -> None:
 def _upsample(c: Conversion, node: fx.Node) -> None:
     a = arguments(node)
     if a["scale_factors"] is not None:
+        if not all(float(f).is_integer() for f in a["scale_factors"]):
+            raise ValueError(
+                f"cannot be exported: {node}, a resizing by {a['scale_factors']}; only by integers"
+            )
         c.emit("Resize", node, a["input"], scales=[float(f) for f in a["scale_factors"]])
         return
     wanted = [_size(size) for size in a["output_size"]]
@@ -110,6 +114,8 @@ def _flatten(c: Conversion, node: fx.Node) -> None:
 def _squeeze(c: Conversion, node: fx.Node) -> None:
     dims = node.args[1]
     dims = [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    dims = [dim for dim in dims if isinstance(shape[dim], int) and shape[dim] == 1]
     c.emit("Squeeze", node, node.args[0], axes=dims)
 
 
@@ -126,7 +132,7 @@ def _slice(c: Conversion, node: fx.Node) -> None:
     if not (isinstance(start, int) and isinstance(end, int)):
         raise ValueError(f"cannot be exported: {node}, a slice with computed bounds")
     if (start, end, a["step"]) == (0, LAST, 1):
-        c.same(node, a["self"])
+        c.copy(node, a["self"])
         return
     c.emit("Slice", node, a["self"], starts=[start], ends=[end], axes=[a["dim"]], steps=[a["step"]])
 
@@ -143,14 +149,27 @@ def _pad(c: Conversion, node: fx.Node) -> None:
     c.emit("Pad", node, a["self"], pads=begins + ends, value=np.float32(a["value"] or 0))
 
 
-@converts(
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.alias.default,
+@converts(aten.dropout.default, aten.dropout_.default)
+def _dropout(c: Conversion, node: fx.Node) -> None:
+    if arguments(node)["train"]:
+        raise ValueError(f"cannot be exported: {node}, a dropout that drops (train=True)")
+    c.alias(node, node.args[0])
+
+
+@converts(aten.detach.default, aten.detach_.default, aten.alias.default)
+def _alias(c: Conversion, node: fx.Node) -> None:
+    c.alias(node, node.args[0])
+
+
+@converts(aten.clone.default, aten.contiguous.default)
+def _copy(c: Conversion, node: fx.Node) -> None:
+    c.copy(node, node.args[0])
+
+
+VIEWS.update(
+    *(
+        (aten.view.default, aten.reshape.default, aten._unsafe_view.default),
+        (aten.flatten.using_ints, aten.squeeze.dims, aten.squeeze.dim),
+        (aten.slice.Tensor, aten.contiguous.default),
+    )
 )
-def _same(c: Conversion, node: fx.Node) -> None:
-    c.same(node, node.args[0])

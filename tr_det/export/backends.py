@@ -12,9 +12,11 @@ import onnx
 import torch
 from onnx import helper
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from tr_det.export.conversion import value_of
 from tr_det.export.executor import INEXACT
-from tr_det.export.graph import Graph
+from tr_det.export.graph import INPUT, Graph
 from tr_det.export.onnx_writer import OnnxWriter
 from tr_det.export.runtimes import Arrays, OnnxRuntime, OpenVino, Runtime
 from tr_det.export.trace import LEAF, Traced, known
@@ -45,7 +47,8 @@ class Backend(Protocol):
         name: for tables.
         integer_layers: how many convolutions and matrix products it runs in integers.
         expected_integer_layers: how many it should at least; None where it claims nothing.
-        changed_by_probes: whether asking for codes has changed what it computes.
+        changed_by_probes: whether what codes were taken from computes something else than what was
+            asked about.
     """
 
     name: str
@@ -79,7 +82,10 @@ def entries(graph: Graph) -> list[str]:
 
 
 class TorchBackend:
-    """The model as it was trained, operation by operation.
+    """The model as it was trained, operation by operation as torch recorded it.
+
+    What the record computes is compared with the model itself: a record has only one branch of an
+    ``if`` on the images' size.
 
     Args:
         traced: of `tr_det.export.trace.trace`.
@@ -89,19 +95,21 @@ class TorchBackend:
     name = "torch"
     integer_layers = 0
     expected_integer_layers: int | None = None
-    changed_by_probes = False
 
     def __init__(self, traced: Traced, graph: Graph) -> None:
         self._traced, self._graph = traced, graph
+        self.changed_by_probes = False
         self._entries = entries(graph)
 
     def __call__(self, images: np.ndarray) -> Observed:
         """Run."""
         module = _runnable(self._traced.program)
         recorder = _Recorder(module, self._traced, set(self._entries))
-        with torch.no_grad(), known(self._traced.layers):
-            results = recorder.run(torch.from_numpy(images))
-        results = torch.utils._pytree.tree_leaves(results)
+        with torch.no_grad(), known(self._traced.layers):  # either may change its input
+            results = tree_leaves(recorder.run(torch.from_numpy(images.copy())))
+            expected = tree_leaves(self._traced.model(torch.from_numpy(images.copy())))
+        if not all(map(torch.equal, results, expected)):
+            self.changed_by_probes = True
         made = {node.output: node for node in self._graph.nodes}
         for node in self._graph.having("Quantize"):
             source = made.get(node.inputs[0])
@@ -133,10 +141,10 @@ class _Recorder(fx.Interpreter):
         """Run one operation, and keep what is wanted of it."""
         if n.target is LEAF:
             (x, name), _ = self.fetch_args_kwargs_from_env(n)
-            self._observe(f"{n.name}.codes", self._layers[name].input_quantizer, x)
+            self._observe(f"{value_of(n)}.codes", self._layers[name].input_quantizer, x)
         result = super().run_node(n)
-        if n.name in self._wanted:
-            self.entries[n.name] = result.numpy().copy()  # a later operation may be in place
+        if value_of(n) in self._wanted:
+            self.entries[value_of(n)] = result.numpy().copy()  # a later operation may be in place
         return result
 
     def _observe(self, name: str, quantizer: Any, x: Tensor) -> None:
@@ -176,12 +184,12 @@ class RuntimeBackend:
 
     def __call__(self, images: np.ndarray) -> Observed:
         """Run."""
-        found = self._probed.run({"images": images})
+        found = self._probed.run({INPUT: images})
         multiples = {}
         for value, name in self._writer.codes.items():
             _, zero = self._writer.types[name]
             multiples[value] = found[name].astype(np.float32) - np.float32(zero)
-        outputs = self._plain.run({"images": images})
+        outputs = self._plain.run({INPUT: images})
         for name in self._writer.graph.outputs:
             if not np.array_equal(outputs[name], found[name]):
                 self.changed_by_probes = True

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from tr_det.export.graph import Node
+from tr_det.export.graph import INPUT, Node
 
 
 class Conversion:
     """The nodes so far, and which values are known.
+
+    Operations in place give their tensor a new value: whoever reads the tensor later, by whatever
+    name, reads that one. Of a tensor that may share its memory with a view they are refused.
 
     Args:
         placeholders: tensor of each parameter, buffer and constant; None for the image.
@@ -22,34 +25,59 @@ class Conversion:
     def __init__(self, placeholders: Mapping[str, Tensor | None]) -> None:
         self.nodes: list[Node] = []
         self.constants = {name: t for name, t in placeholders.items() if t is not None}
-        self._names = {name: "images" for name, t in placeholders.items() if t is None}
+        self._values = {name: INPUT for name, t in placeholders.items() if t is None}
+        self._tensors: dict[str, str] = {}  # name of an operation -> the first one of its tensor
+        self._viewed: set[str] = set()  # tensors that may share their memory with others
 
     def value(self, arg: Any) -> str:
         """Return the name of an argument's value."""
-        name = self._names.get(arg.name)
-        if name is None:
+        value = self._values.get(self._tensor(arg))
+        if value is None:
             raise ValueError(f"cannot be exported: {arg} is a constant where a value is expected")
-        return name
+        return value
+
+    def _tensor(self, arg: Any) -> str:
+        return self._tensors.get(arg.name, arg.name)
 
     @property
     def known(self) -> Collection[str]:
         """Names of the operations, and of the image, whose values there are."""
-        return self._names.keys()
+        return {*self._values, *self._tensors}
 
-    def add(self, *nodes: Node) -> None:
-        """Add nodes."""
+    def name(self, node: fx.Node, *nodes: Node) -> None:
+        """Add nodes, of which the last one makes an operation's value."""
         self.nodes += nodes
-        for node in nodes:
-            self._names[node.output] = node.output
+        self._values[self._tensor(node)] = nodes[-1].output
 
     def emit(self, op: str, node: fx.Node, *inputs: Any, **attributes: Any) -> None:
         """Add one node for an operation."""
         names = tuple(self.value(arg) for arg in inputs)
-        self.add(Node(op, names, node.name, attributes))
+        self.name(node, Node(op, names, value_of(node), attributes))
 
-    def same(self, node: fx.Node, arg: Any) -> None:
-        """Let an operation's value be its argument's."""
-        self._names[node.name] = self.value(arg)
+    def copy(self, node: fx.Node, arg: Any) -> None:
+        """Let an operation's value be its argument's, as it is now."""
+        self._values[self._tensor(node)] = self.value(arg)
+
+    def alias(self, node: fx.Node, arg: Any) -> None:
+        """Let an operation's result be the same tensor as its argument."""
+        self._tensors[node.name] = self._tensor(arg)
+
+    def convert(self, node: fx.Node) -> None:
+        """Add what an operation becomes."""
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if source is not None and is_in_place(node):
+            tensor = self._tensor(source)
+            if tensor not in self._values or tensor in self._viewed:
+                raise ValueError(
+                    f"cannot be exported: {node} changes {source} in place, which is a constant of "
+                    "the model or has views; use the operation that returns a new tensor"
+                )
+            self.alias(node, source)
+            CONVERTERS[node.target](self, node)
+        else:
+            CONVERTERS[node.target](self, node)
+            if source is not None and node.target in VIEWS:
+                self._viewed |= {self._tensor(source), self._tensor(node)}
 
     def folds(self, node: fx.Node) -> bool:
         """Compute an operation on constants alone; return whether it was one."""
@@ -57,6 +85,10 @@ class Conversion:
             arg.name not in self.constants for arg in node.all_input_nodes
         ):
             return False
+        if is_in_place(node):
+            raise ValueError(
+                f"cannot be exported: {node} changes {node.all_input_nodes[0]} of the model itself"
+            )
         args, kwargs = fx.node.map_arg(
             (node.args, node.kwargs), lambda arg: self.constants[arg.name]
         )
@@ -77,9 +109,16 @@ class Conversion:
         return not isinstance(arg, fx.Node) or arg.name in self.constants
 
 
+def value_of(node: fx.Node) -> str:
+    """Return the name of the value of an operation; no output of a model is called like this."""
+    return f"/{node.name}"
+
+
 Converter = Callable[[Conversion, fx.Node], None]
 CONVERTERS: dict[Any, Converter] = {}
 """Overload of an ATen operation -> what converts it."""
+VIEWS: set[Any] = set()
+"""Overloads whose result may share its memory with their first argument."""
 
 
 def converts(*targets: Any) -> Callable[[Converter], Converter]:
@@ -98,6 +137,12 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     found.update({a.name: given for a, given in zip(schema.arguments, node.args, strict=False)})
     return {**found, **node.kwargs}
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Return whether an operation changes an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def pair(numbers: Any, default: Sequence[int] | None = None) -> list[int]:

@@ -254,7 +254,7 @@ _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "Affine": _affine,
     "Relu": lambda node, x: np.maximum(x, np.float32(0)),
     "Clip": lambda node, x: np.clip(x, node["min"], node["max"]),
-    "PRelu": lambda node, x: np.where(x < 0, x * node["slope"].reshape(-1, 1, 1), x),
+    "PRelu": lambda node, x: np.where(x < 0, x * node["slope"], x),
     "Add": lambda node, x, y: x + y,
     "Sub": lambda node, x, y: x - y,
     "Mul": lambda node, x, y: x * y,

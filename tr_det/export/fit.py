@@ -67,7 +67,9 @@ def fits(graph: Graph) -> dict[str, Fit]:
 
 
 def _fitted(stairs: Staircase, multiples: np.ndarray) -> Fit | None:
-    """Return a layer's fit, None if one of its channels has none."""
+    """Return a layer's fit, None if one of its channels has none, or there is one level only."""
+    if not len(stairs.halves):
+        return None
     factor, bias, scale = _chosen(stairs, multiples)
     sides = stairs.sides()
     sums = sides * factor[:, None] + bias[:, None]

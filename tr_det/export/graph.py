@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+INPUT = "images"
 INTEGER_OPS = ("IntegerConv", "IntegerLinear")
 
 

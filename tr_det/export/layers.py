@@ -36,6 +36,7 @@ def weights_of(layer: Layer, name: str) -> Weights | None:
             f"{name}: the levels of {kind} weights have an offset, so no integer stands for "
             "zero; only --format packed and torch can hold them"
         )
+    _require_finite(name, grid.step)
     unit = np.broadcast_to(_numbers(grid.step).reshape(-1), (layer.weight.shape[0],))
     codes = quantizer.codes(layer.weight).cpu().numpy().astype(np.int16)
     return Weights(quantizer.bits, grid.low, grid.mul, grid.add, codes, unit)
@@ -61,6 +62,7 @@ def input_grid_of(quantizer: Quantizer, name: str) -> tuple[InputGrid, float]:
             "integer stands for the zero of the padding; only --format packed and torch can hold "
             "them"
         )
+    _require_finite(name, rounding.step, grid.step)
     shift = 0.0 if rounding.shift is None else float(rounding.shift.detach())
     found = InputGrid(
         bits=quantizer.bits,
@@ -91,9 +93,11 @@ def layer_nodes(
     is_conv = isinstance(layer, nn.Conv2d)
     attributes = _conv_attributes(layer, name) if is_conv else {}
     bias = None if layer.bias is None else _numbers(layer.bias)
+    _require_finite(name, layer.weight, layer.bias)
     factor = 1.0
     if layer.output_scale is not None:
         layer.output_scale.require_calibrated()
+        _require_finite(name, layer.output_scale.scale)
         factor = float(layer.output_scale.scale.detach())
     nodes, unit, grid = [], 1.0, None
     if layer.input_quantizer is not None:
@@ -142,6 +146,12 @@ def _conv_attributes(layer: Any, name: str) -> dict[str, Any]:
 def _require_calibrated(quantizer: Quantizer, name: str) -> None:
     if not quantizer.is_calibrated:
         raise ValueError(f"{name}: has no scale yet; export a trained or calibrated model")
+
+
+def _require_finite(name: str, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None and not tensor.detach().isfinite().all():
+            raise ValueError(f"{name}: its weight, bias or scales hold numbers that are not finite")
 
 
 def _kind(quantizer: Quantizer) -> str:

@@ -68,6 +68,8 @@ def export_onnx(
     Raises:
         ValueError: what cannot be represented, by name.
     """
+    if form not in WRITERS:
+        raise ValueError(f"form={form!r}: must be one of {', '.join(WRITERS)}")
     traced = trace(model, example, names)
     writer = WRITERS[form](fold(traced.graph))
     return Exported(traced, writer, writer.write(metadata.to_dict()))

@@ -136,8 +136,7 @@ class OnnxWriter(OnnxParts):
 
     def write_p_relu(self, node: Node) -> None:
         """Write a PReLU with a slope for each channel."""
-        slope = node["slope"].reshape(-1, 1, 1) if node["slope"].size > 1 else node["slope"]
-        name = self.constant(f"{node.output}.slope", slope)
+        name = self.constant(f"{node.output}.slope", node["slope"])
         self.emit("PRelu", [node.inputs[0], name], node.output)
 
     def write_reduce_mean(self, node: Node) -> None:

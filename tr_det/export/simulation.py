@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from tr_det.core import quantized_layers
 from tr_det.export.metadata import METADATA_KEY, VERSION
+from tr_det.export.recording import record
 from tr_det.runtime.files import written_aside
 
 
@@ -42,17 +42,13 @@ def write_simulation(
         ValueError: a model in training mode, without quantized layers or scales, or one that
             cannot be recorded; an example that is too small.
     """
-    if not any(quantized_layers(model)):
-        raise ValueError("the model has no quantized layers: there is nothing to export")
-    if model.training:
-        raise ValueError("the model is in training mode: call eval() before the export")
     for _, layer in quantized_layers(model):
         for part in layer.parts():
             try:
                 part.require_calibrated()
             except RuntimeError as error:
                 raise ValueError(str(error)) from None
-    program = _recorded(model, example, dynamic)
+    program = record(model, example, dynamic)
     text = json.dumps({**metadata, "format": "torch", "version": VERSION}, allow_nan=False)
     with written_aside(path) as aside:
         torch.export.save(program, aside, extra_files={METADATA_KEY: text})
@@ -77,17 +73,3 @@ def read_simulation(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if kind != ("torch", VERSION):
         raise ValueError(f"{path}: format {kind[0]!r}, version {kind[1]!r}: must be 'torch', 1")
     return program.module(), metadata
-
-
-def _recorded(model: nn.Module, example: Tensor, dynamic: Sequence[int]) -> ExportedProgram:
-    sizes = {dim: Dim.AUTO for dim in dynamic if dim < example.ndim}
-    if any(example.shape[dim] < 2 for dim in sizes):  # torch.export takes 1 for a constant
-        raise ValueError(
-            f"example of shape {tuple(example.shape)}: dimensions {[*sizes]} must be at least 2"
-        )
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes=(sizes,), strict=False)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"torch.export cannot record {type(model).__name__}: {reason}") from error

@@ -13,15 +13,16 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 import tr_det.export.aten
 import tr_det.export.aten_shapes  # noqa: F401  registers converters
 from tr_det.core import quantized_layers
-from tr_det.export.conversion import CONVERTERS, Conversion
-from tr_det.export.graph import Graph
+from tr_det.export.conversion import CONVERTERS, Conversion, value_of
+from tr_det.export.graph import INPUT, Graph
 from tr_det.export.layers import Layer, layer_nodes, weights_of
+from tr_det.export.recording import record
 
 _LAYERS: ContextVar[Mapping[str, Layer]] = ContextVar("layers")
 _LIBRARY = torch.library.Library("tr_det_export", "FRAGMENT")
@@ -48,11 +49,13 @@ class Traced(NamedTuple):
     """What `trace` returns.
 
     Attributes:
+        model: that was given.
         graph: the intermediate form, not yet folded.
-        program: torch's own record; values have the same names.
+        program: torch's own record of the model; see `conversion.value_of`.
         layers: the quantized layers by name.
     """
 
+    model: nn.Module
     graph: Graph
     program: Any
     layers: dict[str, Layer]
@@ -63,57 +66,50 @@ def trace(model: nn.Module, example: Tensor, names: Sequence[str] = ()) -> Trace
 
     Args:
         model: takes one tensor; returns a tensor, or a tuple, list or dict of tensors.
-        example: an input, floating point; batch, height and width may differ later, at least 2.
+        example: an input, float32; batch, height and width are at least 2. They may differ later,
+            but for a height and width that the model itself makes constant.
         names: of the outputs; by default the dict's keys, or output, output_1, ...
 
     Raises:
         ValueError: what cannot be represented, by name: operations, quantizers, uncalibrated
-            layers; or a model without quantized layers.
+            layers, numbers that are not finite; what `record` refuses; or a model that fixes the
+            batch, or ties its sizes to each other.
     """
+    if example.dtype != torch.float32:
+        raise ValueError(f"the example is {example.dtype}: export a float32 model (call float())")
     layers = dict(quantized_layers(model))
-    if not layers:
-        raise ValueError("the model has no quantized layers: there is nothing to export")
-    if model.training:
-        raise ValueError("the model is in training mode: call eval() before the export")
     weights = {name: weights_of(layer, name) for name, layer in layers.items()}
-    program = _recorded(model, example, layers)
+    with known(layers), _as_leaves(layers):
+        program = record(model, example)
     conversion = Conversion(_constants(program, model))
     unknown: dict[str, str] = {}
     for node in program.graph.nodes:
         if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt):
             continue  # sizes are looked at where they are used
-        if node.target is LEAF:
+        if unknown or node.target not in (LEAF, *CONVERTERS):
+            # What follows an unknown operation has no values; only its name is of interest.
+            if node.target not in (LEAF, *CONVERTERS) and not conversion.folds(node):
+                unknown.setdefault(str(node.target), _place(node))
+        elif node.target is LEAF:
             source, name = node.args
             x = conversion.value(source)
-            conversion.add(*layer_nodes(layers[name], name, x, node.name, weights[name]))
-        elif conversion.folds(node):
-            continue
-        elif node.target in CONVERTERS:
-            CONVERTERS[node.target](conversion, node)
-        else:
-            unknown.setdefault(str(node.target), _place(node))
+            conversion.name(
+                node, *layer_nodes(layers[name], name, x, value_of(node), weights[name])
+            )
+        elif not conversion.folds(node):
+            conversion.convert(node)
     if unknown:
         listed = ", ".join(f"{target} (in {place})" for target, place in unknown.items())
         raise ValueError(f"cannot be exported: {listed}; only --format torch can hold it")
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    results: Any = output.args[0]
-    names = list(names) or _names(program, len(results))
-    shape = tuple(None if dim in (0, 2, 3) else size for dim, size in enumerate(example.shape))
+    outputs = _outputs(program, conversion, names)
     graph = Graph(
-        inputs={"images": shape},
-        outputs=dict(zip(names, map(conversion.value, results), strict=True)),
+        inputs={INPUT: _shape(program, example)},
+        outputs={name: conversion.value(node) for name, node in outputs.items()},
         nodes=conversion.nodes,
         weights={name: found for name, found in weights.items() if found is not None},
-        ranks={name: arg.meta["val"].ndim for name, arg in zip(names, results, strict=True)},
+        ranks={name: node.meta["val"].ndim for name, node in outputs.items()},
     )
-    return Traced(graph, program, layers)
-
-
-def _recorded(model: nn.Module, example: Tensor, layers: Mapping[str, Layer]) -> Any:
-    # Sizes are symbols where the model allows it, so that a size it asks for is seen as one.
-    dynamic = {dim: Dim.AUTO for dim in range(example.ndim) if dim != 1}
-    with known(layers), _as_leaves(layers), torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
+    return Traced(model, graph, program, layers)
 
 
 @contextmanager
@@ -141,14 +137,35 @@ def _as_leaves(layers: Mapping[str, Layer]) -> Iterator[None]:
 def _constants(program: Any, model: nn.Module) -> dict[str, Tensor | None]:
     """Return the tensors of the model by the names of their placeholders; None for the input."""
     signature = program.graph_signature
-    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state.update(model.named_buffers(remove_duplicate=False))
-    found: dict[str, Tensor | None] = {n: state[key].detach() for n, key in tensors.items()}
-    for name, key in signature.inputs_to_lifted_tensor_constants.items():
-        found[name] = program.constants[key].detach()
+    lifted = signature.inputs_to_lifted_tensor_constants
+    read = {node.name for node in program.graph.nodes if node.users}
+    found: dict[str, Tensor | None] = {}
+    for name, key in {**keys, **lifted}.items():
+        tensor = (state[key] if name in keys else program.constants[key]).detach()
+        if name in read and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{key}: holds numbers that are not finite")
+        found[name] = tensor
     (image,) = signature.user_inputs
     return {**found, image: None}
+
+
+def _outputs(program: Any, conversion: Conversion, names: Sequence[str]) -> dict[str, fx.Node]:
+    """Return the operations whose values are the outputs, by the outputs' names."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    results: Sequence[Any] = output.args[0]
+    names = list(names) or _names(program, len(results))
+    if len(names) != len(results) or len({*names, INPUT}) <= len(names):
+        raise ValueError(
+            f"names {names} of the outputs: the model returns {len(results)} tensors, which need "
+            f"different names, none of them {INPUT!r}"
+        )
+    for name, node in zip(names, results, strict=True):
+        if not isinstance(node, fx.Node):
+            raise ValueError(f"output {name!r} of the model is {node!r}, not a tensor")
+    return dict(zip(names, results, strict=True))
 
 
 def _names(program: Any, count: int) -> list[str]:
@@ -156,6 +173,25 @@ def _names(program: Any, count: int) -> list[str]:
     if spec.type is dict and len(spec.context) == count:
         return [str(key) for key in spec.context]
     return ["output", *(f"output_{i}" for i in range(1, count))][:count]
+
+
+def _shape(program: Any, example: Tensor) -> tuple[int | None, ...]:
+    """Return the input's shape, None for what may vary."""
+    (name,) = program.graph_signature.user_inputs
+    (image,) = (node for node in program.graph.nodes if node.name == name)
+    fixed = [int(size) if is_concrete_int(size) else None for size in image.meta["val"].shape]
+    if fixed[0] is not None:
+        raise ValueError(
+            f"the model fixes the number of images to {fixed[0]}, that of the example of shape "
+            f"{tuple(example.shape)}"
+        )
+    free = [str(size) for size in image.meta["val"].shape if not is_concrete_int(size)]
+    if len({*free}) < len(free):
+        raise ValueError(
+            f"torch took equal sizes of the example, {tuple(example.shape)}, for always equal; use "
+            "another size for each of batch, height and width"
+        )
+    return tuple(fixed)
 
 
 def _place(node: Any) -> str:

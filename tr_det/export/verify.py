@@ -22,7 +22,7 @@ import numpy as np
 
 from tr_det.export.backends import Backend, Observed
 from tr_det.export.executor import execute
-from tr_det.export.graph import Graph, InputGrid, Node
+from tr_det.export.graph import INPUT, Graph, InputGrid, Node
 
 BOUNDARY = {"torch": 2.0**-10, "openvino": 2.0**-16}
 """Backend -> distance from a threshold, in steps, at which its own rounding can decide a code.
@@ -66,10 +66,12 @@ class BackendReport:
         layers: by layer, in the network's order.
         integer_layers: how many layers it runs in integers.
         expected_integer_layers: how many it should at least; None where it claims nothing.
-        changed_by_probes: whether asking for codes changed what it computes.
+        changed_by_probes: whether what codes were taken from computes something else than the
+            model or file.
         largest_difference: of an output from the torch model's.
         float_error: largest difference of a result in full precision from what the reference makes
-            of the backend's own codes, relative to the largest result.
+            of the backend's own codes, relative to the largest result; NaN if one of them is.
+        other_shapes: values whose shape is not the reference's, with both.
     """
 
     name: str
@@ -79,6 +81,7 @@ class BackendReport:
     changed_by_probes: bool = False
     largest_difference: float = 0.0
     float_error: float = 0.0
+    other_shapes: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> Counts:
@@ -105,7 +108,7 @@ class Proof:
 
     def failures(self) -> list[str]:
         """Return what contradicts the claim, one line each; empty where the proof holds."""
-        lines = []
+        lines = [] if self.images else ["no images: nothing was compared"]
         for backend in self.backends:
             for layer, counts in backend.layers.items():
                 wrong = counts.wrong - counts.at_boundary
@@ -118,8 +121,9 @@ class Proof:
             if not backend.float_error <= ROUNDING:  # NaN as well
                 error = f"{backend.float_error:.1e}"
                 lines.append(f"{backend.name}: float results differ by {error} from its codes'")
+            lines += [f"{backend.name}: {k}: {v}" for k, v in backend.other_shapes.items()]
             if backend.changed_by_probes:
-                lines.append(f"{backend.name}: computes something else when codes are asked for")
+                lines.append(f"{backend.name}: codes were taken from what computes other outputs")
         return lines
 
 
@@ -149,8 +153,11 @@ def verify(graph: Graph, backends: Sequence[Backend], batches: Iterable[np.ndarr
             observed = backend(images)
             first = first or observed.outputs
             _compare(graph, images, observed, report)
-            differences = (np.abs(first[k] - observed.outputs[k]).max(initial=0) for k in first)
-            report.largest_difference = max(report.largest_difference, *map(float, differences))
+            for name in graph.outputs:
+                one, other = first[name], observed.outputs[name]
+                if one.shape == other.shape:
+                    difference = _largest(other - one)
+                    report.largest_difference = _larger(report.largest_difference, difference)
             report.changed_by_probes = backend.changed_by_probes
     return proof
 
@@ -158,10 +165,13 @@ def verify(graph: Graph, backends: Sequence[Backend], batches: Iterable[np.ndarr
 def _compare(graph: Graph, images: np.ndarray, observed: Observed, report: BackendReport) -> None:
     def watch(node: Node, arguments: list[np.ndarray], reference: np.ndarray) -> np.ndarray:
         if node.output in observed.entries:
-            return _same_floats(reference, observed.entries[node.output], report)
+            theirs = observed.entries[node.output]
+            return _same_floats(node.output, reference, theirs, report)
         if node.op != "Quantize":
             return reference
         theirs = observed.multiples[node.output]
+        if not _same_shape(f"codes of {node['layer']}", reference, theirs, report):
+            return reference
         wrong = theirs != reference
         counts = Counts(wrong.size, int(wrong.sum()))
         if counts.wrong:
@@ -171,16 +181,37 @@ def _compare(graph: Graph, images: np.ndarray, observed: Observed, report: Backe
         report.layers.setdefault(node["layer"], Counts()).add(counts)
         return theirs
 
-    for name, own in execute(graph, {"images": images}, watch).items():
-        _same_floats(own, observed.outputs[name], report)
+    for name, own in execute(graph, {INPUT: images}, watch).items():
+        _same_floats(name, own, observed.outputs[name], report)
 
 
-def _same_floats(reference: np.ndarray, theirs: np.ndarray, report: BackendReport) -> np.ndarray:
+def _same_floats(
+    name: str, reference: np.ndarray, theirs: np.ndarray, report: BackendReport
+) -> np.ndarray:
     """Note how much a result in full precision differs, and return the backend's."""
-    largest = float(np.abs(reference).max(initial=0)) or 1.0
-    error = float(np.abs(theirs - reference).max(initial=0)) / largest
-    report.float_error = max(error, report.float_error)
+    if not _same_shape(name, reference, theirs, report):
+        return reference
+    error = _largest(theirs - reference) / (_largest(reference) or 1.0)
+    report.float_error = _larger(error, report.float_error)
     return theirs
+
+
+def _same_shape(
+    name: str, reference: np.ndarray, theirs: np.ndarray, report: BackendReport
+) -> bool:
+    same = reference.shape == theirs.shape
+    if not same:
+        report.other_shapes[name] = f"shape {theirs.shape} instead of {reference.shape}"
+    return same
+
+
+def _largest(numbers: np.ndarray) -> float:
+    return float(np.abs(numbers).max(initial=0))
+
+
+def _larger(a: float, b: float) -> float:
+    """Return the larger number, NaN if one of them is."""
+    return float(np.maximum(a, b))
 
 
 def _at_boundary(grid: InputGrid, x: np.ndarray, theirs: np.ndarray, most: float) -> int:
