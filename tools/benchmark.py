@@ -7,6 +7,7 @@
     tools/benchmark.py quantizer-step        a step with each registered quantizer
     tools/benchmark.py optimizer-step        SGD and Adam, plain and TR-scheduled
     tools/benchmark.py exported              exported detectors, in ONNX Runtime and OpenVINO
+    tools/benchmark.py exported-codes        what of their codes differs there; no times
 
 Contestants take turns in one process; tables give medians and the median of ratios within a
 turn. Writes NAME-DEVICE.md and NAME-DEVICE.json to output/benchmarks. See tools/benchmarks.
@@ -18,7 +19,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from benchmarks import exported, fake_quant, optimizer_step, quantizer_step, train_step
+from benchmarks import (
+    exported,
+    exported_codes,
+    fake_quant,
+    optimizer_step,
+    quantizer_step,
+    train_step,
+)
 from benchmarks.measure import Settings, machine
 from benchmarks.report import write
 
@@ -28,6 +36,7 @@ BENCHMARKS = {
     "quantizer-step": quantizer_step,
     "optimizer-step": optimizer_step,
     "exported": exported,
+    "exported-codes": exported_codes,
 }
 
 

@@ -12,23 +12,19 @@ MODEL.RUNTIME/; the time is of the network alone, without preprocessing and deco
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from model_files import Side, config_of, open_exported, read_side, wanted_runtime
 
 from tr_det.export.metadata import Metadata
-from tr_det.export.runtimes import RUNTIMES, installed
+from tr_det.export.networks import Timed
+from tr_det.export.runtimes import RUNTIMES
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_json
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from tr_det.export.networks import Timed
 
 RESULTS = "evaluation.json"
 
@@ -53,19 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from tr_det.export.networks import read_metadata
-
     for flag in ("threads", "images"):
         if getattr(args, flag) < 0:
             raise ValueError(f"--{flag}={getattr(args, flag)}: must be at least 0")
-    metadata = read_metadata(args.model)
-    runtime = wanted_runtime(args)
+    runtime = wanted_runtime(args.model, args.runtime)
     folder = args.output or args.model.with_suffix(f".{runtime}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output={folder}: must be a folder")
-    evaluated = detector_results if metadata.task == "detection" else classifier_results
+    logging.getLogger("fvcore").setLevel(logging.WARNING)
+    opened, metadata = open_exported(args.model, runtime, args.threads, args.config_file, args.opts)
     with config_of(args.config_file, metadata) as config:
-        results, network = evaluated(args, metadata, config, runtime, folder)
+        side = read_side(config, args.opts, task=metadata.task)
+    network = Timed(opened)
+    if metadata.task == "detection":
+        results = detector_results(side, metadata, network, folder, args.images)
+    else:
+        results = classifier_results(side, network, args.images)
     record = {
         "file": str(args.model),
         "format": metadata.format,
@@ -80,78 +79,28 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"{folder / RESULTS}: the results")
 
 
-def wanted_runtime(args: argparse.Namespace) -> str:
-    """Return who runs the file."""
-    if args.model.suffix != ".onnx":
-        if args.runtime:
-            raise ValueError(f"--runtime={args.runtime}: is for .onnx files; others run in torch")
-        return "torch"
-    there = installed()
-    if args.runtime and args.runtime not in there:
-        raise ValueError(f"--runtime={args.runtime}: is not installed; pip install -e '.[export]'")
-    if not there:
-        raise ValueError("--runtime: none is installed; pip install -e '.[export]'")
-    return args.runtime or there[0]
-
-
-@contextlib.contextmanager
-def config_of(given: Path | None, metadata: Metadata) -> Iterator[Path]:
-    """Yield a YAML file: the given one, that of a run's folder, or the exported file's own text."""
-    if given is not None:
-        yield given / "config.yaml" if given.is_dir() else given
-        return
-    if not metadata.config:
-        raise ValueError("--config-file: must be given, as there is no config in the file")
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.yaml"
-        config.write_text(metadata.config, encoding="utf-8")
-        yield config
-
-
 def detector_results(
-    args: argparse.Namespace, metadata: Metadata, config: Path, runtime: str, folder: Path
-) -> tuple[dict[str, Any], Timed]:
-    """Return COCO's results by test set, and the network with its times."""
+    side: Side, metadata: Metadata, network: Timed, folder: Path, limit: int
+) -> dict[str, Any]:
+    """Return COCO's results by test set."""
     from detectron2.utils.logger import setup_logger
 
     from tr_det.detection.data.datasets import check_datasets
-    from tr_det.detection.export import fresh_detector, load_config_for_cpu
     from tr_det.detection.exported import ExportedDetector, evaluate_exported
-    from tr_det.export.networks import Timed, open_network
 
     setup_logger()
-    cfg = load_config_for_cpu(config, args.opts)
-    check_datasets(cfg, ("TEST",))
-    if not cfg.DATASETS.TEST:
+    check_datasets(side.config, ("TEST",))
+    if not side.config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST=(): must name a dataset")
-    opened = open_network(args.model, metadata, lambda: fresh_detector(cfg), runtime, args.threads)
-    network = Timed(opened)
     detector = ExportedDetector(network, metadata)
-    return evaluate_exported(cfg, detector, folder, args.images), network
+    return evaluate_exported(side.config, detector, folder, limit)
 
 
-def classifier_results(
-    args: argparse.Namespace, metadata: Metadata, config: Path, runtime: str, folder: Path
-) -> tuple[dict[str, Any], Timed]:
-    """Return accuracies and the network with its times."""
-    from tr_det.classification.data.datasets import load_data
-    from tr_det.classification.export import (
-        evaluate_exported,
-        fresh_classifier,
-        load_config_for_cpu,
-    )
-    from tr_det.export.networks import Timed, open_network
+def classifier_results(side: Side, network: Timed, limit: int) -> dict[str, float]:
+    """Return accuracies."""
+    from tr_det.classification.export import evaluate_exported
 
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
-    options = load_config_for_cpu(config, args.opts)
-    data = load_data(options.data)
-
-    def fresh() -> tuple[nn.Module, nn.Module]:
-        model = fresh_classifier(options, data)
-        return model, model
-
-    network = Timed(open_network(args.model, metadata, fresh, runtime, args.threads))
-    return evaluate_exported(options, data, network, args.images), network
+    return evaluate_exported(side.config, side.data, network, limit)
 
 
 def summary(results: dict[str, Any]) -> str:

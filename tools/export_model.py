@@ -22,16 +22,18 @@ fails, 2 for a mistake in what was asked for.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from model_files import find_run, is_classifier
 
-from tr_det.export.metadata import FORMATS
-from tr_det.runtime.checkpoints import evaluated_checkpoint
+from tr_det.export.metadata import FORMATS, Metadata
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_json
 
@@ -40,10 +42,6 @@ if TYPE_CHECKING:
 
     from tr_det.export.model import Exported
     from tr_det.export.subject import Subject
-
-CONFIG = "config.yaml"
-SECTIONS = {"model", "quant", "data", "solver", "tr", "run"}
-"""Of a classifier's config; a detector's are written in capitals."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,9 +104,10 @@ def export(args: argparse.Namespace) -> bool:
         from tr_det.export.model import prove
 
         proof = prove(exported, (image.numpy() for image in images), runtimes)
-        at_risk = layers_at_risk(exported.writer.graph)
-        print(table.proof_table(proof, at_risk, cpu, args.all_layers))
-        record, failures = table.proof_record(proof, at_risk, cpu), proof.failures()
+        risks = layers_at_risk(exported.writer.graph)
+        remedy = keys_without(risks, proof.bits, subject.metadata)
+        print(table.proof_table(proof, risks, remedy, cpu, args.all_layers))
+        record, failures = table.proof_record(proof, risks, remedy, cpu), proof.failures()
     else:
         from tr_det.export.readback import read_back
 
@@ -123,6 +122,30 @@ def export(args: argparse.Namespace) -> bool:
     return not failures
 
 
+def keys_without(
+    risks: Mapping[str, int], bits: Mapping[str, tuple[int, int]], metadata: Metadata
+) -> str:
+    """Return the ``KEY VALUE`` pairs of a config without layers at risk, "" if there are none.
+
+    They are for a training: narrower weights have other codes than those of this model.
+
+    Args:
+        risks: of `layers_at_risk`.
+        bits: of the weights and inputs of all its quantized layers.
+        metadata: with the config.
+    """
+    if not risks:
+        return ""
+    safe = min(risks.values())
+    if metadata.task == "classification":  # all layers have the same bits
+        return f"quant.bits W{safe}A{bits[next(iter(risks))][1]}"
+    rules = yaml.safe_load(metadata.config)["MODEL"]["QUANT"]["RULES"]
+    if len(risks) == len(bits) and not rules:
+        return f"MODEL.QUANT.WEIGHT_BITS {safe}"
+    rules += [f"{layer} weight_bits={most}" for layer, most in risks.items()]
+    return f"MODEL.QUANT.RULES {shlex.quote(json.dumps(rules))}"
+
+
 def write_the_report(
     subject: Subject, image: np.ndarray, exported: Exported | None, output: Path
 ) -> None:
@@ -133,21 +156,6 @@ def write_the_report(
     _, text = write_report(make_report(subject, image, graph), output.with_suffix(".report"))
     print(text.read_text())
     print(f"{text}: the report")
-
-
-def find_run(source: Path, checkpoint: str) -> tuple[Path, str]:
-    """Return the config and the checkpoint ("": the config names it) of a run or a config."""
-    if not source.exists():
-        raise ValueError(f"{source}: no such file or folder")
-    if not source.is_dir():
-        return source, checkpoint
-    config = source / CONFIG
-    if not config.is_file():
-        raise ValueError(f"{source}: not the folder of a run, it has no {CONFIG}")
-    checkpoint = checkpoint or evaluated_checkpoint(source)
-    if not checkpoint:
-        raise ValueError(f"{source}: has no checkpoint; train first, or name one by --checkpoint")
-    return config, checkpoint
 
 
 def default_output(source: Path, form: str, suffixes: dict[str, str]) -> Path:
@@ -189,20 +197,6 @@ def make_subject(config: Path, opts: Sequence[str], checkpoint: str) -> Subject:
     from tr_det.detection.export import detector_subject
 
     return detector_subject(config, opts, checkpoint)
-
-
-def is_classifier(config: Path) -> bool:
-    """Return whether a YAML file, or a file that it builds on, is a classifier's config."""
-    try:
-        loaded = None if config.suffix == ".py" else yaml.safe_load(config.read_text())
-    except yaml.YAMLError:  # Detectron2 reads some that are not plain, and reports the others
-        return False
-    tree = loaded if isinstance(loaded, dict) else {}
-    bases = tree.get("_BASE_", [])
-    if SECTIONS & tree.keys() or len(tree) > 1 or not bases:
-        return bool(SECTIONS & tree.keys())
-    files = [bases] if isinstance(bases, str) else bases
-    return any(is_classifier(config.parent / file) for file in files)
 
 
 if __name__ == "__main__":

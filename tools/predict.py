@@ -5,12 +5,16 @@
     tools/predict.py RUN_FOLDER folder/
     tools/predict.py model_final.pth a.jpg --config-file config.yaml
 
+MODEL is a detector or a classifier: a file of tools/export_model.py (.onnx, .safetensors, .pt2), a
+run's folder, or a checkpoint (.pth) with config.yaml beside it. --config-file names another config.
+
 Writes pictures with boxes, and predictions.json in the form of COCO's results. Its image_id is the
 number in the file's name if all inputs are images named by different numbers, as COCO's are;
 otherwise images and frames are counted from 0. Each entry has the file's name, and of a file with
 several frames the frame's number. Of a classifier there are the likeliest classes instead.
 
-An exported file needs NumPy, Pillow and onnxruntime or openvino; a video needs PyAV as well.
+An ONNX file needs NumPy, Pillow and onnxruntime or openvino; other models need the installation
+that trained them, and of a classifier, but for .pt2, its data set. A video needs PyAV as well.
 Exit status 1: some inputs could not be read; they are named, and the others are done.
 """
 
@@ -28,11 +32,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it need not be installed
 
+from model_files import (
+    CONFIG,
+    find_run,
+    open_checkpoint,
+    open_exported,
+    require,
+    wanted_runtime,
+)
 from PIL import Image, ImageDraw, ImageFont
 
 from tr_det.export.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, frames, is_sequence
+from tr_det.export.metadata import Metadata
+from tr_det.export.networks import SUFFIXES, Network
 from tr_det.export.predictor import Classification, Detections, Predictor
-from tr_det.export.runtimes import RUNTIMES, installed
+from tr_det.export.runtimes import RUNTIMES
 from tr_det.runtime.files import write_text, written_aside
 
 BEST = 5  # classes of an image that predictions.json lists
@@ -40,12 +54,12 @@ LEGIBLE = 480  # px; smaller pictures are enlarged, so that their labels can be 
 FONT_SIZE = 14  # px, in a picture of LEGIBLE
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and predict."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="a .onnx file, a run's folder, or a .pth file")
+    parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("inputs", type=Path, nargs="+", help="images, videos, folders of them")
     parser.add_argument("--runtime", choices=list(RUNTIMES), help="default: what is installed")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
@@ -53,8 +67,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder")
     parser.add_argument("--no-pictures", action="store_true", help="write only the JSON file")
     parser.add_argument("--json", type=Path, help="default: predictions.json in the output folder")
-    parser.add_argument("--config-file", type=Path, help="of a .pth file without config.yaml")
-    args = parser.parse_args()
+    parser.add_argument("--config-file", type=Path, help="of a .pth or .safetensors file")
+    args = parser.parse_args(arguments)
     try:
         failures = predict(args)
     except (ValueError, OSError) as error:
@@ -98,12 +112,16 @@ def predict(args: argparse.Namespace) -> int:
                 failures += 1
                 progress.say(read.error)
             progress.step()
-    finally:  # what is done is kept if the rest is given up
-        progress.close()
+    finally:  # what is done is kept if the rest is given up, and an older file if nothing is
         target = args.json or args.output / "predictions.json"
-        write_text(target, "[" + ",\n".join(map(json.dumps, entries)) + "]\n")
+        if images:
+            write_text(target, "[" + ",\n".join(map(json.dumps, entries)) + "]\n")
+        elif target.exists():
+            progress.say(f"{target}: left as it was, as no image was predicted")
+        progress.close()
     what = f"{detections} detections" if predictor.metadata.detector else "classified"
-    print(f"{images} images, {what}: {target}")
+    if images:
+        print(f"{images} images, {what}: {target}")
     if failures:
         print(f"{failures} of {len(files)} inputs could not be read", file=sys.stderr)
     return failures
@@ -112,56 +130,38 @@ def predict(args: argparse.Namespace) -> int:
 def open_model(args: argparse.Namespace) -> Predictor:
     """Return the predictor of an exported file or of a checkpoint."""
     model: Path = args.model
-    if model.suffix == ".onnx":
-        if args.config_file:
-            raise ValueError(f"--config-file={args.config_file}: is of .pth files")
-        there = installed()
-        if not (args.runtime or there):
-            raise ValueError(f"no runtime is installed: pip install {next(iter(RUNTIMES))}")
-        return Predictor(model, args.runtime or there[0], args.threads, args.score)
-    if not model.is_dir() and model.suffix != ".pth":
-        raise ValueError(f"{model}: must be a .onnx file, a run's folder or a .pth file")
-    if args.runtime:
-        raise ValueError(f"--runtime={args.runtime}: is of .onnx files; {model} runs in torch")
-    missing = [name for name in ("torch", "detectron2") if not importlib.util.find_spec(name)]
-    if missing:
-        raise ValueError(f"{model}: a checkpoint needs {missing[0]}, which is not installed")
-    return checkpoint_predictor(model, args.config_file, args.threads, args.score)
+    config: Path | None = args.config_file
+    is_checkpoint = model.is_dir() or model.suffix == ".pth"
+    if not is_checkpoint and model.suffix not in SUFFIXES:
+        kinds = ", ".join((*SUFFIXES, ".pth"))
+        raise ValueError(f"{model}: must be a run's folder or a file that ends in {kinds}")
+    if config and (model.is_dir() or model.suffix not in (".pth", ".safetensors")):
+        raise ValueError(f"--config-file={config}: is for .pth and .safetensors files")
+    runtime = wanted_runtime(model, args.runtime)
+    if not is_checkpoint:
+        opened = open_exported(model, runtime, args.threads, config)
+    else:
+        opened = trained(model, config, args.threads)
+    return Predictor.of(*opened, args.score)
 
 
-def checkpoint_predictor(
-    model: Path, config_file: Path | None, threads: int, score: float
-) -> Predictor:
-    """Return the predictor of a detector's checkpoint, which runs in torch."""
+def trained(model: Path, config: Path | None, threads: int) -> tuple[Network, Metadata]:
+    """Return the network and the metadata of a run's folder or a checkpoint."""
+    require(model, "torch", "fvcore")
     import torch
 
-    from tr_det.core import is_calibrated
-    from tr_det.detection import QuantCheckpointer, QuantTrainer
-    from tr_det.detection.config.reading import load_config
-    from tr_det.detection.export import DetectorNet, detector_metadata
-    from tr_det.export.networks import TorchNetwork
-    from tr_det.runtime.checkpoints import evaluated_checkpoint
+    from tr_det.export.subject import require_checkpoint
 
-    folder = model if model.is_dir() else model.parent
-    weights = evaluated_checkpoint(model) if model.is_dir() else str(model)
-    config_file = config_file or folder / "config.yaml"
-    if not Path(weights).is_file():
-        raise ValueError(
-            f"{model}: has no checkpoint" if not weights else f"{weights}: no such file"
-        )
-    if not config_file.is_file():
-        raise ValueError(f"{config_file}: no such file; give the run's config by --config-file")
-    if threads:
-        torch.set_num_threads(threads)
+    weights = str(model)
+    if model.is_dir():
+        config, weights = find_run(model)
+    require_checkpoint(weights, str(model))
+    if config is None or config.is_dir():
+        config = (config or model.parent) / CONFIG
+    if not config.is_file():
+        raise ValueError(f"{config}: no such file; give the run's config by --config-file")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg = load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", weights])
-    detector = QuantTrainer.build_model(cfg).eval()
-    QuantCheckpointer(detector).load(weights)
-    if not is_calibrated(detector):
-        raise ValueError(f"{weights}: holds no scales of quantizers; train or calibrate it first")
-    net = DetectorNet(detector).eval()
-    network = TorchNetwork(net, tuple(net.output_names), device)
-    return Predictor.of(network, detector_metadata(cfg, detector), score)
+    return open_checkpoint(weights, config, threads, device)
 
 
 def input_files(inputs: Sequence[Path], output: Path | None) -> dict[Path, Path]:

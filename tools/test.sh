@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types and tests, from nothing: sets up .venv if needed. With arguments,
+# Format, lint, types and tests with coverage, from nothing: sets up .venv if needed. With arguments,
 # only pytest runs, with these arguments. The exit status is the worst of all.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
@@ -22,11 +22,5 @@ check "lint" "$VENV_PYTHON" -m ruff check .
 check "types" "$VENV_PYTHON" -m mypy
 check "types of the core" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
 export OMP_NUM_THREADS=1 # a process for each core
-# In processes of their own: with the runtimes of exported files in a process that had run all other
-# tests, it crashed in one of the next ones, three times of three; why is not known.
-exporting=(tests/export tests/tools tests/detection/demo tests/detection/test_export.py
-  tests/classification/test_export.py)
-run_tests() { "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"; }
-check "tests" run_tests "${exporting[@]/#/--ignore=}" tests
-check "tests of the export and of the tools" run_tests "${exporting[@]}"
+check "tests" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal --cov
 exit "$worst"

@@ -70,6 +70,9 @@ def test_a_missing_key_and_a_wrong_type_are_named(place):
         ("input.channels", 1),
         ("input.mean", [1.0]),
         ("input.std", [1.0, 0.0, 1.0]),
+        ("input.std", [1.0, float("inf"), 1.0]),
+        ("input.mean", [1.0, float("nan"), 1.0]),
+        ("detector.scale_clamp", float("nan")),
         ("input.scale", float("nan")),
         ("input.divisor", 0),
         ("input.divisor", True),
@@ -95,6 +98,14 @@ def test_a_value_that_is_not_allowed_is_named(place, value):
     inner[key] = value
     with pytest.raises(ValueError, match=rf"metadata\.{place}\b"):
         read(json.dumps(values))
+
+
+def test_what_would_be_refused_is_not_written():
+    metadata = make_metadata()
+    other = dataclasses.replace(metadata, input=dataclasses.replace(metadata.input, color="YUV"))
+    for write in (other.to_dict, other.to_json):
+        with pytest.raises(ValueError, match=r"metadata\.input\.color='YUV'"):
+            write()
 
 
 def test_text_that_is_no_object():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.export.detector_case import (
     build_retinanet,
     class_by_class,
     make_metadata,
+    random_outputs,
     write_model,
     write_onnx,
 )
@@ -127,6 +129,24 @@ def test_a_classifier_gives_probabilities(tmp_path):
     assert found.best(2)[0][1] == pytest.approx(values.softmax(0)[1].item(), rel=1e-5)
 
 
+def test_outputs_that_the_metadata_do_not_fit_are_named(case):
+    _, metadata, path = case
+    found = random_outputs(0, padded=(64, 96))
+    backend = SimpleNamespace(run=lambda inputs: found)
+    for classes in (4, 6):  # of 5
+        names = tuple("abcdef"[:classes])
+        other = dataclasses.replace(metadata, classes=names, category_ids=())
+        with pytest.raises(ValueError, match=rf"metadata.classes: lists {classes}, "):
+            Predictor.of(backend, other)(path)
+    classifier = dataclasses.replace(metadata, task="classification", detector=None)
+    found = {"logits": np.zeros((1, 7), np.float32)}
+    with pytest.raises(ValueError, match=r"metadata.classes: lists 5, .*\[1, 7\]"):
+        Predictor.of(backend, classifier)(path)
+    found = {"scores": np.zeros((1, 5), np.float32)}
+    with pytest.raises(ValueError, match=r"no output 'logits'"):
+        Predictor.of(backend, classifier)(path)
+
+
 def test_bad_models_are_one_line(tmp_path, case):
     model, metadata, _ = case
     (tmp_path / "text.onnx").write_text("no model")
@@ -141,6 +161,15 @@ def test_bad_models_are_one_line(tmp_path, case):
     write_onnx(tmp_path / "features.onnx", dataclasses.replace(metadata, task="features"))
     with pytest.raises(ValueError, match=r"features.onnx: metadata.task='features'"):
         Predictor(tmp_path / "features.onnx")
+    broken = SimpleNamespace(to_json=lambda: "{oops")
+    write_onnx(tmp_path / "broken.onnx", broken)
+    wrong = SimpleNamespace(to_json=lambda: metadata.to_json().replace('"BGR"', '"YUV"'))
+    write_onnx(tmp_path / "wrong.onnx", wrong)
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(ValueError, match=r"broken.onnx: metadata: is not JSON"):
+            Predictor(tmp_path / "broken.onnx", runtime)
+        with pytest.raises(ValueError, match=r"wrong.onnx: metadata.input.color='YUV'"):
+            Predictor(tmp_path / "wrong.onnx", runtime)
     with pytest.raises(ValueError, match=r"score_threshold=1.5: must be"):
         Predictor(model, score_threshold=1.5)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -10,61 +11,16 @@ import evaluate_exported
 import export_model
 import numpy as np
 import onnx
+import predict
 import pytest
 import yaml
 from onnx import numpy_helper
 
+from tests.export.detector_case import write_onnx
 from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import evaluate_only, run
 from tr_det.export import model as export
 from tr_det.export import packed_file
-
-CLASSIFIER = """
-model: {name: resnet_cifar, options: {depth: 8, width: 4}}
-quant: {bits: W4A3}
-solver: {batch_size: 32, iterations: 4, lr: 0.05}
-run: {device: cpu}
-"""
-
-
-@pytest.fixture(scope="module")
-def classifier_run(tmp_path_factory):
-    """Return the folder of a classifier's run."""
-    folder = tmp_path_factory.mktemp("classifier")
-    (folder / "qat.yaml").write_text(CLASSIFIER)
-    run(load_config(folder / "qat.yaml", ["run.output_dir", str(folder / "run")]))
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def detector_run(tiny, scenes, tmp_path_factory):
-    """Return the folder of a detector that is calibrated, but not trained."""
-    from tr_det.detection import QuantCheckpointer, QuantTrainer, calibrate
-
-    folder = tmp_path_factory.mktemp("detector") / "run"
-    cfg = tiny.tiny_config(folder, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.005)
-    model = QuantTrainer.build_model(cfg)
-    calibrate(model, QuantTrainer.build_train_loader(cfg), 2)
-    QuantCheckpointer(model, str(folder)).save("model_final")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Return ``call(tool, *arguments) -> (exit status, stdout, stderr)``."""
-    # Detectron2's console handlers of earlier tests write to streams that pytest has closed.
-    monkeypatch.setattr("logging.raiseExceptions", False)
-
-    def call(tool, *arguments):
-        status = 0
-        try:
-            tool.main([*map(str, arguments)])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_a_detector_is_proven_and_finds_what_torch_finds(detector_run, call, tmp_path):
@@ -200,6 +156,7 @@ def test_packed_codes_that_are_read_otherwise_fail_the_proof(classifier_run, cal
         (["run", "--verify", "--format", "torch", "--runtime", "openvino"], "--runtime=openvino:"),
         (["run", "quant.bit", "3"], "quant.bit: unknown key; did you mean quant.bits"),
         (["run", "quant.bits"], "quant.bits: a key without a value"),
+        (["detector", "INPUT.FORMAT", "YUV-BT.601"], "color='YUV-BT.601': must be one of"),
         (["run", "quant.bits", "W2A2"], "does not fit the model"),
         (["fp"], "quant.bits=FP: the model is not quantized"),
         (["uncalibrated"], "has no scales of quantizers"),
@@ -216,7 +173,7 @@ def test_a_mistake_in_an_export_is_one_line(cases, call, arguments, message):
 
 
 @pytest.fixture
-def cases(classifier_run, tmp_path, monkeypatch):
+def cases(classifier_run, detector_run, tmp_path, monkeypatch):
     """Work in a folder with copies of a run that are broken in one place."""
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -230,6 +187,7 @@ def cases(classifier_run, tmp_path, monkeypatch):
         Path(name, "config.yaml").write_text(yaml.safe_dump(config))
 
     case("run", "W4A3")
+    shutil.copytree(detector_run, "detector", ignore=shutil.ignore_patterns("export"))
     case("untrained", "W4A3")
     Path("untrained/last_checkpoint").unlink()
     for name, bits, options in (("fp", "FP", {}), ("lsq", "W4A3", {"act_quantizer": "lsq_plus"})):
@@ -260,7 +218,7 @@ def untrained(folder):
     [
         (["lost.onnx"], "lost.onnx: no such file"),
         (["run/config.yaml"], "run/config.yaml: must be a file of tools/export_model.py"),
-        (["text.onnx"], "text.onnx: not an ONNX file"),
+        (["text.onnx"], "text.onnx: onnxruntime cannot read it"),
         (["text.safetensors"], "text.safetensors"),
         (["text.pt2"], "text.pt2"),
         (["plain.onnx"], "plain.onnx: has no 'tr_det' metadata"),
@@ -270,11 +228,38 @@ def untrained(folder):
 def test_a_mistake_in_an_evaluation_is_one_line(cases, call, arguments, message):
     for suffix in ("onnx", "safetensors", "pt2"):
         Path(f"text.{suffix}").write_text("no model")
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "none", [], [])), "plain.onnx")
+    write_onnx(Path("plain.onnx"), None)
     status, _, err = call(evaluate_exported, *arguments)
     assert status == 2
     assert err.count("error: ") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- a", "5", "_BASE_: config.yaml", "_BASE_: 3", "{_BASE_: config.yaml, model: {}}"],
+)
+def test_a_config_that_cannot_be_read_is_one_line_of_every_tool(
+    classifier_run, detector_run, call, tmp_path, text
+):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    packed = tmp_path / "model.safetensors"
+    of = classifier_run if "model" in text else detector_run
+    assert call(export_model, of, "--format", "packed", "--output", packed)[0] == 0
+    (tmp_path / "images").mkdir()
+    image = tmp_path / "images/a.png"
+    image.write_bytes(b"")
+    for tool, *arguments in (
+        (export_model, config, "--output", tmp_path / "a.onnx"),
+        (evaluate_exported, packed, "--config-file", config),
+        (predict, packed, image, "--config-file", config),
+        (predict, detector_run / "model_final.pth", image, "--config-file", config),
+    ):
+        status, _, err = call(tool, *arguments)
+        assert status == 2
+        assert err.count("error: ") == 1
+        assert str(config) in err
 
 
 @pytest.mark.parametrize(("form", "package"), [("qcdq", "onnx"), ("packed", "safetensors")])
@@ -287,3 +272,27 @@ def test_a_missing_package_is_named_before_the_work(cases, call, monkeypatch, fo
     status, _, err = call(export_model, "run", "--format", form)
     assert status == 2
     assert f"needs {package}, which is not installed; pip install -e '.[export]'" in err
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("MODEL.QUANT.WEIGHT_BITS", 8, "MODEL.QUANT.ACT_BITS", 8),
+        ("MODEL.QUANT.RULES", ["head.bbox_subnet.* weight_bits=8 act_bits=8"]),
+    ],
+)
+def test_no_layer_is_at_risk_of_saturation_with_the_keys_of_the_proof(
+    make_config, calibrated_run, call, tmp_path, keys
+):
+    from tr_det.detection.config.reading import load_config
+
+    def saturation(cfg, name):
+        folder = calibrated_run(cfg, tmp_path / name)
+        call(export_model, folder, "--verify", "--images", 1, "--runtime", "onnxruntime")
+        return json.loads((folder / "export/model_qcdq.proof.json").read_text())["saturation"]
+
+    first = saturation(make_config(*keys), "first")
+    assert first["layers"]
+    pairs = shlex.split(first["safe_if_trained_with"])
+    second = saturation(load_config(tmp_path / "first/config.yaml", pairs), "second")
+    assert second["layers"] == []

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export_model
 import numpy as np
 import predict
 import pytest
@@ -125,6 +127,28 @@ def test_broken_inputs_are_named_and_the_rest_is_done(case, run, monkeypatch):
     assert len({entry["file_name"] for entry in entries()}) == 3
 
 
+def test_an_older_result_stays_where_nothing_is_predicted(case, run):
+    older = Path("output/predictions/predictions.json")
+    older.parent.mkdir(parents=True)
+    older.write_text("[1]")
+    Path("broken.png").write_bytes(b"no image")
+    status, out, err = run("model.onnx", "broken.png")
+    assert (status, older.read_text(), out) == (1, "[1]", "")
+    assert f"{older}: left as it was" in err
+    older.unlink()
+    assert run("model.onnx", "broken.png")[0] == 1
+    assert not older.exists()
+
+
+def test_other_classes_than_the_networks_are_one_line(case, run):
+    few = dataclasses.replace(make_metadata(), classes=("a", "b"), category_ids=())
+    write_onnx(case / "few.onnx", few)
+    status, _, err = run("few.onnx", "images")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "metadata.classes: lists 2," in err
+    assert not Path("output").exists()
+
+
 def test_what_was_done_before_an_interruption_is_kept(case, run, monkeypatch):
     calls = []
 
@@ -146,12 +170,12 @@ def test_what_was_done_before_an_interruption_is_kept(case, run, monkeypatch):
         (["model.onnx", "lost.jpg"], "lost.jpg: no such file or folder"),
         (["model.onnx", "empty"], "empty: has no images and no videos"),
         (["lost.onnx", "images"], "lost.onnx: no such file"),
-        (["images/notes.txt", "images"], "images/notes.txt: must be a .onnx file"),
-        (["empty", "images"], "empty: has no checkpoint"),
-        (["lost.pth", "images"], "lost.pth: no such file"),
+        (["images/notes.txt", "images"], "images/notes.txt: must be a run"),
+        (["empty", "images"], "empty: not the folder of a run"),
+        (["lost.pth", "images"], "the checkpoint lost.pth does not exist"),
         (["weights.pth", "images"], "config.yaml: no such file; give the run's config"),
-        (["weights.pth", "images", "--runtime", "openvino"], "--runtime=openvino: is of .onnx"),
-        (["model.onnx", "images", "--config-file", "a.yaml"], "--config-file=a.yaml: is of .pth"),
+        (["weights.pth", "images", "--runtime", "openvino"], "--runtime=openvino: is for .onnx"),
+        (["model.onnx", "images", "--config-file", "a.yaml"], "--config-file=a.yaml: is for .pth"),
         (["model.onnx", "images", "--score", "2"], "--score=2.0: must be from 0 to 1"),
         (["model.onnx", "images", "--threads", "-1"], "--threads=-1: must be at least 0"),
         (["model.onnx", "images", "--output", "images"], "--output=images: holds the inputs"),
@@ -212,3 +236,55 @@ def test_a_checkpoint_predicts_what_detectron2_predicts(run, make_config, scenes
     first = entries(json_file)
     assert run(folder / "model_final.pth", *images, *options)[0] == 0
     assert entries(json_file) == first
+
+
+def test_a_classifier_predicts_in_every_form(classifier_run, call, tmp_path):
+    import torch
+
+    from tr_det.classification.config.reading import load_config
+    from tr_det.classification.data.datasets import load_data
+    from tr_det.classification.models.build import build_network
+
+    config = load_config(classifier_run / "config.yaml")
+    data = load_data(config.data)
+    model, _ = build_network(config, data, published=False)
+    model.load_state_dict(torch.load(classifier_run / "model_final.pth")["model"])
+    pixels = np.random.default_rng(0).integers(0, 2, (3, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image * 255).save(tmp_path / f"{number}.png")
+    black, white = data.test.images.min(), data.test.images.max()  # as the digits are normalised
+    with torch.no_grad():
+        logits = model.eval()(torch.where(torch.tensor(pixels[:, None]) > 0, white, black))
+    forms = [classifier_run, classifier_run / "model_final.pth"]
+    for form, suffix in (("packed", "safetensors"), ("torch", "pt2")):
+        forms.append(tmp_path / f"model.{suffix}")
+        assert call(export_model, classifier_run, "--format", form, "--output", forms[-1])[0] == 0
+    images = sorted(tmp_path.glob("*.png"))
+    for path in forms:
+        json_file = tmp_path / "found.json"
+        assert call(predict, path, *images, "--no-pictures", "--json", json_file)[0] == 0
+        for entry, expected in zip(entries(json_file), logits.softmax(1).numpy(), strict=True):
+            shares = [found["probability"] for found in entry["classes"]]
+            np.testing.assert_allclose(shares, np.sort(expected)[:-6:-1], rtol=1e-4)
+            assert entry["classes"][0]["name"] == str(expected.argmax())
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [("packed", "safetensors"), pytest.param("torch", "pt2", marks=pytest.mark.slow)],
+)
+def test_a_detectors_file_predicts_what_its_run_predicts(
+    detector_run, scenes, call, tmp_path, form, suffix
+):
+    file = tmp_path / f"model.{suffix}"
+    assert call(export_model, detector_run, "--format", form, "--output", file)[0] == 0
+    images = sorted((scenes / "digit_scenes/val").glob("*.png"))
+    options = ("--score", 0.01, "--no-pictures", "--json")
+    for model, name in ((detector_run, "a.json"), (file, "b.json")):
+        assert call(predict, model, *images, *options, tmp_path / name)[0] == 0
+    first, second = entries(tmp_path / "a.json"), entries(tmp_path / "b.json")
+    assert len(first) == len(second) > 10
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one.pop("bbox"), other.pop("bbox"), rtol=1e-4, atol=1e-3)
+        assert one.pop("score") == pytest.approx(other.pop("score"), rel=1e-4)
+        assert one == other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ from benchmarks.measure import Settings
 from benchmarks.networks import CONFIGS, ROOT
 
 if TYPE_CHECKING:
-    from tr_det.export.graph import Graph
+    from tr_det.detection.export import DetectorNet
 
 TITLE = "Exported detectors, W4A4, over FP32 in the same runtime, CPU time of one thread"
 DEVICE = "cpu"
@@ -43,12 +43,15 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 def _rows_of(name: str, side: int, settings: Settings) -> Iterator[dict[str, Any]]:
     from tr_det.export.costs import value_shapes
+    from tr_det.export.fold import fold
     from tr_det.export.latency import compare, written
     from tr_det.export.model import installed_runtimes
     from tr_det.export.part import quantized_part
     from tr_det.export.report import PART, WHOLE, part_inputs
+    from tr_det.export.trace import trace
 
-    graph, images = calibrated_detector(name, side, settings.tiny)
+    net, images = calibrated_detector(name, side, settings.tiny)
+    graph, images = fold(trace(net, images, net.output_names).graph), images[:1]
     shapes = value_shapes(graph, {"images": images.shape})
     part = quantized_part(graph, shapes)
     assert part is not None
@@ -70,17 +73,25 @@ def _rows_of(name: str, side: int, settings: Settings) -> Iterator[dict[str, Any
             }
 
 
-def calibrated_detector(name: str, side: int, tiny: bool) -> tuple[Graph, torch.Tensor]:
-    """Return a detector with random weights as a folded graph, and an image for it."""
+def calibrated_detector(
+    name: str, side: int, tiny: bool, options: Sequence[Any] = ()
+) -> tuple[DetectorNet, torch.Tensor]:
+    """Return a detector with random weights, W4A4 unless the options say otherwise, and 2 images.
+
+    Args:
+        name: of a network.
+        side: of the images, px, before they are padded as test images are.
+        tiny: few channels.
+        options: keys and values of the config.
+    """
     from detectron2.modeling import build_model
 
     from tr_det.core import set_scales
     from tr_det.detection.config.reading import load_config
     from tr_det.detection.export import DetectorNet
-    from tr_det.export.fold import fold
-    from tr_det.export.trace import trace
 
-    cfg = load_config(ROOT / CONFIGS[name][0], ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    plain = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+    cfg = load_config(ROOT / CONFIGS[name][0], [*plain, *options])
     cfg.MODEL.QUANT.ENABLED = True
     cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN trains on GPUs only
     if tiny:
@@ -88,11 +99,9 @@ def calibrated_detector(name: str, side: int, tiny: bool) -> tuple[Graph, torch.
         cfg.MODEL.FPN.OUT_CHANNELS = 16
     torch.manual_seed(WEIGHTS_SEED)
     net = DetectorNet(build_model(cfg))
-    # As test images are padded.
     side = -(-side // net.backbone.size_divisibility) * net.backbone.size_divisibility
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(IMAGES_SEED))
     net.train()
     with torch.no_grad():
         set_scales(net, lambda: net(images))
-    net.eval()
-    return fold(trace(net, images, net.output_names).graph), images[:1]
+    return net.eval(), images

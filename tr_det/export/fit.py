@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tr_det.export.graph import Graph, InputGrid, Node
+from tr_det.export.saturation import largest_safe_weight
 from tr_det.export.staircase import Staircase, staircases
 
 LARGEST_BITS = 7
@@ -96,7 +97,9 @@ def _chosen(stairs: Staircase, multiples: np.ndarray) -> tuple[np.ndarray, np.nd
     # The summand that leaves every threshold in its gap if the slope is kept, in units of acc.
     summand = _middle((halves / slope - first).max(1), (halves / slope - before).min(1))
     best = _Best(len(slope))
-    for k in range(1, int(127 // max(1, np.abs(multiples).max(initial=1))) + 1):
+    # Products of larger ones could saturate where those of the weights themselves could not.
+    most = min(127, largest_safe_weight(stairs.input_bounds))
+    for k in range(1, max(1, int(most // max(1, np.abs(multiples).max(initial=1)))) + 1):
         for offset in range(-_NEIGHBOURS, _NEIGHBOURS + 1):
             bias = np.rint(summand * k) + offset
             lower, upper = (k * ends + bias[:, None] for ends in (before, first))

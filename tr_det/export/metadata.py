@@ -17,6 +17,7 @@ Only the standard library is needed here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -137,15 +138,45 @@ class Metadata:
             object.__setattr__(self, "category_ids", tuple(range(1, len(self.classes) + 1)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object as JSON holds it, without ``detector`` where there is none."""
+        """Return the object as JSON holds it, without ``detector`` where there is none.
+
+        Raises:
+            ValueError: what `read` would refuse; so no file gets it.
+        """
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
         if self.detector is None:
             del values["detector"]
+        read(values)
         return values
 
     def to_json(self) -> str:
         """Return the JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False)
+
+
+def check_outputs(shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> None:
+    """Raise ValueError unless a network's outputs are of the classes that its metadata name.
+
+    Args:
+        shapes: of the outputs, by name.
+        metadata: of a detector or a classifier; the latter may name no classes.
+    """
+    names, spec = len(metadata.classes), metadata.detector
+    wanted = {"logits": names}
+    if spec is not None:
+        wanted = {}
+        for level, anchors in zip(spec.levels, map(len, spec.cell_anchors)):
+            wanted[f"logits.{level}"] = anchors * names
+            wanted[f"deltas.{level}"] = anchors * 4
+    for output, channels in wanted.items():
+        if output not in shapes:
+            raise ValueError(f"the network has no output {output!r}; only {list(shapes)}")
+        shape = shapes[output]
+        if channels and (len(shape) < 2 or shape[1] != channels):
+            raise ValueError(
+                f"metadata.classes: lists {names}, so output {output!r} must have {channels} "
+                f"channels; it has the shape {list(shape)}"
+            )
 
 
 def read(source: str | Mapping[str, Any]) -> Metadata:
@@ -273,6 +304,8 @@ class _Values:
             raise ValueError(f"{self.place}.{key}: is missing")
         if kind is float and type(value) is int:
             return float(value)
+        if isinstance(value, float):
+            self.check(key, math.isfinite(value), "finite")
         fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
         self.check(key, fits, f"of type {kind.__name__}")
         return value

@@ -1,4 +1,7 @@
-"""Exported files of every format as networks that run arrays, with their time."""
+"""Exported files of every format as networks that run arrays, with their time.
+
+What runs an ONNX file does not load torch.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from tr_det.export import metadata as metadata_of
-from tr_det.export.metadata import METADATA_KEY, Metadata
-from tr_det.export.runtimes import Arrays, Network, open_runtime
+from tr_det.export.metadata import METADATA_KEY, Metadata, read
+from tr_det.export.runtimes import Arrays, Network, Runtime, open_runtime
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUFFIXES = (".onnx", ".safetensors", ".pt2")
+"""Of exported files."""
 
 
 class TorchNetwork:
@@ -32,10 +38,31 @@ class TorchNetwork:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Return the outputs by name."""
+        import torch
+
         with torch.no_grad():
             found = self._net(torch.from_numpy(inputs["images"]).to(self._device))
         outputs = (found,) if isinstance(found, torch.Tensor) else found
         return {name: x.cpu().numpy() for name, x in zip(self._names, outputs, strict=True)}
+
+
+class RecordedNetwork(TorchNetwork):
+    """A program of ``torch.export``, which takes only sizes like those that it was recorded for."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Return the outputs by name.
+
+        Raises:
+            ValueError: images of a size that was not recorded.
+        """
+        try:
+            return super().run(inputs)
+        except AssertionError as error:  # of a guard in the program
+            size = " x ".join(map(str, inputs["images"].shape[2:]))
+            raise ValueError(
+                f"input of {size} px (padded): not of the sizes that the network was recorded for "
+                f"({error}); other formats take all sizes"
+            ) from None
 
 
 class Timed:
@@ -71,79 +98,77 @@ def output_names(metadata: Metadata) -> tuple[str, ...]:
     return ("logits",) if metadata.detector is None else metadata.detector.outputs
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Return what a file of any format says about itself.
+def open_onnx(
+    model: str | Path | bytes, runtime: str = "onnxruntime", threads: int = 0
+) -> tuple[Runtime, Metadata]:
+    """Load an ONNX file of tools/export_model.py.
+
+    Args:
+        model: path of the file, or its bytes.
+        runtime: "onnxruntime" or "openvino".
+        threads: 0 for all cores.
+
+    Raises:
+        ValueError: no such file, one that the runtime cannot read, one without metadata or with
+            metadata that are not allowed, or a runtime that is not installed.
+    """
+    name = "model" if isinstance(model, bytes) else str(model)
+    try:
+        opened = open_runtime(model, runtime, threads=threads)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: metadata: is not JSON ({error})") from None
+    except ValueError:
+        raise
+    except Exception as error:  # each runtime has its own for files that it cannot read
+        raise ValueError(f"{name}: {runtime} cannot read it ({error})") from None
+    if not opened.metadata:
+        raise ValueError(f"{name}: has no {METADATA_KEY!r} metadata; export it again")
+    return opened, _read(name, opened.metadata)
+
+
+def open_file(
+    path: Path,
+    fresh: Callable[[Metadata], tuple[nn.Module, nn.Module]],
+    runtime: str = "onnxruntime",
+    threads: int = 0,
+) -> tuple[Network, Metadata]:
+    """Load a file of any format; return what runs it, and what it says about itself.
+
+    Args:
+        path: of the file.
+        fresh: makes the model of a packed file, and its part that takes one tensor.
+        runtime: of ONNX files; others run in torch.
+        threads: 0 for all cores.
 
     Raises:
         ValueError: no such file, one of another kind, or a package that is not installed.
     """
-    return metadata_of.read(_reader(path)(path))
-
-
-def open_network(
-    path: Path,
-    metadata: Metadata,
-    fresh: Callable[[], tuple[nn.Module, nn.Module]],
-    runtime: str = "onnxruntime",
-    threads: int = 0,
-) -> Network:
-    """Load a file.
-
-    Args:
-        path: of the file.
-        metadata: of `read_metadata`.
-        fresh: makes the model of a packed file, and its part that takes one tensor.
-        runtime: of ONNX files; others run in torch.
-        threads: 0 for all cores.
-    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: must be a file of tools/export_model.py, {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     if path.suffix == ".onnx":
-        return open_runtime(path, runtime, threads=threads)
+        return open_onnx(path, runtime, threads)
+    import torch
+
     if threads:
         torch.set_num_threads(threads)
     if path.suffix == ".pt2":
         from tr_det.export.simulation import read_simulation
 
-        net, _ = read_simulation(path)
-    else:
-        from tr_det.export.packed import load_packed
+        net, values = read_simulation(path)
+        metadata = _read(str(path), values)
+        return RecordedNetwork(net, output_names(metadata)), metadata
+    from tr_det.export.packed import load_packed, read_packed
 
-        model, net = fresh()
-        load_packed(model, path)
-    return TorchNetwork(net, output_names(metadata))
-
-
-def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
-    readers = {".onnx": _of_onnx, ".safetensors": _of_packed, ".pt2": _of_simulation}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: must be a file of tools/export_model.py, {', '.join(readers)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return readers[path.suffix]
+    metadata = _read(str(path), read_packed(path).metadata)
+    model, net = fresh(metadata)
+    load_packed(model, path)
+    return TorchNetwork(net, output_names(metadata)), metadata
 
 
-def _of_onnx(path: Path) -> dict[str, Any]:
+def _read(name: str, values: dict[str, Any]) -> Metadata:
     try:
-        import onnx
-    except ImportError:
-        raise ValueError(f"{path}: needs onnx; pip install -e '.[export]'") from None
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own
-        raise ValueError(f"{path}: not an ONNX file ({error})") from None
-    found = {entry.key: entry.value for entry in model.metadata_props}
-    if METADATA_KEY not in found:
-        raise ValueError(f"{path}: has no {METADATA_KEY!r} metadata; export it again")
-    values: dict[str, Any] = json.loads(found[METADATA_KEY])
-    return values
-
-
-def _of_packed(path: Path) -> dict[str, Any]:
-    from tr_det.export.packed_file import read_packed
-
-    return read_packed(path).metadata
-
-
-def _of_simulation(path: Path) -> dict[str, Any]:
-    from tr_det.export.simulation import read_simulation
-
-    return read_simulation(path)[1]
+        return read(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

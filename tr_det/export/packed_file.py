@@ -107,7 +107,7 @@ def read_packed(path: str | Path) -> PackedModel:
         state |= {key: tensors[stored] for key, stored in metadata["shared"].items()}
     except KeyError as error:
         raise ValueError(f"{path}: damaged: {error.args[0]!r} is missing") from None
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # values of another type
         raise ValueError(f"{path}: damaged: {error}") from None
     return PackedModel(path, metadata, tensors, weights, state)
 
@@ -169,7 +169,12 @@ def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
             tensors = {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except library.SafetensorError as error:
         raise ValueError(f"{path}: no safetensors file, or a damaged one: {error}") from None
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: metadata: is not JSON ({error})") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: metadata: must be an object; got {type(metadata).__name__}")
     kind = (metadata.get("format"), metadata.get("version"))
     if kind != ("packed", VERSION):
         raise ValueError(

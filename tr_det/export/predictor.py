@@ -20,8 +20,8 @@ import numpy as np
 from tr_det.export import metadata as metadata_of
 from tr_det.export.decode import Boxes, detect
 from tr_det.export.images import Source, opened, prepared
-from tr_det.export.metadata import METADATA_KEY, Metadata
-from tr_det.export.runtimes import Network, open_runtime
+from tr_det.export.metadata import Metadata, check_outputs
+from tr_det.export.networks import Network, open_onnx
 
 INPUT = "images"
 
@@ -104,18 +104,11 @@ class Predictor:
         threads: int = 0,
         score_threshold: float | None = None,
     ) -> None:
-        name = "model" if isinstance(model, bytes) else str(model)
+        backend, metadata = open_onnx(model, runtime, threads)
         try:
-            backend = open_runtime(model, runtime, threads=threads)
-        except ValueError:
-            raise
-        except Exception as error:  # each runtime has its own for files that it cannot read
-            raise ValueError(f"{name}: {runtime} cannot read it ({error})") from None
-        if not backend.metadata:
-            raise ValueError(f"{name}: has no {METADATA_KEY!r} metadata; export it again")
-        try:
-            self._set(backend, metadata_of.read(backend.metadata), score_threshold)
+            self._set(backend, metadata, score_threshold)
         except ValueError as error:
+            name = "model" if isinstance(model, bytes) else model
             raise ValueError(f"{name}: {error}") from None
 
     @classmethod
@@ -132,10 +125,9 @@ class Predictor:
             metadata: of the network, as `tr_det.export.metadata` describes them.
             score_threshold: as for a file.
         """
-        if not isinstance(metadata, Metadata):
-            metadata = metadata_of.read(metadata)
+        values = metadata.to_dict() if isinstance(metadata, Metadata) else metadata
         predictor = cls.__new__(cls)
-        predictor._set(backend, metadata, score_threshold)
+        predictor._set(backend, metadata_of.read(values), score_threshold)
         return predictor
 
     def _set(self, backend: Network, metadata: Metadata, score_threshold: float | None) -> None:
@@ -162,10 +154,12 @@ class Predictor:
 
         Raises:
             OSError: a file that is not there or not a whole image.
-            ValueError: an array of another shape or type.
+            ValueError: an array of another shape or type, or a network with other outputs than the
+                metadata say.
         """
         network_input = prepared(opened(image), self.metadata.input)
         outputs = self._backend.run({INPUT: network_input.images})
+        check_outputs({name: array.shape for name, array in outputs.items()}, self.metadata)
         size = network_input.original_size
         if self.metadata.detector is None:
             return self._classification(outputs["logits"][0], size)

@@ -5,6 +5,7 @@ Neither torch nor Detectron2 is needed here.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +86,17 @@ class OnnxRuntime:
         return dict(zip(self._outputs, found, strict=True))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """Return the process's one OpenVINO core, which is never destroyed.
+
+    Each core gives its thread a stack for signals, and restores the one before when it goes. Of two
+    cores, the second would so restore the stack of the first, which is gone: the next signal, such
+    as that of a data loader's worker that ends, is a segmentation fault.
+    """
+    return _imported("openvino").Core()
+
+
 class OpenVino:
     """OpenVINO on the CPU, with float32 where it is not integer: bfloat16 would change codes.
 
@@ -96,13 +108,12 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, model: str | Path | bytes, threads: int = 0) -> None:
-        ov = _imported("openvino")
-        self._core = ov.Core()  # outlives what it has compiled
-        self._model = self._core.read_model(model if isinstance(model, bytes) else str(model))
+        core = _openvino_core()
+        self._model = core.read_model(model if isinstance(model, bytes) else str(model))
         config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        self._compiled = self._core.compile_model(self._model, "CPU", config)
+        self._compiled = core.compile_model(self._model, "CPU", config)
         self._request = self._compiled.create_infer_request()
         self._names = [port.get_names() for port in self._compiled.outputs]  # with aliases
         info = self._model.get_rt_info()

@@ -27,6 +27,7 @@ class Staircase:
         bounds: smallest and largest multiple of the layer's input.
 
     Attributes:
+        input_bounds: as given.
         sign: by which sums are multiplied, (out,).
         low: smallest sum that can occur, int64, (out,).
         high: largest sum, likewise.
@@ -46,6 +47,7 @@ class Staircase:
         bounds: tuple[int, int],
     ) -> None:
         self.layer, self.between, self.quantize = layer, between, quantize
+        self.input_bounds = bounds
         self._graph = graph
         self.sign = np.where(layer["scale"] < 0, -1, 1)
         low, high = reachable(graph.weights[layer["layer"]], bounds)

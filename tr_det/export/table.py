@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from tr_det import __version__
@@ -15,12 +16,15 @@ NOTICEABLE = 1e-3
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "safetensors")
 
 
-def proof_table(proof: Proof, at_risk: list[str], cpu: Cpu, all_layers: bool = False) -> str:
+def proof_table(
+    proof: Proof, risks: Mapping[str, int], remedy: str, cpu: Cpu, all_layers: bool = False
+) -> str:
     """Return the proof as text.
 
     Args:
         proof: of `tr_det.export.verify.verify`.
-        at_risk: layers that 8-bit products could saturate in.
+        risks: of `layers_at_risk`.
+        remedy: what to train with, so that there are none.
         cpu: of this machine.
         all_layers: list layers without a wrong code, too.
     """
@@ -46,7 +50,7 @@ def proof_table(proof: Proof, at_risk: list[str], cpu: Cpu, all_layers: bool = F
             "difference: of outputs from torch's; layers in full precision add in another order, "
             "which decides a code now and then"
         )
-    return "\n".join([*lines, saturation_line(at_risk, cpu), *verdict(proof.failures())])
+    return "\n".join([*lines, *saturation_lines(risks, remedy, cpu), *verdict(proof.failures())])
 
 
 def verdict(failures: list[str]) -> list[str]:
@@ -54,23 +58,23 @@ def verdict(failures: list[str]) -> list[str]:
     return ["proof FAILS:", *(f"  {line}" for line in failures)] if failures else ["proof holds"]
 
 
-def saturation_line(at_risk: list[str], cpu: Cpu) -> str:
-    """Return what 8-bit products mean on this processor."""
-    if not at_risk:
-        return "saturation of 16-bit sums: impossible, all products are small enough"
-    shown = ", ".join(at_risk[:4]) + (", ..." if len(at_risk) > 4 else "")
+def saturation_lines(risks: Mapping[str, int], remedy: str, cpu: Cpu) -> list[str]:
+    """Return what 8-bit products mean on this processor, and how to avoid that."""
+    if not risks:
+        return ["saturation of 16-bit sums: impossible, all products are small enough"]
+    shown = ", ".join(list(risks)[:4]) + (", ..." if len(risks) > 4 else "")
     where = {
         True: f"this CPU ({cpu.name}) has neither VNNI nor AMX: codes can be wrong",
         False: f"not on this CPU ({cpu.name}), but on x86 without VNNI and AMX",
         None: f"unknown for this CPU ({cpu.name}); possible on x86 without VNNI and AMX",
     }[cpu.saturates]
-    return (
-        f"saturation of 16-bit sums: {where}; {len(at_risk)} layers ({shown}); weights of 7 bits "
-        "are safe everywhere"
-    )
+    return [
+        f"saturation of 16-bit sums: {where}; {len(risks)} layers ({shown})",
+        f"safe on all CPUs, if trained with {remedy}",
+    ]
 
 
-def proof_record(proof: Proof, at_risk: list[str], cpu: Cpu) -> dict[str, Any]:
+def proof_record(proof: Proof, risks: Mapping[str, int], remedy: str, cpu: Cpu) -> dict[str, Any]:
     """Return the proof for JSON; arguments as for `proof_table`."""
     backends = [
         {
@@ -89,7 +93,11 @@ def proof_record(proof: Proof, at_risk: list[str], cpu: Cpu) -> dict[str, Any]:
         **record(proof.failures(), proof.images, cpu),
         "bits": {n: {"weight": w, "input": x} for n, (w, x) in proof.bits.items()},
         "backends": backends,
-        "saturation": {"possible_on_this_cpu": cpu.saturates, "layers": at_risk},
+        "saturation": {
+            "possible_on_this_cpu": cpu.saturates,
+            "layers": list(risks),
+            "safe_if_trained_with": remedy,
+        },
     }
 
 

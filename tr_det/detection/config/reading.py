@@ -19,8 +19,9 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     Later pairs win; an integer will do where a number is wanted.
 
     Raises:
-        ValueError: no such file, a LazyConfig, an unknown key, a key without value, a value of
-            another type, or one that `check_config` refuses.
+        ValueError: no such file, a LazyConfig, a file that is no mapping of keys or builds on
+            itself, an unknown key, a key without value, a value of another type, or one that
+            `check_config` refuses.
     """
     if str(path).endswith(".py"):
         raise ValueError(
@@ -31,7 +32,7 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     add_tr_det_config(cfg)
     pairs = list(pairs)
     with _assertions_as_value_errors():
-        cfg.merge_from_file(str(path))
+        _merge_file(cfg, str(path))
         for position, (key, text) in enumerate(zip(pairs[::2], pairs[1::2], strict=False)):
             value = CfgNode._decode_cfg_value(text)
             if type(value) is int and isinstance(value_of(cfg, key), float):
@@ -39,6 +40,16 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
         cfg.merge_from_list(pairs)
     check_config(cfg)
     return cfg
+
+
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    try:
+        cfg.merge_from_file(path)
+    except RecursionError:
+        raise ValueError(f"{path}: builds on itself by _BASE_") from None
+    except (TypeError, AttributeError):
+        allowed = "a mapping of keys, like each file that its _BASE_ names"
+        raise ValueError(f"{path}: must be {allowed}") from None
 
 
 @contextmanager

@@ -1,0 +1,242 @@
+"""What the export's tools share: runs, configs, checkpoints and exported files of either side.
+
+Nothing is imported before it is needed: an ONNX file is opened without torch and Detectron2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tr_det.export.metadata import Metadata
+from tr_det.export.networks import SUFFIXES, Network, TorchNetwork, open_file, output_names
+from tr_det.export.runtimes import installed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG = "config.yaml"
+SECTIONS = {"model", "quant", "data", "solver", "tr", "run"}
+"""Of a classifier's config; a detector's are written in capitals."""
+
+
+class Side(NamedTuple):
+    """A config, read, with what its side does with it.
+
+    Attributes:
+        config: Detectron2's of a detector, a ``ClassifierConfig``.
+        data: images of a classifier; None of a detector.
+        fresh: makes a model without the trained weights, and its part that takes one tensor.
+        load: loads a checkpoint into the model.
+        describe: returns the metadata of the model.
+    """
+
+    config: Any
+    data: Any
+    fresh: Callable[[], tuple[nn.Module, nn.Module]]
+    load: Callable[[nn.Module, str], object]
+    describe: Callable[[nn.Module], Metadata]
+
+
+def read_side(config: Path, opts: Sequence[str] = (), device: str = "cpu", task: str = "") -> Side:
+    """Read a config of either side.
+
+    Args:
+        config: a YAML file.
+        opts: ``KEY VALUE`` pairs over it.
+        device: where the model is made.
+        task: that the config must be for; "" for any.
+
+    Raises:
+        ValueError: what is wrong with the config, or its data.
+    """
+    found = "classification" if is_classifier(config) else "detection"
+    if task and found != task:
+        raise ValueError(f"--config-file={config}: is for {found}; must be for {task}")
+    return (_classifier if found == "classification" else _detector)(config, opts, device)
+
+
+def _detector(path: Path, opts: Sequence[str], device: str) -> Side:
+    require(path, "detectron2")
+    from tr_det.detection import QuantCheckpointer
+    from tr_det.detection.export import detector_metadata, fresh_detector, load_config_for_cpu
+
+    cfg = load_config_for_cpu(path, opts)
+    cfg.MODEL.DEVICE = device
+    return Side(
+        config=cfg,
+        data=None,
+        fresh=lambda: fresh_detector(cfg),
+        load=lambda model, file: QuantCheckpointer(model).load(file),
+        describe=lambda model: detector_metadata(cfg, model),
+    )
+
+
+def _classifier(path: Path, opts: Sequence[str], device: str) -> Side:
+    from tr_det.classification.config.reading import to_yaml
+    from tr_det.classification.data.datasets import load_data
+    from tr_det.classification.export import (
+        class_names,
+        fresh_classifier,
+        input_spec,
+        load_config_for_cpu,
+    )
+    from tr_det.runtime.checkpoints import StrictCheckpointer
+
+    config = load_config_for_cpu(path, opts)
+    config = replace(config, run=replace(config.run, device=device))
+    data = load_data(config.data)
+    metadata = Metadata(
+        format="torch",
+        task="classification",
+        input=input_spec(config, data),
+        classes=class_names(data),
+        config=to_yaml(config),
+    )
+
+    def fresh() -> tuple[nn.Module, nn.Module]:
+        model = fresh_classifier(config, data)
+        return model, model
+
+    return Side(
+        config=config,
+        data=data,
+        fresh=fresh,
+        load=lambda model, file: StrictCheckpointer(model).load(file, checkpointables=[]),
+        describe=lambda _: metadata,
+    )
+
+
+def open_exported(
+    path: Path, runtime: str, threads: int = 0, config: Path | None = None, opts: Sequence[str] = ()
+) -> tuple[Network, Metadata]:
+    """Load a file of tools/export_model.py; return what runs it, and what it says about itself.
+
+    Args:
+        path: of the file.
+        runtime: of `wanted_runtime`.
+        threads: 0 for all cores.
+        config: a YAML file or a run's folder that a packed file's model is made by; None: the text
+            in the file.
+        opts: ``KEY VALUE`` pairs over it.
+    """
+
+    def fresh(metadata: Metadata) -> tuple[nn.Module, nn.Module]:
+        with config_of(config, metadata) as file:
+            return read_side(file, opts, task=metadata.task).fresh()
+
+    if path.suffix in SUFFIXES and path.suffix != ".onnx":
+        require(path, "torch", "fvcore")
+    return open_file(path, fresh, runtime, threads)
+
+
+def open_checkpoint(
+    weights: str, config: Path, threads: int = 0, device: str = "cpu"
+) -> tuple[Network, Metadata]:
+    """Load a checkpoint of either side; return what runs it, and what it has to be known of it.
+
+    Args:
+        weights: path of the checkpoint.
+        config: YAML of the run.
+        threads: 0 for all cores.
+        device: where it runs.
+    """
+    import torch
+
+    from tr_det.export.subject import require_scales
+
+    if threads:
+        torch.set_num_threads(threads)
+    side = read_side(config, device=device)
+    model, net = side.fresh()
+    side.load(model, weights)
+    require_scales(net, weights)
+    metadata = side.describe(model)
+    return TorchNetwork(net, output_names(metadata), device), metadata
+
+
+def wanted_runtime(model: Path, runtime: str | None) -> str:
+    """Return who runs a file: the wanted runtime, the first that is installed, or "torch"."""
+    if model.suffix != ".onnx":
+        if runtime:
+            raise ValueError(f"--runtime={runtime}: is for .onnx files; {model} runs in torch")
+        return "torch"
+    there = installed()
+    if runtime and runtime not in there:
+        raise ValueError(f"--runtime={runtime}: is not installed; pip install {runtime}")
+    if not there:
+        raise ValueError("--runtime: none is installed; pip install onnxruntime")
+    return runtime or there[0]
+
+
+def require(what: Path, *packages: str) -> None:
+    """Raise ValueError for the first package that is not installed; ``what`` needs them."""
+    for package in packages:
+        if not importlib.util.find_spec(package):
+            raise ValueError(f"{what}: needs {package}, which is not installed")
+
+
+@contextlib.contextmanager
+def config_of(given: Path | None, metadata: Metadata) -> Iterator[Path]:
+    """Yield a YAML file: the given one, that of a run's folder, or the exported file's own text."""
+    if given is not None:
+        yield given / CONFIG if given.is_dir() else given
+        return
+    if not metadata.config:
+        raise ValueError("--config-file: must be given, as there is no config in the file")
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / CONFIG
+        config.write_text(metadata.config, encoding="utf-8")
+        yield config
+
+
+def find_run(source: Path, checkpoint: str = "") -> tuple[Path, str]:
+    """Return the config and the checkpoint ("": the config names it) of a run or a config."""
+    from tr_det.runtime.checkpoints import evaluated_checkpoint
+
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    if not source.is_dir():
+        return source, checkpoint
+    config = source / CONFIG
+    if not config.is_file():
+        raise ValueError(f"{source}: not the folder of a run, it has no {CONFIG}")
+    checkpoint = checkpoint or evaluated_checkpoint(source)
+    if not checkpoint:
+        raise ValueError(f"{source}: has no checkpoint; train first, or name one by --checkpoint")
+    return config, checkpoint
+
+
+def is_classifier(config: Path, above: tuple[Path, ...] = ()) -> bool:
+    """Return whether a YAML file, or a file that it builds on, is a classifier's config.
+
+    Args:
+        config: the file; one that cannot be read is not, and is left to who reads it next.
+        above: files that build on it.
+
+    Raises:
+        ValueError: it builds on itself, or on what is no file.
+    """
+    import yaml
+
+    if config.resolve() in above:
+        raise ValueError(f"{config}: builds on itself by _BASE_")
+    if config.suffix == ".py" or not config.is_file():
+        return False
+    try:
+        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError:  # Detectron2 reads some that are not plain
+        return False
+    if not isinstance(tree, dict):
+        return False
+    bases = tree.get("_BASE_", [])
+    names = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{config}: _BASE_={bases!r}: must be a file or a list of files")
+    below = [is_classifier(config.parent / name, (*above, config.resolve())) for name in names]
+    return bool(SECTIONS & tree.keys()) or any(below)
