@@ -5,10 +5,9 @@ import torch
 
 from tr_det.classification.models.registry import build_model, quantize_network
 from tr_det.core import QuantConfig, set_scales
-from tr_det.export.metadata import InputSpec, Metadata
-from tr_det.export.model import export_onnx, prove
-
-PLAIN = InputSpec(3, "RGB", 1.0, (0.0,) * 3, (1.0,) * 3, 1, None)
+from tr_det.export.fold import fold
+from tr_det.export.model import WRITERS, Exported, prove
+from tr_det.export.trace import trace
 
 
 @pytest.mark.slow
@@ -30,10 +29,10 @@ def test_a_network_computes_the_trained_codes(name, bits, options) -> None:
     set_scales(net, lambda: net(images))
     for _ in range(3):
         net(images)
-    for kind in ("qcdq", "integer"):
-        metadata = Metadata(kind, "features", PLAIN)
-        exported = export_onnx(net.eval(), images, metadata, kind)
-        proof = prove(exported, [images.numpy()])
+    traced = trace(net.eval(), images)
+    for make in WRITERS.values():
+        writer = make(fold(traced.graph))
+        proof = prove(Exported(traced, writer, writer.write({})), [images.numpy()])
         assert proof.failures() == []
         quantized = proof.backends[1]
         assert quantized.integer_layers >= (quantized.expected_integer_layers or 0)

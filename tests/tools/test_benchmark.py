@@ -18,6 +18,7 @@ def run(monkeypatch, folder, *arguments):
     benchmark.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", benchmark.BENCHMARKS)
 def test_a_benchmark_writes_a_table_and_every_sample(monkeypatch, tmp_path, capsys, name) -> None:
     run(monkeypatch, tmp_path, name)

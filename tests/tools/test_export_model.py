@@ -23,6 +23,7 @@ from tr_det.export import model as export
 from tr_det.export import packed_file
 
 
+@pytest.mark.slow
 def test_a_detector_is_proven_and_finds_what_torch_finds(detector_run, call, tmp_path):
     from tr_det.detection import QuantCheckpointer, QuantTrainer
     from tr_det.detection.config.reading import load_config
@@ -74,6 +75,7 @@ def same(first, second):
     return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["integer", "torch"])
 def test_a_classifier_is_proven_and_as_good_as_in_torch(classifier_run, call, form, monkeypatch):
     monkeypatch.chdir(classifier_run.parent)
@@ -156,7 +158,7 @@ def test_packed_codes_that_are_read_otherwise_fail_the_proof(classifier_run, cal
         (["run", "--verify", "--format", "torch", "--runtime", "openvino"], "--runtime=openvino:"),
         (["run", "quant.bit", "3"], "quant.bit: unknown key; did you mean quant.bits"),
         (["run", "quant.bits"], "quant.bits: a key without a value"),
-        (["detector", "INPUT.FORMAT", "YUV-BT.601"], "color='YUV-BT.601': must be one of"),
+        (["detector", "INPUT.FORMAT", "YUV-BT.601"], "INPUT.FORMAT='YUV-BT.601': must be one of"),
         (["run", "quant.bits", "W2A2"], "does not fit the model"),
         (["fp"], "quant.bits=FP: the model is not quantized"),
         (["uncalibrated"], "has no scales of quantizers"),
@@ -274,25 +276,25 @@ def test_a_missing_package_is_named_before_the_work(cases, call, monkeypatch, fo
     assert f"needs {package}, which is not installed; pip install -e '.[export]'" in err
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ("MODEL.QUANT.WEIGHT_BITS", 8, "MODEL.QUANT.ACT_BITS", 8),
-        ("MODEL.QUANT.RULES", ["head.bbox_subnet.* weight_bits=8 act_bits=8"]),
-    ],
-)
-def test_no_layer_is_at_risk_of_saturation_with_the_keys_of_the_proof(
-    make_config, calibrated_run, call, tmp_path, keys
-):
+@pytest.mark.parametrize("rules", [[], ["head.bbox_subnet.* weight_bits=8 act_bits=8"]])
+def test_the_keys_against_saturation_narrow_the_layers_at_risk_alone(make_config, tmp_path, rules):
+    from tr_det.core import quantized_layers
+    from tr_det.detection import QuantTrainer
     from tr_det.detection.config.reading import load_config
+    from tr_det.detection.export import detector_metadata
 
-    def saturation(cfg, name):
-        folder = calibrated_run(cfg, tmp_path / name)
-        call(export_model, folder, "--verify", "--images", 1, "--runtime", "onnxruntime")
-        return json.loads((folder / "export/model_qcdq.proof.json").read_text())["saturation"]
+    def bits_of(model):
+        layers = quantized_layers(model)
+        return {n: (q.weight_quantizer.bits, q.input_quantizer.bits) for n, q in layers}
 
-    first = saturation(make_config(*keys), "first")
-    assert first["layers"]
-    pairs = shlex.split(first["safe_if_trained_with"])
-    second = saturation(load_config(tmp_path / "first/config.yaml", pairs), "second")
-    assert second["layers"] == []
+    cfg = make_config(*() if rules else ("MODEL.QUANT.WEIGHT_BITS", 8, "MODEL.QUANT.ACT_BITS", 8))
+    cfg.MODEL.QUANT.RULES = rules
+    model = QuantTrainer.build_model(cfg)
+    bits = bits_of(model)
+    risks = {name: 7 for name, found in bits.items() if found == (8, 8)}
+    assert 0 < len(risks) < len(bits) or not rules
+    metadata = detector_metadata(cfg, model)
+    (tmp_path / "config.yaml").write_text(metadata.config)
+    pairs = shlex.split(export_model.keys_without(risks, bits, metadata))
+    narrower = bits_of(QuantTrainer.build_model(load_config(tmp_path / "config.yaml", pairs)))
+    assert narrower == {**bits, **{name: (7, bits[name][1]) for name in risks}}

@@ -238,6 +238,7 @@ def test_a_checkpoint_predicts_what_detectron2_predicts(run, make_config, scenes
     assert entries(json_file) == first
 
 
+@pytest.mark.slow
 def test_a_classifier_predicts_in_every_form(classifier_run, call, tmp_path):
     import torch
 
@@ -269,15 +270,11 @@ def test_a_classifier_predicts_in_every_form(classifier_run, call, tmp_path):
             assert entry["classes"][0]["name"] == str(expected.argmax())
 
 
-@pytest.mark.parametrize(
-    ("form", "suffix"),
-    [("packed", "safetensors"), pytest.param("torch", "pt2", marks=pytest.mark.slow)],
-)
-def test_a_detectors_file_predicts_what_its_run_predicts(
-    detector_run, scenes, call, tmp_path, form, suffix
+def test_a_detectors_packed_file_predicts_what_its_run_predicts(
+    detector_run, scenes, call, tmp_path
 ):
-    file = tmp_path / f"model.{suffix}"
-    assert call(export_model, detector_run, "--format", form, "--output", file)[0] == 0
+    file = tmp_path / "model.safetensors"
+    assert call(export_model, detector_run, "--format", "packed", "--output", file)[0] == 0
     images = sorted((scenes / "digit_scenes/val").glob("*.png"))
     options = ("--score", 0.01, "--no-pictures", "--json")
     for model, name in ((detector_run, "a.json"), (file, "b.json")):

@@ -16,11 +16,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from tr_det.core.errors import check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
 from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.datasets import check_datasets, named_dataset_errors
 from tr_det.detection.engine.trainer import QuantTrainer
-from tr_det.export.metadata import DetectorSpec, InputSpec, Metadata, ShortestEdge
+from tr_det.export.metadata import COLORS, DetectorSpec, InputSpec, Metadata, ShortestEdge
 from tr_det.export.subject import (
     Subject,
     checkpoint_entry,
@@ -68,7 +69,12 @@ class DetectorNet(nn.Module):
 
 
 def input_spec(cfg: CfgNode, model: Any) -> InputSpec:
-    """Return how an image becomes the detector's input, as Detectron2's predictor does it."""
+    """Return how an image becomes the detector's input, as Detectron2's predictor does it.
+
+    Raises:
+        ValueError: a format that only Detectron2 knows.
+    """
+    check_among("INPUT.FORMAT", cfg.INPUT.FORMAT, COLORS)
     return InputSpec(
         channels=len(model.pixel_mean),
         color=cfg.INPUT.FORMAT,

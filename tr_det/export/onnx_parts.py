@@ -38,7 +38,7 @@ class OnnxParts:
         self.initializers: list[onnx.TensorProto] = []
         self.types: dict[str, tuple[type, int]] = {}
         self._constants: dict[bytes, str] = {}  # content -> name
-        self._unpacked: set[str] = set()
+        self._written: set[str] = set()
 
     def emit(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         """Add a node of ONNX."""
@@ -134,7 +134,7 @@ class OnnxParts:
         added = np.float32(grid.mul * grid.base + grid.add)
         steps = [
             *([("Sub", [grid.shift])] if grid.shift else []),
-            ("Div", [grid.step]),
+            *([("Div", [grid.step])] if grid.step != 1 else []),
             ("Round", []),
             ("Clip", [np.float32(bound - grid.base) for bound in (grid.low, grid.high)]),
             *([("Mul", [np.float32(grid.mul)])] if grid.mul != 1 else []),
@@ -177,7 +177,7 @@ class OnnxParts:
         Returns:
             The name of a tensor in the weight's shape.
         """
-        if name in self._unpacked:
+        if name in self._written:
             return name
         weights = self.weights[layer]
         shape, count = weights.codes.shape, weights.codes.size
@@ -197,13 +197,13 @@ class OnnxParts:
             x = f"{name}.step{i}"
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.emit("Cast", [x], name, to=to)
-        self._unpacked.add(name)
+        self._written.add(name)
         return name
 
     def _unpacked_codes(self, layer: str, count: int) -> str:
         """Write the unpacking of bit planes; return the name of the codes from 0 on, int32."""
         name = f"{layer}.weight.codes"
-        if name in self._unpacked:
+        if name in self._written:
             return name
         weights = self.weights[layer]
         planes = pack(weights.codes - weights.low, weights.bits)
@@ -225,5 +225,5 @@ class OnnxParts:
             start = self.constant("from_first", np.array([0], np.int64))
             end = self.constant(f"{name}.count", np.array([count], np.int64))
             self.emit("Slice", [summed, start, end, axis], name)
-        self._unpacked.add(name)
+        self._written.add(name)
         return name

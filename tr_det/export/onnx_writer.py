@@ -121,8 +121,8 @@ class OnnxWriter(OnnxParts):
         x = self.integers(layer, f"{layer}.weight.multiples", np.int8)
         unit = self.weights[layer].unit
         name = f"{layer}.weight"
-        if name not in self._unpacked:
-            self._unpacked.add(self.dequantize(x, name, unit, (np.int8, 0), axis=0))
+        if name not in self._written:
+            self._written.add(self.dequantize(x, name, unit, (np.int8, 0), axis=0))
         return name
 
     def write_affine(self, node: Node) -> None:

@@ -16,7 +16,6 @@ from onnx import TensorProto
 from tr_det.export.fit import Fit, fits
 from tr_det.export.graph import Graph, Node
 from tr_det.export.onnx_writer import OnnxWriter, along_channels, conv_attributes
-from tr_det.export.steady import steadied
 
 
 class QcdqWriter(OnnxWriter):
@@ -32,7 +31,6 @@ class QcdqWriter(OnnxWriter):
         super().__init__(graph)
         self._fits = fits(graph)
         self._by_layer = {fit.layer.output: fit for fit in self._fits.values()}
-        self._steadied = steadied(graph)
         self._calls: dict[str, int] = {}  # how often each layer has been written
         self._within = {part.output for fit in self._fits.values() for part in fit.between}
 
@@ -41,6 +39,8 @@ class QcdqWriter(OnnxWriter):
         fit = self._fits.get(node.output)
         if fit is not None:
             node = replace(node, attributes={**node.attributes, "grid": fit.grid})
+        elif not node["grid"].sign:
+            node = self._in_steps(node)
         zero = -min(0, node["grid"].bounds[0])
         integers = f"{node.output}.integers"
         # OpenVINO adds the zero point before it rounds, and the sum has fewer bits behind the
@@ -49,6 +49,34 @@ class QcdqWriter(OnnxWriter):
         self.codes[node.output] = integers
         self.types[integers] = (np.uint8, zero)
         self.dequantize(integers, node.output, np.float32(1))
+
+    def _in_steps(self, node: Node) -> Node:
+        """Write ``(x - shift) / step``; return the quantizer of that.
+
+        OpenVINO multiplies by a rounded 1 / step wherever it knows the step when it loads a file,
+        which changes codes next to a threshold. So the divisor is multiplied by a 1 that is made of
+        the number of images.
+        """
+        grid, (x,), units = node["grid"], node.inputs, f"{node.output}.units"
+        if grid.shift:
+            self.emit("Sub", [x, self.constant(f"{units}.shift", grid.shift)], f"{units}.shifted")
+            x = f"{units}.shifted"
+        step = self.constant(f"{units}.step", grid.step)
+        self.emit("Mul", [step, self._one()], f"{units}.divisor")
+        self.emit("Div", [x, f"{units}.divisor"], units)
+        grid = replace(grid, step=np.float32(1), shift=np.float32(0))
+        return replace(node, inputs=(units,), attributes={**node.attributes, "grid": grid})
+
+    def _one(self) -> str:
+        """Write 1, as a float that is computed for each batch."""
+        name = "one"
+        if name not in self._written:
+            self._written.add(name)
+            self.emit("Shape", [next(iter(self.graph.inputs))], f"{name}.images", start=0, end=1)
+            most = self.constant(f"{name}.most", np.array([1], np.int64))
+            self.emit("Min", [f"{name}.images", most], f"{name}.integer")
+            self.emit("Cast", [f"{name}.integer"], name, to=TensorProto.FLOAT)
+        return name
 
     def write_dequantize(self, node: Node) -> None:
         """Write multiples times their step."""
@@ -72,8 +100,7 @@ class QcdqWriter(OnnxWriter):
         is that of integers 1. OpenVINO mistakes a scale without summand for a dequantization that
         it may move through a resizing: so zeros become the smallest numbers that are not.
         """
-        scale, bias = self._steadied.get(node.output, (node["scale"], node["bias"]))
-        scale, bias = (along_channels(node, numbers) for numbers in (scale, bias))
+        scale, bias = (along_channels(node, node[key]) for key in ("scale", "bias"))
         bias = np.where(bias == 0, np.finfo(np.float32).tiny, bias).astype(np.float32)
         ones = self.constant(f"{node.output}.ones", np.ones(scale.shape, np.int8))
         numbers = scale.reshape(-1) * factor

@@ -7,7 +7,7 @@ a code that differs does not make others differ.
 
 A wrong code is *at a boundary* if the reference's value lies so near to the threshold between both
 codes that the backend's own way to round can decide it (`BOUNDARY`). These are counted among the
-wrong ones and shown beside them; ONNX Runtime has none, as it computes what the reference does.
+wrong ones and shown beside them; runtimes have none.
 
 Results without codes (of full-precision layers, and behind the last quantizers) must be the
 reference's up to float rounding (`ROUNDING`).
@@ -24,11 +24,10 @@ from tr_det.export.backends import Backend, Observed
 from tr_det.export.executor import execute
 from tr_det.export.graph import INPUT, Graph, InputGrid, Node
 
-BOUNDARY = {"torch": 2.0**-10, "openvino": 2.0**-16}
+BOUNDARY = {"torch": 2.0**-10}
 """Backend -> distance from a threshold, in steps, at which its own rounding can decide a code.
 
-Torch sums floats in an order of its own. OpenVINO multiplies by ``255 / (255 step)``, rounded
-twice, where the model divides by the step: up to two roundings of an 8-bit code.
+Torch sums floats in an order of its own. Runtimes compute what the reference does.
 """
 
 ROUNDING = 2.0**-14
