@@ -56,7 +56,8 @@ def test_a_detectors_backbone_and_head(make_config, tmp_path):
 
     path, example = tmp_path / "model.pt2", torch.randn(2, 3, 256, 384)
     torch.manual_seed(0)
-    model = BackboneAndHead(build_model(make_config("MODEL.DEVICE", "cpu"))).eval()
+    cfg = make_config("MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CONVS", 1)
+    model = BackboneAndHead(build_model(cfg)).eval()
     set_scales(model, lambda: model(example))
     write_simulation(model, example, path, {})
     loaded, _ = read_simulation(path)
