@@ -7,6 +7,8 @@ from tr_det.export.executor import affine, evaluate, reachable
 from tr_det.export.fit import fits
 from tr_det.export.fold import fold
 from tr_det.export.graph import Graph, InputGrid, Node, Weights
+from tr_det.export.staircase import staircases
+from tr_det.export.steady import steadied
 from tr_det.export.trace import trace
 
 
@@ -81,3 +83,27 @@ def test_thresholds_stay_away_from_the_sums() -> None:
         inside = exact[(exact > 0) & (exact < 15)]
         distance = np.abs(inside - np.floor(inside) - 0.5)
         assert distance.min(initial=1.0) > 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_steadied_maps_give_the_same_codes_with_more_room(bits) -> None:
+    rng = np.random.default_rng(1)
+    graph = two_layers(rng.normal(0, 0.05, 16), rng.normal(0, 1, 16), bits=bits)
+    (stairs,) = staircases(graph)
+    ((scale, bias),) = steadied(graph).values()
+    reference = graph.nodes[1]
+    rooms = []
+    for channel, (low, high) in enumerate(zip(*reachable(graph.weights["conv"], (0, 15)))):
+        acc = np.arange(low, high + 1)
+        grid, codes, nearest = stairs.quantize["grid"], [], []
+        for a, b in ((reference["scale"], reference["bias"]), (scale, bias)):
+            x = affine(acc, a[channel], b[channel])
+            codes.append(grid.multiples(x))
+            exact = (acc * np.float64(a[channel]) + b[channel]) / np.float64(grid.step)
+            inside = exact[(exact > 0) & (exact < grid.high)]
+            nearest.append(np.abs(inside - np.floor(inside) - 0.5).min(initial=1.0))
+        assert np.array_equal(*codes)
+        rooms.append(nearest)
+    before, after = np.array(rooms).T
+    assert (after >= before * 0.99).all()
+    assert np.median(after) > 1.5 * np.median(before)

@@ -182,7 +182,7 @@ def transposed(x):
         (lambda x: F.interpolate(x, scale_factor=1.5), "only by integers"),
         (lambda x: F.gelu(x).relu(), "aten.gelu.default"),
         (lambda x: x[:, :1] * FIVE, r"shape \(5, 1, 1\)"),
-        (transposed, "another size for each"),
+        (transposed, "nothing in common"),
         (lambda x: x if x.shape[0] == 2 else x * 2, "number of images to 2"),
         (lambda x: {"a": x, "b": None}, "output 'b'"),
         (lambda x: {"images": x}, "none of them 'images'"),
@@ -202,6 +202,20 @@ def test_buffers_are_left_alone() -> None:
     with pytest.raises(ValueError, match="calls of the model itself"):
         trace(net, images)
     assert net.calls == 0
+
+
+def test_a_size_that_another_value_has_for_the_example_alone_is_not_taken_for_it() -> None:
+    def behind(x):
+        up = F.interpolate(F.max_pool2d(x, 2), scale_factor=2)  # one row less than an odd height
+        return up + F.interpolate(F.max_pool2d(x, 4), size=up.shape[2:])
+
+    torch.manual_seed(0)
+    net = quantized(Between(behind=behind), torch.rand(2, 3, 16, 24))
+    graph = fold(trace(net, torch.rand(2, 3, 16, 24)).graph)
+    images = torch.rand(2, 3, 17, 25)
+    found = execute(graph, {"images": images.numpy()})["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net(images))
 
 
 @pytest.mark.parametrize("place", ["second.weight", "first.bias", "norm"])

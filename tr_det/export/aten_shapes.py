@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from tr_det.export.conversion import VIEWS, Conversion, arguments, converts, pair
+from tr_det.export.conversion import VIEWS, Conversion, arguments, converts, pair, same_size
 
 aten = torch.ops.aten
 LAST = 2**63 - 1
@@ -74,7 +74,7 @@ def _upsample(c: Conversion, node: fx.Node) -> None:
     for other in node.graph.nodes:  # up to this one: some value has the size
         shape = getattr(other.meta.get("val"), "shape", ())
         known = other.name in c.known and not any(isinstance(size, int) for size in wanted)
-        if known and len(shape) == 4 and list(shape[2:]) == wanted:
+        if known and len(shape) == 4 and all(map(same_size, shape[2:], wanted)):
             c.emit("ResizeLike", node, a["input"], other)
             return
     raise ValueError(f"cannot be exported: {node}, a resizing to a size that no other value has")
@@ -94,7 +94,7 @@ def _reshape(c: Conversion, node: fx.Node) -> None:
         own = x.meta["val"].shape  # type: ignore[union-attr]
         if isinstance(size, int):
             found.append(size)
-        elif position < len(own) and _size(size) == own[position]:
+        elif position < len(own) and same_size(_size(size), own[position]):
             found.append(0)
         else:
             raise ValueError(f"cannot be exported: {node}, a shape computed from the input's")
@@ -159,6 +159,14 @@ def _dropout(c: Conversion, node: fx.Node) -> None:
 @converts(aten.detach.default, aten.detach_.default, aten.alias.default)
 def _alias(c: Conversion, node: fx.Node) -> None:
     c.alias(node, node.args[0])
+
+
+@converts(aten.to.dtype)
+def _float(c: Conversion, node: fx.Node) -> None:
+    a = arguments(node)
+    if a["dtype"] != torch.float32 or a["copy"]:
+        raise ValueError(f"cannot be exported: {node}, a conversion to {a['dtype']}")
+    c.alias(node, a["self"])
 
 
 @converts(aten.clone.default, aten.contiguous.default)

@@ -106,7 +106,14 @@ class TorchBackend:
         module = _runnable(self._traced.program)
         recorder = _Recorder(module, self._traced, set(self._entries))
         with torch.no_grad(), known(self._traced.layers):  # either may change its input
-            results = tree_leaves(recorder.run(torch.from_numpy(images.copy())))
+            try:
+                results = tree_leaves(recorder.run(torch.from_numpy(images.copy())))
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"images of shape {images.shape}: what torch recorded of the model cannot run "
+                    f"them ({reason})"
+                ) from None
             expected = tree_leaves(self._traced.model(torch.from_numpy(images.copy())))
         if not all(map(torch.equal, results, expected)):
             self.changed_by_probes = True

@@ -139,6 +139,14 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return {**found, **node.kwargs}
 
 
+def same_size(one: Any, other: Any) -> bool:
+    """Return whether two sizes are the same expression of the input's sizes.
+
+    Torch itself would compare what they are for the example.
+    """
+    return str(one) == str(other)
+
+
 def is_in_place(node: fx.Node) -> bool:
     """Return whether an operation changes an argument."""
     schema = getattr(node.target, "_schema", None)

@@ -57,7 +57,11 @@ class OnnxWriter(OnnxParts):
         """Return the model, with the metadata as JSON among its properties."""
         for node in self.graph.nodes:
             self.node(node)
+        taken = {name for node in self.nodes for name in node.output}
+        taken |= {tensor.name for tensor in self.initializers}
         for name, value in self.graph.outputs.items():
+            if name in taken:
+                raise ValueError(f"output {name!r}: the file has a value of that name; must differ")
             self.emit("Identity", [value], name)
         inputs = [_info(name, shape) for name, shape in self.graph.inputs.items()]
         outputs = [_info(name, [None] * rank, name) for name, rank in self.graph.ranks.items()]

@@ -14,8 +14,9 @@ import numpy as np
 from onnx import TensorProto
 
 from tr_det.export.fit import Fit, fits
-from tr_det.export.graph import Graph, Node
+from tr_det.export.graph import Graph, InputGrid, Node
 from tr_det.export.onnx_writer import OnnxWriter, along_channels, conv_attributes
+from tr_det.export.steady import steadied
 
 
 class QcdqWriter(OnnxWriter):
@@ -31,6 +32,7 @@ class QcdqWriter(OnnxWriter):
         super().__init__(graph)
         self._fits = fits(graph)
         self._by_layer = {fit.layer.output: fit for fit in self._fits.values()}
+        self._steadied = steadied(graph)
         self._calls: dict[str, int] = {}  # how often each layer has been written
         self._within = {part.output for fit in self._fits.values() for part in fit.between}
 
@@ -53,13 +55,15 @@ class QcdqWriter(OnnxWriter):
     def _in_steps(self, node: Node) -> Node:
         """Write ``(x - shift) / step``; return the quantizer of that.
 
-        OpenVINO multiplies by a rounded 1 / step wherever it knows the step when it loads a file,
-        which changes codes next to a threshold. So the divisor is multiplied by a 1 that is made of
-        the number of images.
+        OpenVINO multiplies by 1 / step where the model divides, which moves a threshold by up to
+        2e-7 of itself. If it knew the step when it loads the file, it would join the product with
+        others and move thresholds further: so the divisor is multiplied by a 1 that is made of the
+        number of images.
         """
         grid, (x,), units = node["grid"], node.inputs, f"{node.output}.units"
         if grid.shift:
-            self.emit("Sub", [x, self.constant(f"{units}.shift", grid.shift)], f"{units}.shifted")
+            shift = self.constant(f"{units}.shift", _shift_beside_tie(grid))
+            self.emit("Sub", [x, shift], f"{units}.shifted")
             x = f"{units}.shifted"
         step = self.constant(f"{units}.step", grid.step)
         self.emit("Mul", [step, self._one()], f"{units}.divisor")
@@ -100,7 +104,8 @@ class QcdqWriter(OnnxWriter):
         is that of integers 1. OpenVINO mistakes a scale without summand for a dequantization that
         it may move through a resizing: so zeros become the smallest numbers that are not.
         """
-        scale, bias = (along_channels(node, node[key]) for key in ("scale", "bias"))
+        scale, bias = self._steadied.get(node.output, (node["scale"], node["bias"]))
+        scale, bias = (along_channels(node, numbers) for numbers in (scale, bias))
         bias = np.where(bias == 0, np.finfo(np.float32).tiny, bias).astype(np.float32)
         ones = self.constant(f"{node.output}.ones", np.ones(scale.shape, np.int8))
         numbers = scale.reshape(-1) * factor
@@ -148,3 +153,17 @@ class QcdqWriter(OnnxWriter):
         self.emit("Cast", [x], f"{weight}.wide", to=TensorProto.FLOAT)
         self.affine(f"{weight}.wide", weight, scales, None)
         return weight, factor
+
+
+def _shift_beside_tie(grid: InputGrid) -> np.float32:
+    """Return a grid's shift; where 0 lies on a threshold, as at half steps, one beside it.
+
+    Zeros are frequent (ReLU, clipping), and OpenVINO's product may put all of them on the other
+    side. With this shift they are on the reference's side in every runtime; instead, numbers nearer
+    to 0 than the millionth part of the shift may get the code of 0.
+    """
+    units = -grid.shift / grid.step
+    beyond = units - np.rint(units)
+    if abs(beyond) < 0.5 - abs(units) * 2.0**-20:
+        return grid.shift
+    return np.float32(grid.shift + np.sign(beyond) * abs(grid.shift) * 2.0**-21)

@@ -28,8 +28,10 @@ def record(
     """
     if not any(quantized_layers(model)):
         raise ValueError("the model has no quantized layers: there is nothing to export")
-    if model.training:
-        raise ValueError("the model is in training mode: call eval() before the export")
+    training = next((name for name, part in model.named_modules() if part.training), None)
+    if training is not None:
+        part = f"its part {training}" if training else "the model"
+        raise ValueError(f"{part} is in training mode: call eval() before the export")
     sizes = {dim: Dim.AUTO for dim in dynamic if dim < example.ndim}
     if any(example.shape[dim] < 2 for dim in sizes):
         raise ValueError(

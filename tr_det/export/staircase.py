@@ -65,9 +65,13 @@ class Staircase:
         self.before = np.where(starts_below, np.minimum(self._crossed - 1, high), -np.inf)
 
     def multiples(self, acc: np.ndarray) -> np.ndarray:
-        """Return the reference's multiples of sums, float32, (out, any)."""
-        scale, bias = self.layer["scale"], self.layer["bias"]
-        return self._quantized(affine(acc * self.sign[:, None], scale[:, None], bias[:, None]))
+        """Return the reference's multiples of sums, (out, any)."""
+        return self.through(acc, self.layer["scale"], self.layer["bias"])
+
+    def through(self, acc: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Return the multiples of sums with other numbers, float32, (out,)."""
+        signed = acc * self.sign[:, None]
+        return self._quantized(affine(signed, scale[:, None], bias[:, None]))
 
     def sides(self) -> np.ndarray:
         """Return the sums on both sides of each threshold, and the ends; int64, (out, any)."""

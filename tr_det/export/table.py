@@ -84,6 +84,7 @@ def proof_record(proof: Proof, risks: Mapping[str, int], remedy: str, cpu: Cpu) 
             "changed_by_probes": backend.changed_by_probes,
             "largest_difference": backend.largest_difference,
             "float_error": backend.float_error,
+            "other_shapes": backend.other_shapes,
             **vars(backend.total),
             "layers": {name: dict(vars(counts)) for name, counts in backend.layers.items()},
         }

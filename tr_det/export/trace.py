@@ -7,6 +7,7 @@ level of ``conv2d`` and ``batch_norm``; `tr_det.export.aten` says what each of t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
 import tr_det.export.aten
 import tr_det.export.aten_shapes  # noqa: F401  registers converters
@@ -86,9 +87,12 @@ def trace(model: nn.Module, example: Tensor, names: Sequence[str] = ()) -> Trace
     for node in program.graph.nodes:
         if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt):
             continue  # sizes are looked at where they are used
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            continue  # of a conversion to the type that it has
         if unknown or node.target not in (LEAF, *CONVERTERS):
             # What follows an unknown operation has no values; only its name is of interest.
-            if node.target not in (LEAF, *CONVERTERS) and not conversion.folds(node):
+            known_or_part = node.target in (LEAF, *CONVERTERS) or node.target is operator.getitem
+            if not known_or_part and not conversion.folds(node):
                 unknown.setdefault(str(node.target), _place(node))
         elif node.target is LEAF:
             source, name = node.args
@@ -185,11 +189,11 @@ def _shape(program: Any, example: Tensor) -> tuple[int | None, ...]:
             f"the model fixes the number of images to {fixed[0]}, that of the example of shape "
             f"{tuple(example.shape)}"
         )
-    free = [str(size) for size in image.meta["val"].shape if not is_concrete_int(size)]
-    if len({*free}) < len(free):
+    symbols = [symbol for size in image.meta["val"].shape for symbol in free_symbols(size)]
+    if len({*symbols}) < len(symbols):
         raise ValueError(
-            f"torch took equal sizes of the example, {tuple(example.shape)}, for always equal; use "
-            "another size for each of batch, height and width"
+            f"torch took sizes of the example, {tuple(example.shape)}, for always equal or in "
+            "proportion; use sizes of batch, height and width that have nothing in common"
         )
     return tuple(fixed)
 
