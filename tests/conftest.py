@@ -9,13 +9,6 @@ import torch
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """Leave slow tests out of the coverage: recording a network takes three times as long in it."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker("no_cover")
-
-
 @pytest.fixture(scope="session")
 def tiny():
     """Return the module tiny.py; imported late, because the core's tests need no detectron2."""

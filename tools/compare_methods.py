@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -143,7 +144,12 @@ def result_of(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [*command, *pairs], cwd=ROOT, env=os.environ | threads, stdout=output, stderr=output
+            [*command, *pairs],
+            cwd=ROOT,
+            env=os.environ | threads,
+            stdout=output,
+            stderr=output,
+            preexec_fn=_end_with_parent,
         )
         _, status, usage = os.wait4(process.pid, 0)
     result: dict[str, Any] = {"group": group, "name": name, "pairs": pairs, "status": status}
@@ -161,6 +167,11 @@ def result_of(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
     write_json(path, result)
     print(f"{name}: AP {result.get('AP', float('nan')):.1f}", flush=True)
     return result
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process, just forked, when its parent is gone; Linux only."""
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -212,31 +212,17 @@ def find_run(source: Path, checkpoint: str = "") -> tuple[Path, str]:
     return config, checkpoint
 
 
-def is_classifier(config: Path, above: tuple[Path, ...] = ()) -> bool:
-    """Return whether a YAML file, or a file that it builds on, is a classifier's config.
+def is_classifier(config: Path) -> bool:
+    """Return whether a YAML file, or else the first file with keys that it builds on, is one's.
 
-    Args:
-        config: the file; one that cannot be read is not, and is left to who reads it next.
-        above: files that build on it.
-
-    Raises:
-        ValueError: it builds on itself, or on what is no file.
+    One that cannot be read is not, and is left to who reads it next.
     """
-    import yaml
+    from tr_det.runtime.configs import config_files
 
-    if config.resolve() in above:
-        raise ValueError(f"{config}: builds on itself by _BASE_")
-    if config.suffix == ".py" or not config.is_file():
+    if config.suffix == ".py":
         return False
-    try:
-        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError:  # Detectron2 reads some that are not plain
-        return False
-    if not isinstance(tree, dict):
-        return False
-    bases = tree.get("_BASE_", [])
-    names = bases if isinstance(bases, list) else [bases]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{config}: _BASE_={bases!r}: must be a file or a list of files")
-    below = [is_classifier(config.parent / name, (*above, config.resolve())) for name in names]
-    return bool(SECTIONS & tree.keys()) or any(below)
+    with contextlib.suppress(OSError, ValueError):
+        for _, tree in config_files(config):
+            if tree:
+                return bool(SECTIONS & tree.keys())
+    return False

@@ -14,22 +14,36 @@ import sys
 
 import torch
 
+from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.files import written_aside
 
 
 def pack(source: str, target: str) -> None:
     """Convert one checkpoint."""
-    model = torch.load(source, map_location="cpu", weights_only=True)["model"]
-    packed = {
-        key: value.half() if value.dtype == torch.float32 and value.dim() > 1 else value
-        for key, value in model.items()
-    }
+    found = read_checkpoint(source)
+    model = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(model, dict):
+        raise ValueError(
+            f"{source}: not a checkpoint of a model (it holds no dictionary of tensors)"
+        )
+    packed = {key: value.half() if _is_weight(value) else value for key, value in model.items()}
     with written_aside(target) as aside, aside.open("wb") as file:
         torch.save({"model": packed, "__author__": "tr_det"}, file)
     print(f"{target}: {os.path.getsize(target) / 1e6:.1f} MB")
 
 
-if __name__ == "__main__":
+def _is_weight(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.dim() > 1
+
+
+def main() -> None:
+    """Read the command line."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    pack(*sys.argv[1:])
+    with one_line_errors():
+        pack(*sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.processes import only_writer
 from tr_det.study.grid import COMPARED, STUDIES
 from tr_det.study.report import write_report
 from tr_det.study.runner import run_study
@@ -50,7 +51,7 @@ def main() -> None:
     lengths = args.lengths if args.study == "tracking" else [args.steps]
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     start = time.perf_counter()
-    with one_line_errors():
+    with one_line_errors(), only_writer(args.output / args.study, "--output"):
         rows = run_study(args.study, lengths, args.seeds, args.output)
         details = {
             "study": args.study,

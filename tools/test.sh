@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Format, lint, types and tests with coverage, from nothing: sets up .venv if needed. With arguments,
-# only pytest runs, with these arguments. The exit status is the worst of all.
+# Format, lint, types and tests, from nothing: sets up .venv if needed. With arguments, only pytest
+# runs, with these arguments (-n auto --cov for the coverage). The exit status is the worst of all.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/bootstrap.sh"
 
@@ -22,5 +22,5 @@ check "lint" "$VENV_PYTHON" -m ruff check .
 check "types" "$VENV_PYTHON" -m mypy
 check "types of the core" "$VENV_PYTHON" -m mypy --strict --no-warn-unused-configs tr_det/core
 export OMP_NUM_THREADS=1 # a process for each core
-check "tests" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal --cov
+check "tests" "$VENV_PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal
 exit "$worst"

@@ -73,7 +73,7 @@ def main() -> None:
             if args.eval_only:
                 # Weights named on the command line are wanted, as with Detectron2's train_net.py.
                 named = "model.weights" in args.opts[::2] and not args.resume
-                runs = [evaluate_only(config, start_weights=named)]
+                runs = [evaluate_only(config, named, args.resume)]
             else:
                 runs = with_pretraining(run(config, args.resume))
             if rank() == 0:

@@ -20,26 +20,23 @@ from detectron2.utils.logger import setup_logger
 from tr_det.core import is_calibrated
 from tr_det.detection import QuantCheckpointer, QuantTrainer, calibrate
 from tr_det.detection.config import reading
+from tr_det.detection.config.checks import check_evaluated
 from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.engine.calibration import update_norms
 from tr_det.detection.engine.processes import run_processes
 from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.processes import only_writer, restarted
+from tr_det.runtime.signals import held
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
     """Return the frozen, checked config of a command line."""
     cfg = reading.load_config(args.config_file, args.opts)
+    if args.eval_only:
+        check_evaluated(cfg, args.resume)
     trains = not args.eval_only or cfg.TEST.PRECISE_BN.ENABLED
     check_datasets(cfg, ("TRAIN", "TEST") if trains else ("TEST",))
     cfg.freeze()
-    return cfg
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the config, with logging and seeds set up."""
-    cfg = load_config(args)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
     return cfg
 
 
@@ -65,12 +62,17 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> Any:
     """Run one process."""
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg, args.resume)
-    trainer = QuantTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    cfg = load_config(args)
+    # Of an evaluation, too: it writes config.yaml, log.txt and detections.
+    with only_writer(cfg.OUTPUT_DIR, "OUTPUT_DIR"):
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = QuantTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume or restarted())
+        with held():
+            return trainer.train()
 
 
 def invoke_main() -> None:

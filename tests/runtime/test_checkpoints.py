@@ -1,8 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from tr_det.core import QuantConfig, quantize_model, set_scales
-from tr_det.runtime.checkpoints import StrictCheckpointer
+from tr_det.runtime.checkpoints import StrictCheckpointer, last_checkpoint, set_aside
 
 
 def network(width=3):
@@ -115,3 +118,136 @@ def test_the_newest_by_number_are_kept(tmp_path, count, left):
     checkpointer.keep_newest(count)
     found = {path.stem.removeprefix("model_") for path in tmp_path.iterdir()}
     assert found == {"final", *left}
+
+
+def test_saving_keeps_as_many_as_asked(tmp_path):
+    checkpointer = StrictCheckpointer(network(), str(tmp_path), keep=1)
+    for name in ("model_1", "model_2", "model_final"):
+        checkpointer.save(name)
+    assert {path.name for path in tmp_path.glob("*.pth")} == {"model_2.pth", "model_final.pth"}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Return a folder with the checkpoints 1, 2 and final; there is another one beside it."""
+    checkpointer = StrictCheckpointer(network(), str(tmp_path / "run"))
+    for number, name in enumerate(("model_1", "model_2", "model_final")):
+        checkpointer.save(name)
+        os.utime(tmp_path / f"run/{name}.pth", ns=(number, number))
+    StrictCheckpointer(network(), str(tmp_path / "other")).save("model_9")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("note", "damaged", "found"),
+    [
+        ("model_1.pth\n", [], "model_1"),
+        (None, [], "model_final"),
+        ("", ["model_final"], "model_2"),
+        ("model_final.pth", ["model_final", "model_2"], "model_1"),
+        ("../other/model_9.pth", [], "model_final"),
+        ("/etc/passwd", [], "model_final"),
+        ("\0" * 9, [], "model_final"),
+        ("x" * 300, [], "model_final"),
+    ],
+)
+def test_a_run_goes_on_from_its_newest_whole_checkpoint(run_folder, caplog, note, damaged, found):
+    for name in damaged:
+        path = run_folder / f"{name}.pth"
+        path.write_bytes(path.read_bytes()[:2])
+    path = run_folder / "last_checkpoint"
+    path.unlink() if note is None else path.write_text(note)
+    assert last_checkpoint(run_folder) == str(run_folder / f"{found}.pth")
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (note != "model_1.pth\n")
+
+
+@pytest.mark.parametrize("note", ["model_final.pth", "../other/model_9.pth", ""])
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(run_folder, note):
+    for path in run_folder.glob("*.pth"):
+        path.write_bytes(b"PK")
+    (run_folder / "last_checkpoint").write_text(note)
+    with pytest.raises(
+        ValueError, match=r"last_checkpoint: .* no checkpoint is whole \(.*_final\.p"
+    ):
+        StrictCheckpointer(network(), str(run_folder)).resume_or_load("", resume=True)
+
+
+def test_a_folder_without_checkpoints_has_nothing_to_warn_of(tmp_path, caplog):
+    assert last_checkpoint(tmp_path) == ""
+    assert not caplog.records
+
+
+def test_what_an_earlier_run_left_is_moved_and_not_resumed_from(run_folder):
+    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+    (run_folder / "metrics.json").write_text("{}")
+    (run_folder / "config.yaml").write_text("{}")
+    set_aside(run_folder, "metrics.json", "results.json")
+    assert last_checkpoint(run_folder) == ""
+    moved = {path.name: path.read_bytes() for path in (run_folder / "earlier_1").iterdir()}
+    assert moved == {**before, "metrics.json": b"{}"}
+    set_aside(run_folder)
+    assert {path.name for path in run_folder.iterdir()} == {"earlier_1", "config.yaml"}
+
+
+def test_a_new_run_that_is_killed_at_its_beginning_is_not_resumed_from_an_earlier_one(
+    run_folder, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            set_aside(run_folder)
+    assert last_checkpoint(run_folder) == ""
+    set_aside(run_folder)
+    assert {path.name for path in run_folder.iterdir()} == {"earlier_1", "earlier_2"}
+
+
+@pytest.mark.parametrize("held", [torch.zeros(1, 2, dtype=torch.int8), torch.zeros(3, 2)], ids=str)
+def test_codes_of_frozen_weights_have_their_shape(tmp_path, held):
+    state = {**quantized().state_dict(), "0.weight_quantizer.held": held}
+    torch.save({"model": state}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"0\.weight_quantizer\.held: not of its weight's shape"):
+        StrictCheckpointer(quantized()).load(str(tmp_path / "odd.pth"))
+
+
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path):
+    model = network()
+    StrictCheckpointer(model, str(tmp_path)).save("model_final")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    checkpointer = StrictCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"final\.pth: weights without the state .* \(optimizer\)"):
+        checkpointer.resume_or_load("", resume=True)
+    checkpointer.load(str(tmp_path / "model_final.pth"), checkpointables=[])
+    torch.save(
+        {"model": model.state_dict(), "optimizer": {"state": 3}}, tmp_path / "model_final.pth"
+    )
+    with pytest.raises(ValueError, match=r"state of the run does not fit .*\(optimizer: KeyError"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("0.weight_quantizer.scale", 0.0, "has a scale of zero"),
+        ("0.weight_quantizer.scale", torch.inf, "has infinite values"),
+        ("output_scale.scale", 0.0, "has a scale of zero"),
+        ("0.weight_quantizer.scale", torch.nan, "is not set, though other weights have a scale"),
+        ("0.input_quantizer.scale", torch.nan, ""),
+    ],
+)
+def test_scales_are_unset_or_can_be_divided_by(tmp_path, key, value, fault):
+    state = quantized(act_bits=2).state_dict()
+    key = next(name for name in state if name.endswith(key))
+    for name in state:
+        if name.endswith(".scale"):
+            state[name].fill_(value if name == key else 1.0)
+    torch.save({"model": state}, tmp_path / "odd.pth")
+    checkpointer = StrictCheckpointer(quantized(act_bits=2))
+    if not fault:  # what had no input yet
+        checkpointer.load(str(tmp_path / "odd.pth"))
+        return
+    with pytest.raises(ValueError, match=rf"odd\.pth does not fit the model: {key}: {fault}"):
+        checkpointer.load(str(tmp_path / "odd.pth"))

@@ -191,7 +191,8 @@ def cases(classifier_run, detector_run, tmp_path, monkeypatch):
     case("run", "W4A3")
     shutil.copytree(detector_run, "detector", ignore=shutil.ignore_patterns("export"))
     case("untrained", "W4A3")
-    Path("untrained/last_checkpoint").unlink()
+    for path in [*Path("untrained").glob("*.pth"), Path("untrained/last_checkpoint")]:
+        path.unlink()
     for name, bits, options in (("fp", "FP", {}), ("lsq", "W4A3", {"act_quantizer": "lsq_plus"})):
         case(name, bits, **options)
         if name == "lsq":

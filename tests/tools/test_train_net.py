@@ -5,6 +5,7 @@ import torch
 import train_net
 
 from tr_det.detection import QuantCheckpointer, QuantTrainer, calibrate
+from tr_det.runtime.processes import only_writer
 
 CONFIG = "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 
@@ -49,11 +50,13 @@ def run(monkeypatch, tmp_path, capsys):
         (["SOLVER.METHODS", "['frezing']"], "SOLVER.METHODS='frezing': must be one of"),
         (["SOLVER.METHODS", "['freezing threshold=2']"], "SOLVER.METHODS: threshold=2: must be in"),
         (["SOLVER.TR.FACTOR", "1.5"], "SOLVER.TR.FACTOR=1.5: must be in (0, 1]"),
+        (["--eval-only", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS='': must be given to --eval-only"),
+        (["--eval-only", "--resume"], "out has no checkpoint to evaluate"),
     ],
 )
 def test_bad_input_gives_one_line_before_anything_is_built(run, monkeypatch, arguments, message):
     monkeypatch.setattr(QuantTrainer, "build_model", lambda cfg: pytest.fail("built"))
-    if arguments and not arguments[0].startswith("--"):
+    if arguments and arguments[0] != "--config-file":
         arguments = ["--config-file", CONFIG, *arguments]
     status, line = run(*arguments)
     assert status == 2
@@ -73,6 +76,16 @@ def test_a_mistake_that_only_a_model_shows_is_one_line_too(run, tiny, scenes, ke
     status, line = run("--config-file", CONFIG, *data, key, value)
     assert status == 2
     assert message in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["--eval-only"]])
+def test_a_folder_has_one_writer(run, tiny, scenes, tmp_path, arguments):
+    data = ("DATASETS.TRAIN", f"('{tiny.TRAIN}',)", "DATASETS.TEST", f"('{tiny.VAL}',)")
+    with only_writer(tmp_path / "out", "x"):
+        status, line = run("--config-file", CONFIG, *arguments, *data, "MODEL.WEIGHTS", "a.pth")
+    assert status == 2
+    assert line.startswith(f"error: OUTPUT_DIR='{tmp_path / 'out'}': another run writes there")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Detectron2 side: the only package that imports detectron2.
 
 Importing it registers the quantized backbones, the ``QuantRetinaNet`` architecture and the
-embedded datasets.
+embedded datasets; Detectron2's ``build_model`` then follows ``MODEL.QUANT``, and its checkpointer
+refuses to load a quantized checkpoint into a model that is not.
 """
 
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
+from tr_det.detection.checkpoint.label import label_checkpoints
 from tr_det.detection.config.keys import add_tr_det_config
 from tr_det.detection.config.quantization import quant_config_from
 from tr_det.detection.data.datasets import register_digit_scenes
 from tr_det.detection.engine.calibration import calibrate
 from tr_det.detection.engine.trainer import QuantTrainer
+from tr_det.detection.modeling.build import follow_quant_keys
 from tr_det.detection.modeling.layers import QuantConv2dNorm
 from tr_det.detection.modeling.mobilenet import (
     MobileNetV2,
@@ -25,6 +28,8 @@ from tr_det.detection.modeling.retinanet import QuantRetinaNet
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY, build_optimizer
 
 register_digit_scenes()
+follow_quant_keys()
+label_checkpoints()
 
 __all__ = [
     "OPTIMIZER_REGISTRY",

@@ -6,31 +6,28 @@ The variable is Detectron2's one injection point: `setup_environment` runs while
 imported, so what follows is in place before any script has read a name:
 
   * our keys are among the defaults of ``get_cfg``;
+  * what is in configs and pickles is not run when they are read;
   * backbones, ``QuantRetinaNet`` and the embedded datasets are registered;
   * ``build_optimizer`` is ours, wherever Detectron2 has it by name;
-  * ``build_model`` quantizes detectors that do not do so themselves (`build_detector`);
+  * ``build_model`` follows ``MODEL.QUANT`` and checks the config (`modeling.build`);
   * evaluations use the model that methods make for them, e.g. the average of its weights;
   * a run that starts from another one's checkpoint starts at iteration 0 (plain_train_net.py takes
     that of the checkpoint);
   * on v0.6 ``DefaultTrainer`` saves its optimizer, as upstream has it since.
 
-What only tools/train_net.py has: the check of a whole config, strict checkpoints, calibration of
-an unquantized checkpoint in ``--eval-only``, exact resume, and processes without GPU.
+What only tools/train_net.py has: strict checkpoints, the check of annotation files, calibration of
+an unquantized checkpoint in ``--eval-only``, exact resume, the folder's lock, an end with a
+checkpoint on a signal, and processes without GPU.
 """
 
 from __future__ import annotations
 
 import importlib
-from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 _OPTIMIZER_PLACES = ("detectron2.solver.build", "detectron2.solver", "detectron2.engine.defaults")
-_MODEL_PLACES = (
-    "detectron2.modeling.meta_arch.build",
-    "detectron2.modeling.meta_arch",
-    "detectron2.modeling",
-    "detectron2.engine.defaults",
-)
+PICKLE_PLACES = ("detectron2.checkpoint.detection_checkpoint", "detectron2.data.build")
 
 
 def setup_environment() -> None:
@@ -45,13 +42,12 @@ def setup_environment() -> None:
     add_tr_det_config(defaults._C)
 
     import tr_det.detection  # noqa: F401  registers backbones, architecture, datasets
-    from tr_det.detection.modeling.quantize import build_detector
     from tr_det.detection.solver.methods import evaluate_through_methods
     from tr_det.detection.solver.optimizers import build_optimizer
 
+    _read_configs_without_running_them()
+    _unpickle_arrays_only()
     _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
-    build_model = importlib.import_module(_MODEL_PLACES[0]).build_model
-    _replace("build_model", _MODEL_PLACES, partial(build_detector, build_model=build_model))
     evaluate_through_methods()
     _start_at_iteration_0()
     _save_optimizer_on_v06()
@@ -60,6 +56,28 @@ def setup_environment() -> None:
 def _replace(name: str, places: tuple[str, ...], function: Any) -> None:
     for place in places:
         setattr(importlib.import_module(place), name, function)
+
+
+def _read_configs_without_running_them() -> None:
+    """Let ``CfgNode.merge_from_file``, which would run code by default, read what our tools do."""
+    from detectron2.config import CfgNode
+
+    from tr_det.detection.config.reading import read_tree
+
+    def load_yaml_with_base(cls: Any, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        return read_tree(filename)
+
+    CfgNode.load_yaml_with_base = classmethod(load_yaml_with_base)
+
+
+def _unpickle_arrays_only() -> None:
+    """Let Detectron2 read weights of model zoos, and proposals, as our tools read weights."""
+    from tr_det.detection.checkpoint.pickled import read_arrays
+
+    def load(file: BinaryIO, **options: Any) -> Any:
+        return read_arrays(file)
+
+    _replace("pickle", PICKLE_PLACES, SimpleNamespace(load=load))
 
 
 def _start_at_iteration_0() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from tr_det.runtime.damage import (
+    QUANTIZER_STATE,
+    check_optimizer_state,
+    check_whole,
+    faults,
+    is_whole,
+    unreadable,
+)
 from tr_det.runtime.files import write_text, written_aside
 
-WEIGHT, INPUT, OUTPUT = QUANTIZER_STATE = (
-    ".weight_quantizer.",
-    ".input_quantizer.",
-    ".output_scale.",
-)
-"""What a quantized layer adds to a state dict; a full-precision checkpoint lacks it."""
+WEIGHT, INPUT, OUTPUT = QUANTIZER_STATE
+"""What a full-precision checkpoint lacks."""
 
 FINAL = "model_final"
 """Checkpoint of a run's end, as Detectron2 names it."""
@@ -28,6 +33,7 @@ AVERAGED = "model_averaged"
 """Checkpoint of the evaluated weights, where a method (an average) changes them for evaluation."""
 
 LAST = "last_checkpoint"  # the name that fvcore reads
+NONE = "none"  # noted there while a new run takes the place of an earlier one
 
 
 def is_quantizer_state(key: str) -> bool:
@@ -42,7 +48,7 @@ def check_folder(flag: str, path: str) -> None:
         raise ValueError(f"{flag}={path}: the folder {folder} does not exist")
 
 
-def save_weights(model: nn.Module, path: str, **more: Any) -> None:
+def save_weights(model: nn.Module, path: str, /, **more: Any) -> None:
     """Write a model's weights as Detectron2 reads them, and ``more``; whole or not at all."""
     # Given a path, torch stores its name in the file: equal weights would give other bytes.
     with written_aside(path) as aside, aside.open("wb") as file:
@@ -50,9 +56,32 @@ def save_weights(model: nn.Module, path: str, **more: Any) -> None:
 
 
 def last_checkpoint(folder: str | Path) -> str:
-    """Return the path of the newest checkpoint in a run's folder, "" if there is none."""
-    note = Path(folder) / LAST
-    return str(note.with_name(note.read_text().strip())) if note.is_file() else ""
+    """Return the path of the newest whole checkpoint in a run's folder, "" if there is none.
+
+    That is the one which the run has noted. If the note is missing or names what is damaged or not
+    in the folder, it is the newest one that is whole, with a warning.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole.
+    """
+    folder = Path(folder)
+    note, final = folder / LAST, folder / f"{FINAL}.pth"
+    name = note.read_text(errors="replace").strip() if note.is_file() else ""
+    if name == NONE:
+        return ""
+    if name and name == Path(name).name and is_whole(folder / name):
+        return str(folder / name)
+    written = [*numbered_checkpoints(folder), *([final] if final.is_file() else [])]
+    written.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if not (name or written):
+        return ""
+    found = next((path for path in written if is_whole(path)), None)
+    problem = f"names {name!r}, which is missing, damaged or elsewhere" if name else "is missing"
+    if found is None:
+        damaged = ", ".join(str(path) for path in written) or "there is no other"
+        raise ValueError(f"{note}: {problem}, and no checkpoint is whole ({damaged})")
+    logging.getLogger(__name__).warning("%s %s: going on from %s", note, problem, found)
+    return str(found)
 
 
 def evaluated_checkpoint(folder: str | Path) -> str:
@@ -67,6 +96,33 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in numbers if numbers[p].isdigit()), key=lambda p: int(numbers[p]))
 
 
+def set_aside(folder: str | Path, *others: str) -> None:
+    """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
+
+    So a new run is not resumed from them, and nothing is lost.
+    """
+    folder = Path(folder)
+    old, note = list(folder.glob("model_*.pth")), folder / LAST
+    if not old:
+        return
+    number = 1
+    while (earlier := folder / f"earlier_{number}").exists():
+        number += 1
+    logging.getLogger(__name__).warning(
+        "A new run begins in %s: the checkpoints and metrics of the earlier one are moved to %s "
+        "(--resume would have gone on with it)",
+        folder,
+        earlier,
+    )
+    earlier.mkdir()
+    if note.is_file():
+        shutil.copy(note, earlier)
+    write_text(note, NONE)  # should this process be killed before all are moved
+    for path in [*old, *(folder / name for name in others if (folder / name).is_file())]:
+        path.rename(earlier / path.name)
+    note.unlink()
+
+
 class StrictCheckpointer(Checkpointer):
     """fvcore's checkpointer, strict about everything but new quantizer state.
 
@@ -74,13 +130,33 @@ class StrictCheckpointer(Checkpointer):
     weights or only inputs; what it lacks is set at the first training forward. Any other missing,
     unexpected or mis-shaped key is an error. With another checkpointer as second base class the
     same holds for the files that it reads.
+
+    Args:
+        model: the model.
+        save_dir: folder of the checkpoints.
+        keep: how many of the newest checkpoints that have a number are kept; 0 keeps all.
+        **kwargs: as for fvcore's.
+
+    Attributes:
+        resumed: the checkpoint that the run goes on from, "" for a new run.
     """
 
     _path = ""
     _kinds: frozenset[str] = frozenset()
+    _parts: Iterable[str] = ()
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.keep = keep
+        self.resumed = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write a checkpoint whole or not at all, and then note that it is the last one."""
+        """Write a checkpoint whole or not at all, and note that it is the last one.
+
+        Only then old ones are removed.
+        """
         if not (self.save_dir and self.save_to_disk):
             return
         file = Path(self.save_dir) / f"{name}.pth"
@@ -89,6 +165,16 @@ class StrictCheckpointer(Checkpointer):
         with written_aside(file) as aside, aside.open("wb") as opened:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, opened)
         self.tag_last_checkpoint(file.name)
+        self.keep_newest(self.keep)
+
+    def save_resumed_as(self, name: str) -> None:
+        """Copy the checkpoint that the run goes on from, if it has another name."""
+        file = Path(self.save_dir) / f"{name}.pth"
+        if self.save_to_disk and file != Path(self.resumed):
+            with written_aside(file) as aside:
+                shutil.copyfile(self.resumed, aside)
+            self.tag_last_checkpoint(file.name)
+            self.keep_newest(self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note the name of the newest checkpoint."""
@@ -105,28 +191,66 @@ class StrictCheckpointer(Checkpointer):
         for path in [*folder.glob(".model_*.pth"), *numbered_checkpoints(folder)[:-count]]:
             path.unlink()
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def has_checkpoint(self) -> bool:
+        """Return whether the folder has a whole checkpoint of a run."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Return the newest whole checkpoint, "" if there is none."""
+        return last_checkpoint(self.save_dir)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the run's last checkpoint if there is one and ``resume``, else ``path``."""
+        self.resumed = self.get_checkpoint_file() if resume else ""
+        if self.resumed:
+            return self.load(self.resumed)
+        if resume:
+            message = "No checkpoint in %s to resume: starting from the beginning"
+            self.logger.info(message, self.save_dir)
+        return self.load(path, checkpointables=[])
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; return what is in it besides model and checkpointables.
 
         Raises:
-            ValueError: if it is not a checkpoint or does not fit the model, with the keys.
+            ValueError: if it is damaged, does not fit the model or lacks a part, with the keys.
             FileNotFoundError: if there is no such file.
         """
         self._path = path
+        self._parts = self.checkpointables if checkpointables is None else checkpointables
         try:
-            extra: dict[str, Any] = super().load(path, *args, **kwargs)
+            found: dict[str, Any] = super().load(path, checkpointables=[])
         except AssertionError as error:
             raise FileNotFoundError(str(error)) from None
-        return extra
+        for part in self._parts if path else ():
+            try:
+                self._load_part(self.checkpointables[part], found.pop(part))
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                reason = f"{part}: {type(error).__name__}: {error}"
+                raise ValueError(
+                    f"{path}: the state of the run does not fit or is damaged ({reason})"
+                ) from error
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+        return found
+
+    def _load_part(self, part: Any, state: Any) -> None:
+        part.load_state_dict(state)
+        if isinstance(part, torch.optim.Optimizer):
+            check_optimizer_state(part)
+
+    def _read(self, f: str) -> Any:
+        """Return what a file holds, in whatever way; a subclass may read other formats."""
+        return super()._load_file(f)
 
     def _load_file(self, f: str) -> dict[str, Any]:
         try:
-            loaded: Any = super()._load_file(f)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{f}: not a readable checkpoint ({reason})") from None
-        except AttributeError:  # Detectron2 asks a .pkl file's content for its keys
+            check_whole(f)
+            loaded = self._read(f)
+        except (AttributeError, TypeError):  # readers ask the content for its keys
             loaded = None
+        except Exception as error:
+            raise unreadable(f, error) from None
         found: Any = loaded
         if not (isinstance(loaded, Mapping) and "model" in loaded):
             found = {"model": loaded}  # what torch.save(model.state_dict()) writes
@@ -135,11 +259,18 @@ class StrictCheckpointer(Checkpointer):
             raise ValueError(
                 f"{f}: not a checkpoint of a model (it holds no dictionary of tensors)"
             )
+        lacking = [part for part in self._parts if part not in found]
+        if lacking:
+            raise ValueError(
+                f"{f}: weights without the state of a run to go on from ({', '.join(lacking)}); "
+                "start a new run from them instead of resuming"
+            )
         return dict(found)
 
     def _load_model(self, checkpoint: Any) -> Any:
         keys = [f".{key}" for key in checkpoint["model"]]
         self._kinds = frozenset(k for k in QUANTIZER_STATE if any(k in key for key in keys))
+        hook = self.model.register_load_state_dict_pre_hook(self._check_values)
         try:
             return super()._load_model(checkpoint)
         except RuntimeError as error:  # another quantizer, or one of another bit-width, refuses
@@ -148,6 +279,13 @@ class StrictCheckpointer(Checkpointer):
             details = [line for line in lines if not line.startswith("Error(s)")] or lines
             more = f" (and {len(details) - 1} more of the kind)" if len(details) > 1 else ""
             raise ValueError(f"{self._path} does not fit the model: {details[0]}{more}") from None
+        finally:
+            hook.remove()
+
+    def _check_values(self, model: nn.Module, state: Any, prefix: str, *args: Any) -> None:
+        """Add what is wrong with values to the errors of ``load_state_dict``."""
+        *_, errors = args
+        errors.extend(faults(state, model.state_dict(), same_dtype=bool(self._parts)))
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Log new quantizer state; refuse everything else."""

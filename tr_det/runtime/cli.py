@@ -1,4 +1,4 @@
-"""How command-line tools report a user's mistakes."""
+"""How command-line tools end: on a user's mistakes and on signals."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from torch.multiprocessing import ProcessRaisedException
+
+from tr_det.runtime.signals import Stopped, ended_by_signals
 
 _LINES = re.DOTALL | re.MULTILINE
 
@@ -25,20 +28,26 @@ class UserMistakeError(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turn an error from input into one line on stderr and exit status 2.
 
-    ``TR_DET_TRACEBACK=1`` shows the traceback instead.
+    Signals end the program in a line, too, with status 130 or 143. ``TR_DET_TRACEBACK=1`` shows
+    tracebacks instead.
     """
     try:
-        yield
+        with ended_by_signals():
+            yield
+    except Stopped as stop:
+        if _wants_traceback():
+            raise
+        _stop(f"stopped by {stop.signal.name}", stop.code)
     except USER_ERRORS as error:
         if _wants_traceback():
             raise
-        _stop(_one_line(error))
+        _stop(f"error: {_one_line(error)}")
     except ProcessRaisedException as error:
         # Its text is the other process' traceback, which ends with the error.
         found = re.search(rf"{UserMistakeError.__name__}: (.*)\s*\Z", str(error))
         if not found:
             raise
-        _stop(found.group(1))
+        _stop(f"error: {found.group(1)}")
 
 
 @contextmanager
@@ -52,9 +61,9 @@ def mistakes_for_parent() -> Iterator[None]:
         raise UserMistakeError(_one_line(error)) from None
 
 
-def _stop(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(2) from None
+def _stop(line: str, status: Any = 2) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+    raise SystemExit(status) from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +35,56 @@ def torchrun_processes() -> Iterator[None]:
 
 
 def join_torchrun() -> None:
-    """Join the other processes that torchrun has started, each with a GPU of its own if any."""
+    """Join the other processes that torchrun has started."""
+    end_with_parent()
+    join(int(os.environ["LOCAL_RANK"]))
+
+
+def join(local_rank: int, **options: Any) -> None:
+    """Join the other processes, with a GPU of one's own if there are any.
+
+    Args:
+        local_rank: number of this process on its machine.
+        **options: of torch's ``init_process_group``; those that torchrun sets are its own.
+    """
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+        torch.cuda.set_device(local_rank)
+    # The others wait as long as the first one takes to score detections.
+    options = {"timeout": timedelta(minutes=30), **options}
+    dist.init_process_group("nccl" if has_gpu else "gloo", **options)
+
+
+def restarted() -> bool:
+    """Return whether torchrun has started the processes again, because one was lost.
+
+    A process that takes the place of a lost one may not know.
+    """
+    return bool(largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+
+
+def end_with_parent() -> None:
+    """Kill this process as soon as the one that has started it is gone, from now on or already.
+
+    Of processes that multiprocessing has not started, those are meant whose parent is still there.
+    """
+    parent, number = multiprocessing.parent_process(), os.getppid()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        else:
+            while os.getppid() == number:
+                time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def begin_worker(_: int) -> None:
+    """Leave signals to the process that a loader's worker reads for, and end with it."""
+    os.setpgrp()  # terminals and launchers send signals to groups
+    end_with_parent()
 
 
 def rank() -> int:
@@ -52,6 +102,15 @@ def summed(values: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(values)
     return values
+
+
+def largest(value: int) -> int:
+    """Return the largest of all processes' values, without waiting for a GPU."""
+    if processes() == 1:
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=_host_group())
+    return int(values)
 
 
 def take_from_first(tensors: Iterable[Tensor]) -> None:
@@ -76,14 +135,16 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def only_writer(folder: str | Path, wait: bool = False, pause: float = 2.0) -> Iterator[None]:
+def only_writer(
+    folder: str | Path, key: str, wait: bool = False, pause: float = 2.0
+) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if needed.
 
-    The system releases the lock when a process dies. Processes that torchrun has started together
-    are one run.
+    The system releases the lock when a process dies. Processes that have joined are one run.
 
     Args:
         folder: of the run.
+        key: that names it.
         wait: until the other run has ended, instead of refusing.
         pause: seconds between two attempts.
 
@@ -97,7 +158,7 @@ def only_writer(folder: str | Path, wait: bool = False, pause: float = 2.0) -> I
     while not from_first(rank() != 0 or _acquire(lock)):
         if not wait:
             raise ValueError(
-                f"run.output_dir={str(folder)!r}: another run writes there; must be another "
+                f"{key}={str(folder)!r}: another run writes there; must be another "
                 "folder, or wait for its end"
             )
         if not is_waiting:
@@ -120,6 +181,12 @@ def _acquire(lock: FileLock) -> bool:
         message = "%s cannot be locked (%s): make sure that no other run writes there"
         logging.getLogger(__name__).warning(message, lock.lock_file, error)
     return True
+
+
+@cache
+def _host_group() -> Any:
+    """Return a group of all processes for tensors on the CPU; None is the one that has joined."""
+    return dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
 
 
 def _is_joined() -> bool:

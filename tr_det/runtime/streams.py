@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tr_det.runtime.processes import begin_worker
 from tr_det.runtime.rng import restored_states, seed_sample
 
 Place = tuple[int, int]
@@ -56,7 +57,7 @@ class SeededSamples(Dataset[Any]):
             sample = self.mapper(item) if self.mapper else item
             if sample is not None:
                 return sample
-        raise RuntimeError(f"the dataset mapper had no sample of {MAX_TRIES} images in a row")
+        raise ValueError(f"no sample could be made of {MAX_TRIES} images of the dataset in a row")
 
 
 def load_batches(
@@ -74,6 +75,7 @@ def load_batches(
         samples,
         batch_sampler=batches,
         num_workers=workers,
+        worker_init_fn=begin_worker,
         # Its own, because a loader draws a number when it starts.
         generator=torch.Generator(),
         **options,

@@ -21,6 +21,7 @@ from tr_det.classification.engine.run import CONFIG
 from tr_det.core import Quantizer, build_quantizer
 from tr_det.core.optim.keys import FACTOR
 from tr_det.runtime.checkpoints import FINAL, numbered_checkpoints
+from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.metrics import METRICS, read_records
 
 MOST_LATENTS = 4
@@ -177,7 +178,7 @@ def _quantizer(config: ClassifierConfig, channels: int) -> Quantizer:
 def _read_checkpoint(path: Path, config: ClassifierConfig) -> tuple[int, str, Tensor, float]:
     """Return a checkpoint's update, its middle layer, that one's normalised latents, and lambda."""
     # Mapped, so that only the one layer is read.
-    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    stored = read_checkpoint(path, mmap=True)
     weights = stored["model"]
     end = f"{_PART}_extra_state"
     names = [key.removesuffix(end) for key in weights if key.endswith(end)]

@@ -26,14 +26,16 @@ def write(tmp_path):
         (["solver.epochs", "1.5"], r"solver\.epochs=1\.5: must be an integer"),
         (["solver.nesterov", "'no'"], r"solver\.nesterov='no': must be true or false"),
         (["quant.weight_options", "[]"], r"quant\.weight_options=\[\]: must be a mapping"),
-        (["data.root", "a${"], r"data\.root='a\$\{': must be valid YAML, without \$\{"),
-        (["data.root", "???"], r"data\.root='\?\?\?': must be valid YAML, without"),
+        (["data.root", "a${"], r"data\.root='a\$\{': must be a value without \$\{"),
+        (["data.root", "???"], r"data\.root='\?\?\?': must be a value without"),
         (["solver.epochs"], r"solver\.epochs: a key without a value"),
         (["solver.optimizer", "SDG"], r"optimizer='SDG': must be .*; did you mean 'SGD'\?"),
         (["solver.betas", "[a, b]"], r"solver\.betas\[0\]='a': .*Float"),
         (["solver.lr", "1", "--resume"], "^--resume: must come before the KEY VALUE pairs"),
         ([*SGDT, "quant.bits", "W32A2"], r"optimizer='SGDT': must be SGD with .*bits=W32A2"),
         (["model.new_last_layer", "true"], r"new_last_layer=True: must be false without weights"),
+        (["run.seed", str(2**64)], r"run\.seed=\d+: must be from 0 to 2\*\*63 - 1"),
+        (["data.image_size", "1000000"], r"data\.image_size=1000000: must be from 0 to 4096"),
         (["solver.betas", "[0.9]"], r"solver\.betas=\(0\.9,\): must be two numbers"),
         (["quant.bits", "4"], r"quant\.bits='4': must be FP or of the form W2A2"),
         (["model", "resnet"], r"model='resnet': must be a mapping"),
@@ -93,6 +95,23 @@ def test_epochs_are_refused_where_iterations_take_precedence(write):
 def test_a_missing_file_is_named(write):
     with pytest.raises(FileNotFoundError, match=r"other\.yaml: no such file"):
         load_config(write("a.yaml", "_BASE_: other.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: a.yaml", r"a\.yaml: builds on itself by _BASE_$"),
+        ("_BASE_: secret.txt", r"secret\.txt: must be a mapping of keys$"),
+        ("model: &m {options: *m}", r"a\.yaml: is nested more than 30 deep, or contains itself$"),
+        ("model: {options: {a: ['${x']}}", r"^model\.options\.a='\$\{x': must be a value without"),
+        ("model.name: x", r"^model\.name: unknown key; did you mean model$"),
+        ("model: {a.b: x}", r"^model\.a\.b: unknown key; must be one of model\.name"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(write, text, message):
+    write("secret.txt", "words that are not for everybody")
+    with pytest.raises(ValueError, match=message):
+        load_config(write("a.yaml", text))
 
 
 def test_a_written_config_reads_the_same(write):

@@ -83,10 +83,10 @@ def test_runs_started_together_train_their_pretraining_once(folder, monkeypatch)
         return plain(trainer)
 
     @contextlib.contextmanager
-    def another_first(path, wait=False):
+    def another_first(path, key, wait=False):
         if wait:
             run(load_config("fp.yaml"))
-        with only_writer(path):
+        with only_writer(path, key):
             yield
 
     monkeypatch.setattr(ClassifierTrainer, "train", train)

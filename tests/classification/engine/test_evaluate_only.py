@@ -29,6 +29,9 @@ def test_a_full_precision_checkpoint_is_calibrated_before_it_is_evaluated(folder
 def test_evaluation_without_any_checkpoint_is_refused(folder):
     with pytest.raises(ValueError, match=r"--eval-only: .*has no checkpoint"):
         evaluate_only(qat())
+    weights = ["model.pretraining", "", "model.weights", "fp.pth"]
+    with pytest.raises(ValueError, match=r"--eval-only: .*has no checkpoint"):
+        evaluate_only(qat(*weights), resume=True)
 
 
 @pytest.fixture

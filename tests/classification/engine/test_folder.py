@@ -70,5 +70,6 @@ def test_a_run_of_an_older_version_is_finished_again(folder):
 
 def test_a_folder_has_one_writer(folder):
     config = load_config("fp.yaml", ["run.output_dir", "a"])
-    with only_writer("a"), pytest.raises(ValueError, match=r"run\.output_dir='a': another run"):
+    refused = pytest.raises(ValueError, match=r"run\.output_dir='a': another run")
+    with only_writer("a", "x"), refused:
         run(config)

@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,12 +68,13 @@ def test_results_have_what_training_did_to_the_codes(folder, check_results):
     assert quantized["cost"]["storage_mb"] < plain["cost"]["storage_mb"]
 
 
-def tool(*arguments, command=(), program=ROOT / "tools/train_classifier.py"):
+def tool(*arguments, command=(), program=ROOT / "tools/train_classifier.py", **environment):
     return subprocess.run(
         [sys.executable, *command, str(program), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
+        | environment,
         check=False,
     )
 
@@ -81,16 +85,35 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(folder):
     assert re.fullmatch(r"error: solver\.lrr: unknown key; .*solver\.lr\b.*\n", done.stderr)
 
 
-def test_torchrun_s_processes_train_one_model_together(folder, same, final):
+@pytest.mark.slow
+def test_two_nodes_train_one_model_together_and_a_lost_one_is_replaced(folder, same, final):
     """The program asserts that their weights are equal, and resumes a run of two processes."""
-    program = Path(__file__).with_name("two_processes.py")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = Path(__file__).with_name("two_nodes.py")
     overrides = ["model.pretraining", "", "solver.iterations", "3", "run.checkpoint_period", "2"]
     overrides += ["run.output_dir", "whole", "quant.act_quantizer", "running_minmax"]
     overrides += ["solver.methods", "[freezing, weight_average decay=0.9]"]
-    done = tool("--config-file", "qat.yaml", *overrides, command=torchrun, program=program)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("top-1") == 1
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{opened.getsockname()[1]}"
+
+    def node(is_host, **environment):
+        options = {"nnodes": 2, "nproc-per-node": 1, "max-restarts": 1, "rdzv-id": "run"}
+        options |= {"rdzv-backend": "c10d", "rdzv-endpoint": endpoint, "local-addr": "127.0.0.1"}
+        options |= {"rdzv-conf": f"is_host={is_host},keep_alive_interval=1"}
+        torchrun = ["-m", "torch.distributed.run", *(f"--{k}={v}" for k, v in options.items())]
+        # As docs/coco.md advises.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        arguments = ("--config-file", "qat.yaml", *overrides)
+        return threads.submit(tool, *arguments, command=torchrun, program=program, **environment)
+
+    with ThreadPoolExecutor() as threads:
+        first, lost = node(True), node(False, LOST_AFTER="2")
+        assert lost.result().returncode == -signal.SIGKILL
+        done = [run.result() for run in (first, node(False))]
+    assert [run.returncode for run in done] == [0, 0], done
+    output = "".join(run.stdout for run in done)
+    assert output.count("top-1") == 1
+    assert output.count("Going on from iteration 2") == 2  # then the program resumes a copy
     metrics = read_records(Path("whole/metrics.json"))
     assert [row["iteration"] for row in metrics] == [0, 1, 2]
     for part in ("model", "optimizer", "scheduler", "iteration"):

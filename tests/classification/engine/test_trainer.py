@@ -66,6 +66,40 @@ def test_a_failing_evaluation_does_not_lose_what_was_trained(folder, monkeypatch
     assert run(config, resume=True)["metrics"]["accuracy"] >= 0
     rows = read_records(Path(config.run.output_dir) / "metrics.json")
     assert [row["iteration"] for row in rows if "loss" in row] == list(range(8))
+    evaluated = [row["iteration"] for row in rows if "test/accuracy" in row]
+    assert evaluated == ([3, 7] if period else [7])
+
+
+def test_a_run_that_is_stopped_after_its_last_evaluation_is_not_evaluated_again(
+    folder, monkeypatch
+):
+    config = load_config("fp.yaml", ["run.output_dir", "a"])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tr_det.classification.engine.run.write_results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    before = Path("a/metrics.json").read_text()
+    monkeypatch.setattr(ClassifierTrainer, "evaluate", lambda _: pytest.fail("again"))
+    results = run(config, resume=True)
+    assert Path("a/metrics.json").read_text() == before
+    last = read_records(Path("a/metrics.json"))[-1]
+    assert results["metrics"] == {key: last[f"test/{key}"] for key in ("accuracy", "top5", "loss")}
+
+
+def test_a_checkpoint_without_a_run_s_state_is_named(folder, stop_at):
+    config = load_config("fp.yaml", ["run.output_dir", "a"])
+    run(config)
+    stop_at(config, "model_0000004.pth", "b")
+    path = Path("b/model_0000004.pth")
+    torch.save({"model": torch.load(path)["model"]}, path)
+    with pytest.raises(
+        ValueError, match=r"4\.pth: weights without the state of a run .*optimizer,"
+    ):
+        run(load_config("fp.yaml", ["run.output_dir", "b"]), resume=True)
 
 
 def test_the_newest_checkpoints_are_kept_and_the_last_one(folder):

@@ -201,11 +201,21 @@ def test_weight_with_two_quantizers_raises() -> None:
         ("weight_decay", -0.1),
         ("norm_weight_decay", -0.1),
         ("scale_lr_factor", -0.1),
+        ("lr", float("inf")),
     ],
 )
 def test_number_out_of_range_raises(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{key}={value}: must "):
         tr_param_groups(_model(), **{"lr": 0.1, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", float("nan")), ("momentum", 1.5), ("weight_decay", float("inf"))],
+)
+def test_an_option_that_no_run_survives_is_refused(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}={value}: must be "):
+        SGDT([tr_group(torch.randn(3))], **{"lr": 0.1, key: value}, total_steps=1)
 
 
 def test_without_transition_serves_the_torch_optimizer() -> None:

@@ -12,7 +12,7 @@ from tr_det.detection.config.reading import load_config
     ("path", "pairs", "message"),
     [
         (BASE, ["MODEL.QUANT.BITZ", 4], r"Non-existent key: MODEL\.QUANT\.BITZ"),
-        (BASE, ["SEED", "3", "MODEL.QUANT.WEIGHT_BITS"], "odd length"),
+        (BASE, ["SEED", "3", "MODEL.QUANT.WEIGHT_BITS"], "without a value"),
         (BASE, ["SOLVER.TR.MOMENTUM", "True"], "Type mismatch .* config key: SOLVER.TR.MOMENTUM"),
         (BASE, ["MODEL.QUANT.WEIGHT_BITS", "4.0"], "Type mismatch .* key: MODEL.QUANT.WEIGHT_BITS"),
         (BASE, ["SEED", "three"], "Type mismatch .* config key: SEED"),
@@ -48,12 +48,19 @@ def test_a_rule_is_parsed_into_its_fields():
         ("head.* weight_bits=9", "weight_bits=9: must be from 1 to 8"),
         ("head.* signed_input=1", "signed_input=1': must be 'GLOB key=value"),
         ("head.* weight_bits", "='weight_bits': must be key=value"),
+        (1, "=1: must be 'GLOB key=value"),
     ],
 )
 def test_a_bad_rule_is_refused_naming_the_key(text, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_rule(text)
     assert str(caught.value).startswith("MODEL.QUANT.RULES")
+
+
+def test_a_glob_that_is_no_text_is_refused():
+    cfg = load_config(BASE, ["MODEL.QUANT.SKIP", [1]])
+    with pytest.raises(ValueError, match=r"^MODEL\.QUANT\.SKIP=1: must be a glob"):
+        quant_config_from(cfg)
 
 
 def test_a_rule_with_bits_overrules_skip_and_later_rules_win_field_by_field():

@@ -12,6 +12,7 @@ from tr_det.detection import QuantCheckpointer
 from tr_det.detection.demo import export
 from tr_det.detection.demo import run as demo_module
 from tr_det.detection.demo.run import DemoOptions, build_config, run_demo
+from tr_det.runtime.processes import only_writer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -73,28 +74,42 @@ def test_the_demo_writes_results_pictures_and_the_table(make_options, tmp_path):
     assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
 
 
-def test_an_interrupted_demo_resumes_where_it_stopped(make_options, tmp_path):
-    options = make_options(
-        overrides=(*make_options().overrides, "SOLVER.CHECKPOINT_PERIOD", "5"),
-    )
+def test_a_demo_stopped_in_its_phases_ends_like_one_that_was_not(
+    make_options, tiny, scenes, tmp_path, monkeypatch
+):
+    overrides = (*make_options().overrides, "SOLVER.CHECKPOINT_PERIOD", "5")
+    options, said = make_options(overrides=overrides), []
+    stored = tmp_path / "demo/results.json"
 
-    said = []
-    for stop in ("12/20", "[5/5]"):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
 
-        def interrupt(text, stop=stop):
+    for stop in ("calibrate", "12/20", "[5/5]", "draw_detections"):
+
+        def say(text, stop=stop):
             said.append(text)
             if text.strip().startswith(stop):
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            run_demo(options, say=interrupt)
-        assert not (tmp_path / "demo/results.json").exists()
-    results = run_demo(options, say=said.append)
-    text = "\n".join(said)
-    assert text.count("done before") == 3 + 4
-    assert text.count("resuming at iteration 10") == 1
-    assert results["tr"]["iteration"] == list(range(20))
-    assert results["after_qat"]["AP"] >= 0
+        tiny.register_tiny_scenes(scenes)  # a new process has loaded no dataset
+        with monkeypatch.context() as patch:
+            patch.setattr(demo_module, stop, stopped, raising=False)
+            with pytest.raises(KeyboardInterrupt):
+                run_demo(options, say=say)
+        assert not stored.exists()
+    tiny.register_tiny_scenes(scenes)
+    run_demo(options, say=said.append)
+    assert "\n".join(said).count("resuming at iteration 10") == 1
+    results = json.loads(stored.read_text())
+    for picture in ("draw_tr", "draw_detections"):
+        monkeypatch.setattr(demo_module, picture, lambda *_: None)
+    run_demo(options, say=said.append)
+    assert {**results, "seconds": 0} == {**json.loads(stored.read_text()), "seconds": 0}
+
+
+def test_a_folder_has_one_demo(make_options, tmp_path):
+    with only_writer(tmp_path / "demo", "x"), pytest.raises(ValueError, match="--output=.*demo'"):
+        run_demo(make_options(), say=lambda text: None)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.detection.engine.resumed_process import train
 from tr_det.core.quantizers import FREE
+from tr_det.detection import QuantTrainer
 from tr_det.detection.engine.calibration import NORMALIZER, outside_training
 from tr_det.detection.engine.resume import repeatable_scripts
 
@@ -50,7 +51,7 @@ def config_of(tiny, folder, *overrides):
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (48, 56, 64, 72), 96
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 1
-    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS = 1, 0
     cfg.SOLVER.TR.FACTOR = 1e-2
     cfg.SEED = -1
     cfg.merge_from_list(list(overrides))
@@ -205,6 +206,27 @@ def test_a_run_does_not_go_on_without_its_optimizer(whole, tmp_path):
     edit_checkpoint(cfg, 2, as_stock_v06_writes)
     with pytest.raises(ValueError, match="the checkpoint to resume holds no optimizer"):
         train(cfg)
+
+
+def test_a_run_that_is_longer_than_its_config_is_not_resumed(whole, tmp_path):
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER=1: must be at least 2, which the run"):
+        train(stopped_at(whole.cfg, 2, tmp_path / "stopped", "SOLVER.MAX_ITER", 1))
+
+
+def test_a_new_run_is_not_resumed_from_an_earlier_one_in_its_folder(whole, tmp_path, our_log):
+    cfg = stopped_at(whole.cfg, 2, tmp_path / "used")
+    trainer = QuantTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.before_step = stop  # before its first checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "the checkpoints and metrics of the earlier one are moved" in our_log.text
+    assert (tmp_path / "used/earlier_1/model_0000001.pth").is_file()
+    assert not trainer.checkpointer.has_checkpoint()
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 def test_the_loss_normalizer_is_as_before_or_absent():

@@ -72,6 +72,13 @@ def test_two_runs_from_one_seed_are_bit_identical(quiet_config):
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=0)
 
 
+def test_the_newest_checkpoints_are_kept_and_the_last_one(quiet_config, tmp_path):
+    keys = {"CHECKPOINT_PERIOD": 1, "KEEP_CHECKPOINTS": 1, "MAX_ITER": 3}
+    trained(quiet_config(*(word for key in keys for word in (f"SOLVER.{key}", keys[key]))))
+    found = {path.name for path in (tmp_path / "out").glob("*.pth")}
+    assert found == {"model_0000002.pth", "model_final.pth"}
+
+
 @pytest.mark.parametrize(("optimizer", "bits"), [("SGD", 1), ("AdamT", 2), ("AdamW", 8)])
 def test_other_optimizers_and_bit_widths_train(quiet_config, optimizer, bits):
     cfg = quiet_config("MODEL.QUANT.WEIGHT_BITS", bits, "MODEL.QUANT.ACT_BITS", bits)

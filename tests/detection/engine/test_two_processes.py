@@ -1,6 +1,7 @@
 """Two processes on a CPU, through Detectron2's launcher."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -83,6 +84,10 @@ def test_a_resumed_run_ends_like_the_whole_one_in_each_process(found):
         assert resumed["normalizer"] == whole["normalizer"]
         for what in WHAT:
             assert_equal(resumed[what], whole[what])
+
+
+def test_loaders_start_workers_as_they_do_in_one_process(found):
+    assert {rank["start_method"] for rank in found} == {multiprocessing.get_start_method()}
 
 
 def test_weights_were_held(run):

@@ -1,6 +1,7 @@
 """What each process of test_two_processes.py does; a module, as spawned processes import it."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def main(args):
     for name, json_file, images in json.loads((folder / "datasets.json").read_text()):
         tiny.register(name, json_file, images)
     cfg = train_net.load_config(args)
-    found = {"whole": train(cfg)}
+    found = {"start_method": multiprocessing.get_start_method(), "whole": train(cfg)}
     stopped = cfg.clone()
     stopped.defrost()
     stopped.OUTPUT_DIR += "_stopped"

@@ -4,6 +4,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from tr_det.core import quantized_layers, set_scales
+from tr_det.detection import QuantRetinaNet
 
 
 def batch(height=64, width=64, count=2, objects=2):
@@ -38,6 +39,21 @@ def test_one_training_step_reaches_every_trainable_parameter(make_config, storag
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("focal_loss_gamma", -1.0),
+        ("smooth_l1_beta", -0.1),
+        ("max_detections_per_image", -1),
+        ("test_nms_thresh", float("nan")),
+        ("num_classes", None),
+    ],
+)
+def test_a_lazyconfigs_values_are_checked_like_a_yamls(argument, value):
+    with pytest.raises(ValueError, match=rf"^{argument}={value}: must be "):
+        QuantRetinaNet(**{argument: value})
 
 
 def test_an_unsigned_grid_on_a_signed_input_is_refused_by_name(make_config, storage):

@@ -138,7 +138,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check every key."""
-        check("data.image_size", self.image_size, self.image_size >= 0, "0 or more")
+        check("data.image_size", self.image_size, 0 <= self.image_size <= 4096, "from 0 to 4096")
         check_among("data.interpolation", self.interpolation, INTERPOLATIONS)
         check("data.crop_ratio", self.crop_ratio, 0.1 <= self.crop_ratio <= 1, "in [0.1, 1]")
         # Each holds a hundred megabytes or more.
@@ -237,7 +237,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Check every key."""
         check_among("run.precision", self.precision, PRECISIONS)
-        check("run.seed", self.seed, self.seed >= 0, "0 or more")
+        check("run.seed", self.seed, 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         check("run.log_period", self.log_period, self.log_period >= 1, "at least 1")
         for key in ("eval_period", "checkpoint_period", "keep_checkpoints"):
             check(f"run.{key}", getattr(self, key), getattr(self, key) >= 0, "0 or more")

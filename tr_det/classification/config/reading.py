@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.core.errors import ConfigError, check
-
-BASE = "_BASE_"
-"""Key of the files that a file builds on: a path or a list of them, relative to its folder."""
+from tr_det.runtime.configs import config_files, overlaid, parse
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a string"),
@@ -47,7 +44,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierCo
     if len(overrides) % 2:
         raise ValueError(f"{overrides[-1]}: a key without a value; must be KEY VALUE pairs")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        OmegaConf.update(tree, key, _value(key, text), merge=False)
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
+        node[name] = _value(key, text)
     config: ClassifierConfig = from_tree(ClassifierConfig, tree)
     given, iterations = overrides[::2], config.solver.iterations
     used = "solver.epochs" not in given or "solver.iterations" in given or not iterations
@@ -68,8 +71,7 @@ def from_tree(section: type, tree: Any) -> Any:
     Raises:
         ValueError: an unknown key, or a value of another type or out of range.
     """
-    check("config", tree, isinstance(tree, dict | DictConfig), "a mapping of keys")
-    tree = OmegaConf.to_container(OmegaConf.create(tree))
+    check("config", tree, isinstance(tree, dict), "a mapping of keys")
     config = OmegaConf.structured(section)
     # Frozen dataclasses become read-only configs.
     for node in (config, *config.values()):
@@ -82,7 +84,9 @@ def from_tree(section: type, tree: Any) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(config, tree))
     except ConfigKeyError as error:
-        parent, _, key = str(error.full_key).rpartition(".")
+        parent, dot, key = str(error.full_key).partition(".")
+        if not dot or error.full_key in tree:  # a name may have a dot in it
+            parent, key = "", str(error.full_key)
         known = list(OmegaConf.select(config, parent) if parent else config)
         near = difflib.get_close_matches(key, known, 1) or known
         hint = "did you mean" if len(near) == 1 else "must be one of"
@@ -110,6 +114,15 @@ def _check_type(key: str, value: Any) -> None:
     if kind in _KINDS:
         types, allowed = _KINDS[kind]
         check(key, value, type(value) in types, allowed)
+    _check_text(key, value)
+
+
+def _check_text(key: str, value: Any) -> None:
+    """Raise ConfigError for OmegaConf's notation in a value."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        _check_text(f"{key}.{name}", inner)
+    for inner in value if isinstance(value, list) else ():
+        _check_text(key, inner)
     plain = not isinstance(value, str) or ("${" not in value and value != "???")
     check(key, value, plain, "a value without ${ and ???")
 
@@ -121,34 +134,26 @@ def _kind(key: str) -> Any:
     return get_origin(kind) or kind
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> dict[str, Any]:
     """Return a file's keys over those of the files it builds on; later ones win."""
-    if not path.is_file():
-        raise FileNotFoundError(f"config {path}: no such file")
-    try:
-        loaded: Any = OmegaConf.load(path)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    check(str(path), loaded, isinstance(loaded, DictConfig), "a mapping of keys")
-    own: Any = OmegaConf.to_container(loaded)
-    bases = own.pop(BASE, [])
-    model = own.get("model")
-    if isinstance(model, dict) and model.get("pretraining"):
-        _check_type("model.pretraining", model["pretraining"])
-        model["pretraining"] = str(path.parent / model["pretraining"])
-    for section, part in own.items():
-        for name, value in part.items() if isinstance(part, dict) else ():
-            _check_type(f"{section}.{name}", value)
-    files = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
-    merged: Any = OmegaConf.merge(*map(_read, files), own)
-    return merged
+    tree: dict[str, Any] = {}
+    for file, own in reversed([*config_files(path)]):
+        model = own.get("model")
+        if isinstance(model, dict) and model.get("pretraining"):
+            _check_type("model.pretraining", model["pretraining"])
+            model["pretraining"] = str(file.parent / model["pretraining"])
+        for section, part in own.items():
+            for name, value in part.items() if isinstance(part, dict) else ():
+                _check_type(f"{section}.{name}", value)
+        tree = overlaid(own, tree)
+    return tree
 
 
 def _value(key: str, text: str) -> Any:
     """Return a value written in YAML; nothing is how a shell passes an empty string."""
     try:
-        value = OmegaConf.from_dotlist([f"value={text}"]).value if text else ""
-    except (yaml.YAMLError, OmegaConfBaseException):
-        raise ConfigError(key, text, "valid YAML, without ${ and ???") from None
+        value = parse(text) if text else ""
+    except ValueError:
+        raise ConfigError(key, text, "valid YAML") from None
     # 007 or 1e3 as the name of a folder is no number.
     return text if _kind(key) is str and not isinstance(value, str) else value

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from torch import nn
 
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
@@ -29,11 +26,21 @@ from tr_det.runtime.checkpoints import (
     evaluated_checkpoint,
     last_checkpoint,
 )
+from tr_det.runtime.configs import parse
+from tr_det.runtime.damage import is_whole, read_checkpoint
 from tr_det.runtime.files import write_text
 from tr_det.runtime.metrics import METRICS, read_records
-from tr_det.runtime.processes import from_first, only_writer, processes, rank, wait_for_all
+from tr_det.runtime.processes import (
+    from_first,
+    only_writer,
+    processes,
+    rank,
+    restarted,
+    wait_for_all,
+)
 from tr_det.runtime.results import RESULTS, Results, make_results, read_results, write_results
 from tr_det.runtime.rng import seed_step
+from tr_det.runtime.signals import held
 
 CONFIG = "config.yaml"
 CALIBRATION_BATCHES = 16
@@ -68,14 +75,15 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
         ValueError: something in the config that cannot be, or the folder is another run's.
     """
     folder = config.run.output_dir
-    with only_writer(folder, wait=wait):
+    with only_writer(folder, "run.output_dir", wait=wait):
         _check_same_run(config)
-        found = (_finished(folder), last_checkpoint(folder)) if resume else ({}, "")
+        goes_on = resume or restarted()
+        found = (_finished(folder), last_checkpoint(folder)) if goes_on else ({}, "")
         results, checkpoint = from_first(found)
         if results:
             _log.info("%s is finished", folder)
             return results
-        if resume and not checkpoint:
+        if goes_on and not checkpoint:
             _log.info("No checkpoint in %s: starting from the beginning", folder)
         # All is built before the pretraining is trained, so that mistakes show before that.
         first = pretraining_of(config)
@@ -94,7 +102,8 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             if rank() == 0:
                 _start_again(config)
         began = time.perf_counter()
-        metrics = trainer.train()
+        with held():
+            metrics = trainer.train()
         seconds = time.perf_counter() - began
         measured = {"metrics": metrics, "updates": trainer.total, "seconds": seconds}
         results = _results(config, model, megabytes, start, measured)
@@ -104,7 +113,9 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
         return results
 
 
-def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Results:
+def evaluate_only(
+    config: ClassifierConfig, start_weights: bool = False, resume: bool = False
+) -> Results:
     """Evaluate what the run's last evaluation saw; return the results.
 
     That is its average where ``solver.methods`` keep one, else its last checkpoint; without
@@ -114,6 +125,7 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Resu
     Args:
         config: the run.
         start_weights: evaluate ``model.weights`` even if there is a checkpoint.
+        resume: evaluate a checkpoint of the run or nothing.
 
     Raises:
         ValueError: neither is there.
@@ -121,7 +133,7 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Resu
     began = time.perf_counter()
     folder, weights = config.run.output_dir, config.model.weights
     trained = "" if start_weights and weights else evaluated_checkpoint(folder)
-    path = trained or weights
+    path = trained or ("" if resume else weights)
     if not path:
         raise ValueError(
             f"--eval-only: {folder} has no checkpoint; train first, or name one by model.weights"
@@ -147,7 +159,7 @@ def evaluate_only(config: ClassifierConfig, start_weights: bool = False) -> Resu
 
 def _finished(folder: str) -> Results:
     """Return the results of a run if its folder has its end, else {}."""
-    return read_results(folder) if (Path(folder) / f"{FINAL}.pth").is_file() else {}
+    return read_results(folder) if is_whole(Path(folder) / f"{FINAL}.pth") else {}
 
 
 def _train_once(config: ClassifierConfig) -> None:
@@ -209,9 +221,9 @@ def _check_same_run(config: ClassifierConfig) -> None:
         return
     try:
         # It may lack the keys that came later.
-        tree = yaml.safe_load(_written_config(folder))
+        tree = parse(_written_config(folder))
         written = dict(_leaves(to_tree(from_tree(ClassifierConfig, tree))))
-    except (ValueError, yaml.YAMLError):
+    except ValueError:
         raise ValueError(
             f"{folder}: not of a run of tools/train_classifier.py; must be another run.output_dir"
         ) from None
@@ -229,10 +241,7 @@ def _written_config(folder: Path) -> str:
     if (folder / CONFIG).is_file():
         return (folder / CONFIG).read_text()
     checkpoint = last_checkpoint(folder)
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {}
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # not a checkpoint, or a damaged one
-        return ""
+    stored = read_checkpoint(checkpoint) if checkpoint else {}
     return str(stored.get("config", ""))
 
 

@@ -37,8 +37,9 @@ from tr_det.core.transition.schedule import TargetSchedule
 from tr_det.runtime.checkpoints import AVERAGED, FINAL, StrictCheckpointer, save_weights
 from tr_det.runtime.metrics import MetricsWriter
 from tr_det.runtime.options import methods_from, under_methods_key
-from tr_det.runtime.processes import processes, rank, summed, take_from_first
+from tr_det.runtime.processes import from_first, processes, rank, summed, take_from_first
 from tr_det.runtime.rng import seed_step
+from tr_det.runtime.signals import at_once, end_if_asked
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class ClassifierTrainer:
         self.checkpointer = StrictCheckpointer(
             model,
             config.run.output_dir,
+            keep=config.run.keep_checkpoints,
             save_to_disk=rank() == 0,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
@@ -145,7 +147,7 @@ class ClassifierTrainer:
         """Go on from a checkpoint of this config.
 
         Raises:
-            ValueError: it was written by a run on other data.
+            ValueError: it was written by a run on other data, or lacks a run's state.
         """
         stored = self.checkpointer.load(path)
         for key, own in self._circumstances().items():
@@ -162,7 +164,11 @@ class ClassifierTrainer:
                     f"data.root={self.config.data.root!r}: gives {own} {key}, {path} is of a run "
                     f"with {saved}; must be the same data to go on"
                 )
-        self.iteration = stored["iteration"]
+        iteration = stored.get("iteration")
+        if not (isinstance(iteration, int) and 0 <= iteration <= self.total):
+            allowed = f"must be from 0 to {self.total}, the run's updates"
+            raise ValueError(f"{path}: iteration={iteration!r}: {allowed}")
+        self.iteration = iteration
         _log.info("Going on from iteration %d", self.iteration)
 
     def train(self) -> dict[str, float]:
@@ -174,6 +180,10 @@ class ClassifierTrainer:
         writer = MetricsWriter(run.output_dir, start) if rank() == 0 else None
         batches = self._batches(start)
         self.wrapped.train()
+        # A run may have been stopped between a checkpoint and its evaluation.
+        evaluated = from_first(_scores(writer.before) if writer else {})
+        if not evaluated and 0 < start < self.total and self._evaluates(start):
+            self._record_evaluation(writer)
         while self.iteration < self.total:
             logged = (self.iteration + 1) % run.log_period == 0 or self.iteration == self.total - 1
             scalars = self._step(batches, logged)
@@ -186,16 +196,25 @@ class ClassifierTrainer:
                 break
             # Checkpoints come before evaluations, which may fail on the test images.
             if run.checkpoint_period and self.iteration % run.checkpoint_period == 0:
-                self.save(f"model_{self.iteration:07d}")
-                self.checkpointer.keep_newest(run.keep_checkpoints)
-            if run.eval_period and self.iteration % run.eval_period == 0:
+                self._save_numbered()
+            end_if_asked(self._save_numbered)
+            if self._evaluates(self.iteration):
                 self._record_evaluation(writer)
         self.save(FINAL)
-        result = self._record_evaluation(writer)
+        ended_before = start == self.total and bool(evaluated)
+        result = evaluated if ended_before else self._record_evaluation(writer)
         if writer:
             writer.close()
         return result
 
+    def _save_numbered(self) -> None:
+        self.save(f"model_{self.iteration:07d}")
+
+    def _evaluates(self, updates: int) -> bool:
+        period = self.config.run.eval_period
+        return period > 0 and updates % period == 0
+
+    @at_once()
     def _record_evaluation(self, writer: MetricsWriter | None) -> dict[str, float]:
         result = self.evaluate()
         self._check_loss(result["loss"])
@@ -281,6 +300,14 @@ class ClassifierTrainer:
 
     def _place(self) -> str:
         return f"{self.iteration:>{len(str(self.total))}}/{self.total}"
+
+
+def _scores(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the evaluation in the records of an iteration, {} if there is none."""
+    prefix = "test/"
+    found = [record for record in records if f"{prefix}accuracy" in record]
+    names = ("accuracy", "top5", "loss")
+    return {name: found[-1].get(f"{prefix}{name}", math.nan) for name in names} if found else {}
 
 
 def autocast(config: ClassifierConfig, device: torch.device) -> torch.autocast:

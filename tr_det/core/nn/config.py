@@ -46,6 +46,8 @@ class QuantRule:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        named = isinstance(self.pattern, str)
+        check("rules", self.pattern, named, "a glob over the names of layers")
         for key in ("weight_bits", "act_bits"):
             if getattr(self, key) is not None:
                 check_bits(f"rule {self.pattern!r}: {key}", getattr(self, key))

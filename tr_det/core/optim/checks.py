@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from tr_det.core.errors import check
@@ -28,6 +30,18 @@ def checked_group(group: Group, index: int, scales: str) -> Group:
         f"({name}); or set tr_scales to tell the two apart",
     )
     return {**group, "params": params, NAME: name}
+
+
+def check_options(group: Group) -> None:
+    """Raise ConfigError for an option of a group that torch takes and no run survives."""
+    for key, high, allowed in (
+        ("lr", math.inf, "finite and not negative"),
+        ("weight_decay", math.inf, "finite and not negative"),
+        ("momentum", 1, "in [0, 1)"),
+    ):
+        value = group.get(key, 0)
+        # Asking a tensor would wait for its device.
+        check(key, value, isinstance(value, Tensor) or 0 <= value < high, allowed)
 
 
 def check_same_state(saved: list[Group], own: list[Group]) -> None:

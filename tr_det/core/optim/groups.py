@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -101,13 +102,13 @@ def tr_param_groups(
     Raises:
         ConfigError: if a number is out of range.
     """
-    check("lr", lr, lr > 0, "positive")
+    check("lr", lr, 0 < lr < math.inf, "positive and finite")
     for name, value in (
         ("weight_decay", weight_decay),
         ("norm_weight_decay", norm_weight_decay or 0.0),
         ("scale_lr_factor", scale_lr_factor),
     ):
-        check(name, value, value >= 0, "not negative")
+        check(name, value, 0 <= value < math.inf, "finite and not negative")
     weights = quantized_weight_groups(model, lr=lr, weight_decay=weight_decay)
     scales = quantizer_groups(model, lr * scale_lr_factor, weight_decay=0.0)
     taken = {p for group in weights + scales for p in group["params"]}

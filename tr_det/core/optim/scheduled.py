@@ -36,7 +36,7 @@ import torch
 from tr_det.core.codes import CodeBook, Update
 from tr_det.core.errors import ConfigError, check
 from tr_det.core.nn.layers import is_latent_weight
-from tr_det.core.optim.checks import check_same_state, checked_group
+from tr_det.core.optim.checks import check_options, check_same_state, checked_group
 from tr_det.core.optim.controllers import Controllers, TransitionMetrics
 from tr_det.core.optim.device import DeviceUpdate
 from tr_det.core.optim.groups import Group
@@ -120,6 +120,7 @@ class TransitionScheduled(torch.optim.Optimizer):
         others = self._tr_groups() if self.param_groups else []
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        check_options(group)
         if scheduled:
             group[OPTIMIZER] = self._torch_class().__name__
             self._controllers.start(group, others)

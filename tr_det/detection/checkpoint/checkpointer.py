@@ -9,6 +9,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from tr_det.detection.checkpoint.label import LABEL, check_quantized_alike, labelled
+from tr_det.detection.checkpoint.pickled import read_zoo_file
 from tr_det.detection.checkpoint.torchvision_names import from_torchvision
 from tr_det.detection.modeling.unfold import folded_norms
 from tr_det.runtime.checkpoints import StrictCheckpointer, is_quantizer_state, shortened
@@ -33,16 +35,17 @@ class QuantCheckpointer(StrictCheckpointer, DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.allow_partial = allow_partial
-        self._resumes = False
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load the run's last checkpoint if there is one and ``resume``, else ``path``."""
-        self._resumes = resume and self.has_checkpoint()
-        if resume and not self._resumes:
-            message = "No checkpoint in %s to resume: starting from the beginning"
-            self.logger.info(message, self.save_dir)
-        found: dict[str, Any] = super().resume_or_load(path, resume=resume)
-        return found
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write a checkpoint; a quantized one says so."""
+        super().save(name, model=labelled(self.model.state_dict()), **kwargs)
+
+    def _read(self, f: str) -> Any:
+        if not f.endswith(".pkl"):
+            return super()._read(f)
+        loaded = read_zoo_file(f)
+        loaded["model"].pop(LABEL, None)
+        return loaded
 
     def _load_file(self, filename: str) -> Any:
         loaded = super()._load_file(filename)
@@ -73,10 +76,11 @@ class QuantCheckpointer(StrictCheckpointer, DetectionCheckpointer):
         if not self.allow_partial:
             super()._refuse(problems, incompatible)
         self._check_backbone(incompatible)
+        check_quantized_alike(self._path, incompatible.unexpected_keys, self.model)
         Checkpointer._log_incompatible_keys(self, incompatible)
 
     def _hint(self, problems: Mapping[str, list[str]]) -> str:
-        if self._resumes:
+        if self.resumed:
             return "resume with the config that the run was started with"
         unexpected = problems["unexpected"]
         if unexpected == sum(problems.values(), []) and all(map(is_quantizer_state, unexpected)):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -15,30 +12,16 @@ from tr_det.core import ConfigError
 from tr_det.core.errors import check, check_among
 from tr_det.core.transition.settings import TransitionSettings, arguments_from
 from tr_det.detection.config.quantization import quant_config_from
+from tr_det.detection.config.values import VALUES, check_value, value_of
 from tr_det.detection.engine.amp import amp_dtype
 from tr_det.detection.modeling.resnet import check_resnet
 from tr_det.detection.solver.methods import clip_from
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY, config_key, transition_from
+from tr_det.runtime.checkpoints import last_checkpoint
 from tr_det.runtime.options import methods_from
 
-_NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("SOLVER.MAX_ITER", lambda v: v >= 1, "at least 1"),
-    ("SOLVER.IMS_PER_BATCH", lambda v: v >= 1, "at least 1"),
-    ("SOLVER.CHECKPOINT_PERIOD", lambda v: v >= 1, "at least 1"),
-    ("SOLVER.BASE_LR", lambda v: v > 0, "positive"),
-    ("SOLVER.MOMENTUM", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("SOLVER.WEIGHT_DECAY", lambda v: v >= 0, "not negative"),
-    (
-        "SOLVER.BETAS",
-        lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
-        "two numbers in [0, 1)",
-    ),
-    ("SOLVER.SCALE_LR_FACTOR", lambda v: v >= 0, "not negative"),
-    ("SOLVER.TR.LOG_PERIOD", lambda v: v >= 1, "at least 1"),
-    ("MODEL.QUANT.CALIBRATION_BATCHES", lambda v: v >= 1, "at least 1"),
-    ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "not negative"),
-    ("TEST.AUG.ENABLED", lambda v: not v, "False; test-time augmentation is not supported"),
-)
+BANDS = {"BGR": 3, "RGB": 3, "YUV-BT.601": 3, "YCbCr": 3, "HSV": 3, "L": 1, "CMYK": 4, "RGBA": 4}
+"""Format of an image, as Detectron2 reads it -> its channels."""
 
 _NAMES: tuple[tuple[str, Registry], ...] = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -57,10 +40,18 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    for key, holds, allowed in _NUMBERS:
-        check(key, value_of(cfg, key), holds(value_of(cfg, key)), allowed)
+    for key in VALUES:
+        check_value(key, value_of(cfg, key))
     for key, registry in _NAMES:
         check_among(key, value_of(cfg, key), [name for name, _ in registry])
+    _check_input(cfg)
+    labels, thresholds = cfg.MODEL.RETINANET.IOU_LABELS, cfg.MODEL.RETINANET.IOU_THRESHOLDS
+    allowed = f"one more than MODEL.RETINANET.IOU_THRESHOLDS {thresholds}"
+    check("MODEL.RETINANET.IOU_LABELS", labels, len(labels) == len(thresholds) + 1, allowed)
+    images, processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    allowed = f"0, or a number that divides SOLVER.IMS_PER_BATCH {images}"
+    fits = not processes or images % processes == 0
+    check("SOLVER.REFERENCE_WORLD_SIZE", processes, fits, allowed)
     clip_from(cfg)
     _check_transition(cfg)
     methods_from(cfg.SOLVER.METHODS, "SOLVER.METHODS")
@@ -74,12 +65,37 @@ def check_config(cfg: CfgNode) -> None:
         quant_config_from(cfg)
 
 
-def value_of(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a dotted key, or None if there is none."""
-    node: Any = cfg
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, CfgNode) else None
-    return node
+def check_evaluated(cfg: CfgNode, resume: bool) -> None:
+    """Raise ValueError if there is nothing to evaluate but random weights, or not what is asked.
+
+    Args:
+        cfg: the config.
+        resume: the run's last checkpoint is to be evaluated, not ``MODEL.WEIGHTS``.
+    """
+    if not resume:
+        check("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, bool(cfg.MODEL.WEIGHTS), "given to --eval-only")
+    elif not last_checkpoint(cfg.OUTPUT_DIR):
+        raise ValueError(
+            f"--resume: {cfg.OUTPUT_DIR} has no checkpoint to evaluate; without it, --eval-only "
+            "evaluates MODEL.WEIGHTS"
+        )
+
+
+def _check_input(cfg: CfgNode) -> None:
+    node, sizes = cfg.INPUT, cfg.INPUT.MIN_SIZE_TRAIN
+    ascending = len(sizes) == 2 and sizes[0] <= sizes[1]
+    fits = node.MIN_SIZE_TRAIN_SAMPLING == "choice" or ascending
+    check("INPUT.MIN_SIZE_TRAIN", sizes, fits, "two, the least first, to sample a range")
+    if node.CROP.ENABLED:
+        relative, size = node.CROP.TYPE.startswith("relative"), list(node.CROP.SIZE)
+        fits = max(size) <= 1 if relative else all(type(side) is int for side in size)
+        allowed = "at most 1" if relative else "integers"
+        check("INPUT.CROP.SIZE", size, fits, f"{allowed} with INPUT.CROP.TYPE {node.CROP.TYPE}")
+    check_among("INPUT.FORMAT", node.FORMAT, BANDS)
+    means, spreads = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    for key, values in (("MODEL.PIXEL_MEAN", means), ("MODEL.PIXEL_STD", spreads)):
+        fits = len(values) == BANDS[node.FORMAT]
+        check(key, values, fits, f"{BANDS[node.FORMAT]} numbers with INPUT.FORMAT {node.FORMAT}")
 
 
 def _check_transition(cfg: CfgNode) -> None:

@@ -68,6 +68,8 @@ def add_tr_det_config(cfg: CN) -> None:
     # Allow MODEL.WEIGHTS to lack keys, have others or other shapes, e.g. to start from an ImageNet
     # backbone.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+    # How many of the newest checkpoints to keep beside the final one; 0: all, as Detectron2 does.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 2
 
     # ---- training ----
     # Precision of the forward under SOLVER.AMP.ENABLED: "float16" (GPU only, losses are scaled),

@@ -125,7 +125,7 @@ def parse_rule(text: str) -> QuantRule:
     8
     """
     kinds = {"weight_bits": int, "act_bits": int, "signed_input": bool, "output_scale": bool}
-    pattern, *words = text.split() or [""]
+    pattern, *words = (text.split() if isinstance(text, str) else []) or [""]
     key = "MODEL.QUANT.RULES"
     fields = parse_pairs(words, key)
     fits = all(type(value) is kinds.get(name) for name, value in fields.items())

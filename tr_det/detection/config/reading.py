@@ -2,54 +2,117 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
-from tr_det.detection.config.checks import check_config, value_of
+from tr_det.core.errors import check
+from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
+from tr_det.runtime.configs import PlainLoader, config_files, overlaid
+
+OCTAVES = "[[x,x*2**(1.0/3),x*2**(2.0/3)]forxin[32,64,128,256,512]]"
+"""The one expression in the configs of Detectron2's zoo: the anchors of its Base-RetinaNet.yaml."""
+
+
+class ZooLoader(PlainLoader):
+    """Reads the zoo's configs, too, in which one value is a Python expression."""
+
+    def octaves(self, node: yaml.Node) -> list[list[float]]:
+        """Return the value of the expression that is known; no other one is evaluated."""
+        (text,) = self.construct_sequence(node) if len(node.value) == 1 else ("",)
+        if str(text).replace(" ", "") != OCTAVES:
+            raise yaml.constructor.ConstructorError(
+                None, None, "has a Python expression; write its value instead", node.start_mark
+            )
+        return [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", ZooLoader.octaves)
 
 
 def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     """Return the checked config of a YAML file and the ``KEY VALUE`` pairs of a command line.
 
-    Later pairs win; an integer will do where a number is wanted.
+    Pairs win over the file, later ones over earlier ones; an integer will do where a number is
+    wanted.
 
     Raises:
-        ValueError: no such file, a LazyConfig, a file that is no mapping of keys or builds on
+        ValueError: a LazyConfig, a file that is no mapping of keys with plain values or builds on
             itself, an unknown key, a key without value, a value of another type, or one that
             `check_config` refuses.
+        OSError: there is no such file.
     """
     if str(path).endswith(".py"):
         raise ValueError(
             f"--config-file={path}: must be a YAML file; a LazyConfig is for Detectron2's "
             "lazyconfig_train_net.py"
         )
+    if len(pairs) % 2:
+        raise ValueError(f"{pairs[-1]}: a key without a value; must be KEY VALUE pairs")
+    tree = read_tree(path)
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        tree = overlaid(value, tree)
     cfg = get_cfg()
+    version = cfg.VERSION
     add_tr_det_config(cfg)
-    pairs = list(pairs)
     with _assertions_as_value_errors():
-        _merge_file(cfg, str(path))
-        for position, (key, text) in enumerate(zip(pairs[::2], pairs[1::2], strict=False)):
-            value = CfgNode._decode_cfg_value(text)
-            if type(value) is int and isinstance(value_of(cfg, key), float):
-                pairs[2 * position + 1] = float(value)
-        cfg.merge_from_list(pairs)
+        cfg.merge_from_other_cfg(CfgNode(_fitted(tree, cfg)))
+    check("VERSION", cfg.VERSION, version == cfg.VERSION, str(version))
+    given = cfg.MODEL.LOAD_PROPOSALS
+    check("MODEL.LOAD_PROPOSALS", given, given is False, "False; their files can hold code to run")
     check_config(cfg)
     return cfg
 
 
-def _merge_file(cfg: CfgNode, path: str) -> None:
-    try:
-        cfg.merge_from_file(path)
-    except RecursionError:
-        raise ValueError(f"{path}: builds on itself by _BASE_") from None
-    except (TypeError, AttributeError):
-        allowed = "a mapping of keys, like each file that its _BASE_ names"
-        raise ValueError(f"{path}: must be {allowed}") from None
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file and those that it builds on set; nothing in them is run.
+
+    Raises:
+        ValueError: naming a file that is no mapping of keys with plain values, or that builds on
+            itself.
+        OSError: there is no such file.
+    """
+    tree: dict[str, Any] = {}
+    for _, own in reversed([*config_files(path, ZooLoader, PathManager.get_local_path)]):
+        tree = overlaid(own, tree)
+    return tree
+
+
+def _fitted(tree: dict[str, Any], cfg: CfgNode, above: str = "") -> dict[str, Any]:
+    """Return a tree for a config, with numbers where it has integers for them.
+
+    Raises:
+        ValueError: there is no such key.
+        ConfigError: a section has a single value, or a key a mapping or None. Of the first yacs
+            would print the whole section; the last it takes for any key.
+    """
+    fitted = {}
+    for key, given in tree.items():
+        if key not in cfg and not cfg.is_new_allowed():
+            near = difflib.get_close_matches(str(key), cfg, 1)
+            hint = f"; did you mean {above}{near[0]}" if near else ""
+            raise ValueError(f"Non-existent key: {above}{key}{hint}")
+        own = cfg.get(key)
+        value = CfgNode._decode_cfg_value(given) if isinstance(given, str) else given
+        if isinstance(own, CfgNode):
+            check(above + key, given, isinstance(value, dict), "a mapping of keys")
+            given = _fitted(value, own, f"{above}{key}.")
+        elif own is not None:
+            fits = not (value is None or isinstance(value, dict))
+            check(above + key, given, fits, f"of the type {type(own).__name__}")
+            if type(value) is int and isinstance(own, float):
+                given = float(value)
+        fitted[key] = given
+    return fitted
 
 
 @contextmanager
@@ -57,5 +120,5 @@ def _assertions_as_value_errors() -> Iterator[None]:
     """Give what yacs and Detectron2 raise about input one type."""
     try:
         yield
-    except (KeyError, AssertionError) as error:
+    except (KeyError, AssertionError, OverflowError, RecursionError) as error:
         raise ValueError(error.args[0] if error.args else type(error).__name__) from None

@@ -1,13 +1,13 @@
-"""Checks of a dataset's annotations before training.
+"""Checks of a dataset's annotations as Detectron2 has loaded them.
 
-* A box that is not a list of numbers, a category that the model has no class for, and a test
-  annotation that pycocotools cannot score are errors at the start.
-* Boxes without area are counted and logged; Detectron2's mapper leaves them out.
+* A box that is not a list of finite numbers, and a category that the model has no class for, are
+  errors at the start. Files are judged before (`tr_det.detection.data.coco_file`).
+* Boxes without area, which Detectron2's mapper leaves out, and those beyond their image, which it
+  cuts, are counted and logged.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable
@@ -17,13 +17,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from tr_det.core.errors import check
+from tr_det.detection.data.coco_file import BEYOND
 from tr_det.detection.data.images import Dicts
-
-SCORED = ("area", "iscrowd")
-"""What pycocotools needs of a test annotation besides its box, and reads after all detections."""
 
 
 def check_boxes(dicts: Dicts, dataset: str) -> None:
@@ -36,8 +33,8 @@ def check_boxes(dicts: Dicts, dataset: str) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"dataset {dataset!r}: the bbox of {len(wrong)} annotations is not four numbers, "
-            f"e.g. {wrong[0]}"
+            f"dataset {dataset!r}: the bbox of {len(wrong)} annotations is not four finite "
+            f"numbers, e.g. {wrong[0]}"
         )
 
 
@@ -56,25 +53,13 @@ def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
 
 
 def check_scoring(dataset: str, cfg: CfgNode) -> None:
-    """Raise ValueError for a test dataset that COCO evaluation would stop at."""
+    """Raise ValueError if a model has classes that a test dataset does not have."""
     metadata = MetadataCatalog.get(dataset)
     key, classes = _classes(cfg)
     known = len(metadata.get("thing_dataset_id_to_contiguous_id", ()))  # what the scores go by
     if known and classes is not None:
         allowed = f"at most {known}, the number of categories of DATASETS.TEST {dataset!r}"
         check(key, classes, classes <= known, allowed)
-    file = metadata.get("json_file", None)
-    if file is None:
-        return  # COCOEvaluator writes one
-    with PathManager.open(file) as opened:
-        notes = json.load(opened).get("annotations", ())
-    for lacking in SCORED:
-        ids = [note.get("id") for note in notes if lacking not in note]
-        if ids:
-            raise ValueError(
-                f"DATASETS.TEST {dataset!r}: {len(ids)} of {len(notes)} annotations in {file} have "
-                f"no {lacking!r}, without which they cannot be scored, e.g. id {ids[0]}"
-            )
 
 
 def log_empty_boxes(dicts: Dicts) -> int:
@@ -90,17 +75,44 @@ def log_empty_boxes(dicts: Dicts) -> int:
     return count
 
 
+def log_cut_boxes(dicts: Dicts) -> int:
+    """Return how many annotated boxes reach beyond their image, and log it if there are any."""
+    count = sum(
+        _is_beyond(note, image["width"], image["height"])
+        for image in dicts
+        if "width" in image and "height" in image
+        for note in image.get("annotations", ())
+    )
+    if count:
+        logging.getLogger(__name__).warning(
+            "%d boxes reach beyond their images; in training they are cut", count
+        )
+    return count
+
+
+def _is_beyond(note: dict[str, Any], width: float, height: float) -> bool:
+    mode = note.get("bbox_mode")
+    if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
+        return False
+    x, y, right, bottom = note["bbox"]
+    if mode == BoxMode.XYWH_ABS:
+        right, bottom = right + x, bottom + y
+    return bool(min(x, y, width - right, height - bottom) < -BEYOND)
+
+
 def _is_empty(note: dict[str, Any]) -> bool:
     x, y, width, height = note["bbox"][:4]
     if note.get("bbox_mode") == BoxMode.XYXY_ABS:
         width, height = width - x, height - y
-    return not (width > 0 and height > 0 and math.isfinite(x) and math.isfinite(y))
+    return not (width > 0 and height > 0)
 
 
 def _is_box(values: Any, mode: BoxMode | None) -> bool:
     numbers = list(values) if isinstance(values, Iterable) else []
     count = 5 if mode == BoxMode.XYWHA_ABS else 4
-    return len(numbers) == count and all(isinstance(number, Real) for number in numbers)
+    return len(numbers) == count and all(
+        isinstance(number, Real) and math.isfinite(number) for number in numbers
+    )
 
 
 def _classes(cfg: CfgNode) -> tuple[str, int | None]:

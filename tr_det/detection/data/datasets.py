@@ -14,6 +14,7 @@ from detectron2.data.datasets import load_coco_json
 
 from tr_det.core.errors import check
 from tr_det.detection.data.annotations import check_boxes, check_scoring
+from tr_det.detection.data.coco_file import AnnotationFileError, check_coco_file
 from tr_det.detection.data.images import check_files, check_readable
 from tr_det.digits.dataset import CLASS_NAMES, SPLITS, build_digit_scenes
 
@@ -79,6 +80,21 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                 )
 
 
+def check_annotation_file(name: str, scored: bool) -> None:
+    """Raise AnnotationFileError if a dataset's COCO file cannot be trained on or scored as it is.
+
+    Args:
+        name: of the dataset; one without such a file is left to its own loader.
+        scored: whether `COCOEvaluator` will score detections by it.
+    """
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file", None)
+    is_coco = scored or metadata.get("evaluator_type", None) == "coco"
+    ours = name in NAMES.values()  # made, or repaired, when loaded
+    if is_coco and file is not None and not ours:
+        check_coco_file(file, scored)
+
+
 def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
     """Raise ValueError for a test dataset with broken annotations or images.
 
@@ -87,6 +103,8 @@ def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
         name: of the dataset.
         scored_as_coco: whether the annotations must be what `COCOEvaluator` takes.
     """
+    if scored_as_coco:
+        check_annotation_file(name, scored=True)
     with named_dataset_errors([name]):
         dicts = DatasetCatalog.get(name)
     if scored_as_coco:
@@ -105,6 +123,8 @@ def named_dataset_errors(names: Iterable[str]) -> Iterator[None]:
     """
     try:
         yield
+    except AnnotationFileError:
+        raise
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
         for name in names:
             reason = _why_unreadable(name)

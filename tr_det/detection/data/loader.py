@@ -21,7 +21,13 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Sampler
 
-from tr_det.detection.data.annotations import check_boxes, check_categories, log_empty_boxes
+from tr_det.detection.data.annotations import (
+    check_boxes,
+    check_categories,
+    log_cut_boxes,
+    log_empty_boxes,
+)
+from tr_det.detection.data.datasets import check_annotation_file
 from tr_det.detection.data.images import SkipUnreadable, check_files
 from tr_det.runtime.streams import Place, SeededSamples, load_batches
 
@@ -134,6 +140,8 @@ def build_train_loader(cfg: CfgNode) -> Any:
     A sampler without a seed, or a dataset that is no list, gets Detectron2's own loader, with a
     warning: it starts over when a run is resumed.
     """
+    for name in cfg.DATASETS.TRAIN:
+        check_annotation_file(name, scored=False)
     parts = _train_loader_from_config(cfg)
     if not isinstance(parts["dataset"], list) or not hasattr(parts["sampler"], "_seed"):
         logging.getLogger(__name__).warning(
@@ -147,6 +155,7 @@ def build_train_loader(cfg: CfgNode) -> Any:
     check_boxes(parts["dataset"], names)
     check_categories(parts["dataset"], cfg)
     log_empty_boxes(parts["dataset"])
+    log_cut_boxes(parts["dataset"])
     world_size = comm.get_world_size()
     if parts["total_batch_size"] < 1 or parts["total_batch_size"] % world_size:
         raise ValueError(

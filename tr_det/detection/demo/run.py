@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 from PIL import Image
 from torch import nn
 
@@ -43,6 +42,8 @@ from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
 from tr_det.digits.dataset import CLASS_NAMES, build_digit_scenes
 from tr_det.runtime.files import write_json, write_text
 from tr_det.runtime.metrics import read_records
+from tr_det.runtime.processes import only_writer
+from tr_det.runtime.signals import held
 
 LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
 """Base learning rates of the demo; those of Adam's family have 1e-3."""
@@ -125,8 +126,17 @@ def build_config(options: DemoOptions) -> CfgNode:
 
 
 def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run what is left to do; return the results, which are also in ``results.json``."""
+    """Run what is left to do; return the results, which are also in ``results.json``.
+
+    Raises:
+        ValueError: another demo writes to the same folder.
+    """
     cfg = build_config(options)
+    with only_writer(options.output, "--output"):
+        return _run_phases(options, cfg, say)
+
+
+def _run_phases(options: DemoOptions, cfg: CfgNode, say: Callable[[str], None]) -> dict[str, Any]:
     run = _Run(options, cfg, say)
     run.phase("dataset", "Building the embedded dataset", run.build_dataset)
     run.phase("fp", "Evaluating the full-precision model", run.evaluate_full_precision)
@@ -231,7 +241,8 @@ class _Run:
         trainer.resume_or_load(resume=True)
         if trainer.start_iter:
             self.say(f"      resuming at iteration {trainer.start_iter}")
-        trainer.train()
+        with held():
+            trainer.train()
         return cfg.SOLVER.MAX_ITER
 
     def evaluate_after(self) -> dict[str, float]:
@@ -286,9 +297,10 @@ class _Run:
             return dict(QuantTrainer.test(self.cfg, model, [evaluator])["bbox"])
 
     def _draw_detections(self) -> None:
-        name = self.cfg.DATASETS.TEST[0]
+        # Loading the scenes also sets the categories of the detections.
+        scenes = DatasetCatalog.get(self.cfg.DATASETS.TEST[0])
+        scenes = sorted(scenes, key=lambda scene: -len(scene["annotations"]))
         fp, quantized = self._detections("fp"), self._detections("after_qat")
-        scenes = sorted(DatasetCatalog.get(name), key=lambda scene: -len(scene["annotations"]))
         rows = []
         for scene in scenes[:: max(1, len(scenes) // PICTURE_IMAGES)][:PICTURE_IMAGES]:
             image = np.asarray(Image.open(scene["file_name"]).convert("RGB"))
@@ -320,7 +332,6 @@ class _DemoTrainer(QuantTrainer):
     def build_writers(self) -> list[EventWriter]:
         return [
             ProgressLine(self.cfg.SOLVER.MAX_ITER, self._say),
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
 

@@ -1,4 +1,4 @@
-"""Starting the processes of a run: Detectron2's launcher, or torchrun's environment."""
+"""Starting the processes of a run, unless torchrun has."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from tr_det.core.errors import check
-from tr_det.runtime.cli import mistakes_for_parent
+from tr_det.runtime.launch import AUTO, launch
 from tr_det.runtime.processes import join_torchrun
 
 Main = Callable[[argparse.Namespace], Any]
@@ -32,21 +32,17 @@ def run_processes(main: Main, args: argparse.Namespace) -> None:
             ``--num-gpus``.
     """
     _check_numbers(args)
-    alone = args.num_gpus * args.num_machines <= 1  # as Detectron2's launcher decides it
+    alone = args.num_gpus * args.num_machines <= 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         check("--num-gpus", args.num_gpus, alone, "left out where torchrun starts the processes")
-        _join_torchrun()
-        main(args)
+        join_torchrun()
+        _run(main, args, int(os.environ["LOCAL_WORLD_SIZE"]))
         dist.destroy_process_group()
-        return
-    launch(
-        main if alone else _child,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,) if alone else (main, args),
-    )
+    elif alone:
+        main(args)
+    else:
+        run = partial(_run, main, args, args.num_gpus)
+        launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -65,23 +61,15 @@ def _check_numbers(args: argparse.Namespace) -> None:
         (
             "dist-url",
             args.dist_url,
-            not (several and args.dist_url == "auto"),
+            not (several and args.dist_url == AUTO),
             "tcp://HOST:PORT of the first machine, where there are several",
         ),
     ):
         check(f"--{flag}", value, holds, allowed)
 
 
-def _child(main: Main, args: argparse.Namespace) -> None:
-    with mistakes_for_parent():
-        main(args)
-    dist.destroy_process_group()
-
-
-def _join_torchrun() -> None:
-    """Do what Detectron2's launcher does in each process."""
-    join_torchrun()
-    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+def _run(main: Main, args: argparse.Namespace, local_size: int) -> None:
+    """Tell Detectron2 which processes are on one machine, as its own launcher does."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
     else:  # v0.6
@@ -91,3 +79,4 @@ def _join_torchrun() -> None:
             if dist.get_rank() in ranks:
                 comm._LOCAL_PROCESS_GROUP = group
     comm.synchronize()
+    main(args)

@@ -15,11 +15,12 @@ from detectron2.utils import comm
 from tr_det.core.optim.keys import QUANTIZER, TALR
 from tr_det.detection.data.loader import TrainLoader
 from tr_det.detection.engine.calibration import NORMALIZER, bare_model
+from tr_det.detection.engine.records import WINDOW
 from tr_det.runtime.rng import seed_step
 
 
 class RunState(HookBase):
-    """Keeps the seed and the loss normalizers in checkpoints, and winds the data forward.
+    """Keeps seed, loss normalizers and recent scalars in checkpoints, and winds the data forward.
 
     The place in the data follows from the iteration (`tr_det.detection.data.loader`), random states
     from the seed and the iteration (`tr_det.runtime.rng`). Loss normalizers differ between
@@ -40,11 +41,16 @@ class RunState(HookBase):
         self.loaders = [loader for loader in loaders if isinstance(loader, TrainLoader)]
         self._use_seed(seed)
         self._gathered: tuple[int, list[float | None]] = (-1, [])
+        self._scalars: dict[str, list[list[float]]] = {}
 
     def before_train(self) -> None:
-        """Let the training data begin at this run's first iteration."""
+        """Let data and medians of scalars go on where they were at this run's first iteration."""
         for loader in self.loaders[:1]:
             loader.start = self.trainer.start_iter
+        histories = self.trainer.storage.histories()
+        for key, recent in self._scalars.items():
+            for value, iteration in recent:
+                histories[key].update(value, iteration)
 
     def begin_step(self) -> None:
         """Set the random states of the step that follows; to be called just before it."""
@@ -53,11 +59,16 @@ class RunState(HookBase):
     def after_step(self) -> None:
         """Gather the normalizers, if a checkpoint is due."""
         done = self.trainer.iter + 1
-        if comm.get_world_size() > 1 and (done % self.period == 0 or done >= self.trainer.max_iter):
+        if done % self.period == 0 or done >= self.trainer.max_iter:
+            self.gather()
+
+    def gather(self) -> None:
+        """Gather the normalizers of this iteration; to be called in all processes."""
+        if comm.get_world_size() > 1:
             self._gathered = (self.trainer.iter, comm.all_gather(self._normalizer()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed, the normalizer of each process, and what the data's order depends on."""
+        """Return what `RunState` keeps, and what the data's order depends on."""
         iteration, gathered = self._gathered
         if iteration != self.trainer.iter:
             gathered = [self._normalizer()]
@@ -66,10 +77,24 @@ class RunState(HookBase):
             "loss_normalizers": gathered,
             "processes": comm.get_world_size(),
             "batch_size": self.batch_size,
+            "scalars": self._recent_scalars(),
+        }
+
+    def _recent_scalars(self) -> dict[str, list[list[float]]]:
+        """Return the values that later medians have a part in, with their iterations."""
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        smoothed = storage.smoothing_hints()
+        return {
+            key: [list(point) for point in history.values()[-WINDOW:]]
+            for key, history in storage.histories().items()
+            if smoothed.get(key) and not key.endswith("time")
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the run that wrote the state."""
+        self._scalars = state.get("scalars", {})  # older checkpoints lack them
         if state["seed"] != self.seed:
             self._use_seed(state["seed"])
             logging.getLogger(__name__).info("Going on with the stopped run's seed %d", self.seed)

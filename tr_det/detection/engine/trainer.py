@@ -11,21 +11,29 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from tr_det.core.errors import check
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
 from tr_det.detection.data.datasets import check_test_dataset, named_dataset_errors
 from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.amp import build_loop
 from tr_det.detection.engine.calibration import RepeatablePreciseBN
+from tr_det.detection.engine.ending import EndOnSignal
+from tr_det.detection.engine.records import Checkpoints, Evaluation, Records
 from tr_det.detection.engine.results import ResultsWriter
 from tr_det.detection.engine.resume import RunState, check_resumed_groups, repeatable_scripts
 from tr_det.detection.modeling.cost import log_cost
-from tr_det.detection.modeling.quantize import build_detector
 from tr_det.detection.solver.methods import as_evaluated
 from tr_det.detection.solver.optimizers import build_optimizer
 from tr_det.runtime.calibration import share_statistics
+from tr_det.runtime.checkpoints import set_aside
+from tr_det.runtime.damage import check_optimizer_state
+from tr_det.runtime.metrics import METRICS
+from tr_det.runtime.results import RESULTS
+from tr_det.runtime.signals import at_once
 
 
 class QuantTrainer(DefaultTrainer):
@@ -60,17 +68,13 @@ class QuantTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, quantized if ``MODEL.QUANT.ENABLED``."""
-        return build_detector(cfg, super().build_model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -89,6 +93,7 @@ class QuantTrainer(DefaultTrainer):
         )
 
     @classmethod
+    @at_once()
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluate what methods make of the model, in all processes with the same statistics."""
         with as_evaluated(model):
@@ -115,23 +120,64 @@ class QuantTrainer(DefaultTrainer):
         check_test_dataset(cfg, name, scored_as_coco=own)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Build DefaultTrainer's hooks and our run state, writing when TR is recorded."""
-        built = super().build_hooks()
+        """Build DefaultTrainer's hooks, records that no stop loses, and our run state."""
+        built: list[hooks.HookBase] = []
         loaders = [self.data_loader]
-        for index, hook in enumerate(built):
+        solver = self.cfg.SOLVER
+        logs = solver.TR.LOG_PERIOD
+        periods = [min(20, logs), logs, solver.CHECKPOINT_PERIOD]
+        records = Records(self.cfg.OUTPUT_DIR, periods)
+        for hook in super().build_hooks():
             if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = max(1, min(hook._period, self.cfg.SOLVER.TR.LOG_PERIOD))
-            if isinstance(hook, hooks.PreciseBN) and not hook._disabled:
+                hook._writers = _without_json(hook._writers)
+                hook._period = min(hook._period, logs)
+            elif isinstance(hook, hooks.PreciseBN) and not hook._disabled:
                 loaders.append(hook._data_loader)
-                built[index] = RepeatablePreciseBN(
+                hook = RepeatablePreciseBN(
                     hook._period, hook._model, hook._data_loader, hook._num_iter
                 )
-        solver = self.cfg.SOLVER
+            elif isinstance(hook, hooks.PeriodicCheckpointer):  # in the first process only
+                built.append(records)
+                hook = Checkpoints(self.checkpointer, solver.CHECKPOINT_PERIOD)
+            elif isinstance(hook, hooks.EvalHook):
+                hook = Evaluation(hook, records if comm.is_main_process() else None)
+            built.append(hook)
         self.run_state = RunState(
             self.cfg.SEED, solver.IMS_PER_BATCH, solver.CHECKPOINT_PERIOD, loaders
         )
+        # After what changes the model, before evaluations, which the resumed run makes.
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built.insert(place, EndOnSignal())
         # First, which is the same place in every process.
         return [self.run_state, *built, ResultsWriter(self.cost)]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the run's last whole checkpoint, if there is one and ``resume``.
+
+        Otherwise begin with ``MODEL.WEIGHTS``.
+
+        Raises:
+            ValueError: the checkpoint is past this run's end, or does not fit.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1  # a checkpoint has the iteration that it ends
+            fits = self.start_iter <= self.max_iter
+            allowed = f"at least {self.start_iter}, which the run to resume has made"
+            check("SOLVER.MAX_ITER", self.max_iter, fits, allowed)
+
+    def before_train(self) -> None:
+        """Begin; a new run leaves nothing of an earlier one that it could be resumed from."""
+        if self.start_iter == 0:
+            comm.synchronize()  # others may still read MODEL.WEIGHTS from there
+            if comm.is_main_process():
+                set_aside(self.cfg.OUTPUT_DIR, METRICS, RESULTS)
+        super().before_train()
+
+    def after_train(self) -> None:
+        """End; a run that was resumed at its end counts one iteration too many."""
+        self.iter: int = min(self.iter, self.max_iter)
+        super().after_train()
 
     def run_step(self) -> None:
         """Train one iteration."""
@@ -149,6 +195,9 @@ class QuantTrainer(DefaultTrainer):
         Raises:
             ValueError: the checkpoint holds no optimizer.
         """
+        iteration = state_dict["iteration"]
+        if not (isinstance(iteration, int) and iteration >= 0):
+            raise ValueError(f"iteration={iteration!r}: must be an integer, not negative")
         TrainerBase.load_state_dict(self, state_dict)
         if RunState.__qualname__ not in state_dict.get("hooks", {}):
             logging.getLogger(__name__).warning(
@@ -163,6 +212,15 @@ class QuantTrainer(DefaultTrainer):
         saved = state_dict["_trainer"]["optimizer"]["param_groups"]
         check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        check_optimizer_state(self.optimizer)
+
+
+def _without_json(writers: list[EventWriter]) -> list[EventWriter]:
+    """Return the writers but for that of metrics.json, which `Records` writes."""
+    for writer in writers:
+        if isinstance(writer, JSONWriter):
+            writer.close()
+    return [writer for writer in writers if not isinstance(writer, JSONWriter)]
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

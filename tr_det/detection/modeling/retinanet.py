@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tr_det.core import QuantConfig, QuantReport, quantized_weights_once
 from tr_det.detection.config.quantization import quant_config_from
+from tr_det.detection.config.values import check_arguments
 from tr_det.detection.modeling.quantize import quantize_logged
 
 
@@ -44,6 +45,7 @@ class QuantRetinaNet(RetinaNet):
     def __init__(
         self, *, quant: QuantConfig | None = None, head_input_relu: bool = True, **kwargs: Any
     ) -> None:
+        check_arguments(kwargs)
         super().__init__(**kwargs)
         if head_input_relu:
             # from_config of the base class makes the head itself; the subclass adds no state.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tr_det.core import Attached, ConfigError, attach
 from tr_det.core.errors import check_among
+from tr_det.detection.checkpoint.label import labelled
 from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.calibration import bare_model, outside_training
 from tr_det.detection.solver.events import EventTelemetry
@@ -143,7 +144,7 @@ def as_evaluated(model: nn.Module) -> Iterator[None]:
     with attached.evaluating():
         if output_dir and comm.is_main_process():
             path = os.path.join(output_dir, f"{AVERAGED}.pth")
-            save_weights(bare, path)
+            save_weights(bare, path, model=labelled(bare.state_dict()))
             logging.getLogger(__name__).info("Evaluating %s, which has just been written", path)
         yield
 

@@ -1,7 +1,9 @@
-"""Run by torchrun in a test: the tool, whose run is then resumed from a checkpoint."""
+"""Run by two torchruns in a test: the tool, whose run is then resumed from a checkpoint."""
 
 import dataclasses
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import torch
@@ -11,7 +13,15 @@ import train_classifier
 from tr_det.classification.engine.run import run
 from tr_det.classification.engine.trainer import ClassifierTrainer
 
-plain = ClassifierTrainer.train
+plain, step = ClassifierTrainer.train, ClassifierTrainer._step
+
+
+def step_until_lost(trainer, *args):
+    """Make a step, or kill this process and its agent: the node is lost."""
+    if trainer.iteration == int(os.environ.get("LOST_AFTER", -1)):
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *args)
 
 
 def train_and_compare(trainer):
@@ -35,6 +45,6 @@ def run_and_resume(config, resume):
     return results
 
 
-ClassifierTrainer.train = train_and_compare
+ClassifierTrainer.train, ClassifierTrainer._step = train_and_compare, step_until_lost
 train_classifier.run = run_and_resume
 train_classifier.main()
