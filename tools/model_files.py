@@ -78,12 +78,10 @@ def _detector(path: Path, opts: Sequence[str], device: str) -> Side:
 
 
 def _classifier(path: Path, opts: Sequence[str], device: str) -> Side:
-    from tr_det.classification.config.reading import to_yaml
     from tr_det.classification.data.datasets import load_data
     from tr_det.classification.export import (
-        class_names,
+        classifier_metadata,
         fresh_classifier,
-        input_spec,
         load_config_for_cpu,
     )
     from tr_det.runtime.checkpoints import StrictCheckpointer
@@ -91,13 +89,6 @@ def _classifier(path: Path, opts: Sequence[str], device: str) -> Side:
     config = load_config_for_cpu(path, opts)
     config = replace(config, run=replace(config.run, device=device))
     data = load_data(config.data)
-    metadata = Metadata(
-        format="torch",
-        task="classification",
-        input=input_spec(config, data),
-        classes=class_names(data),
-        config=to_yaml(config),
-    )
 
     def fresh() -> tuple[nn.Module, nn.Module]:
         model = fresh_classifier(config, data)
@@ -108,7 +99,7 @@ def _classifier(path: Path, opts: Sequence[str], device: str) -> Side:
         data=data,
         fresh=fresh,
         load=lambda model, file: StrictCheckpointer(model).load(file, checkpointables=[]),
-        describe=lambda _: metadata,
+        describe=lambda _: classifier_metadata(config, data),
     )
 
 

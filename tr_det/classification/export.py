@@ -68,16 +68,20 @@ def classifier_subject(
         net=model,
         names=(OUTPUT,),
         example=example,
-        metadata=Metadata(
-            format="torch",
-            task="classification",
-            input=input_spec(config, data),
-            classes=class_names(data),
-            checkpoint=checkpoint_entry(weights),
-            config=to_yaml(config),
-        ),
+        metadata=replace(classifier_metadata(config, data), checkpoint=checkpoint_entry(weights)),
         images=lambda count: _images(data, count),
         fresh=lambda: (fresh := fresh_classifier(config, data), fresh),
+    )
+
+
+def classifier_metadata(config: ClassifierConfig, data: Data) -> Metadata:
+    """Return what a file or a predictor must know of a classifier, but for its checkpoint."""
+    return Metadata(
+        format="torch",
+        task="classification",
+        input=input_spec(config, data),
+        classes=class_names(data),
+        config=to_yaml(config),
     )
 
 

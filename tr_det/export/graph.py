@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 INPUT = "images"
+"""Name of a network's input in every file."""
+
 INTEGER_OPS = ("IntegerConv", "IntegerLinear")
 
 

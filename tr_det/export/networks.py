@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tr_det.export.graph import INPUT
 from tr_det.export.metadata import METADATA_KEY, Metadata, read
 from tr_det.export.runtimes import Arrays, Network, Runtime, open_runtime
 
@@ -41,7 +42,7 @@ class TorchNetwork:
         import torch
 
         with torch.no_grad():
-            found = self._net(torch.from_numpy(inputs["images"]).to(self._device))
+            found = self._net(torch.from_numpy(inputs[INPUT]).to(self._device))
         outputs = (found,) if isinstance(found, torch.Tensor) else found
         return {name: x.cpu().numpy() for name, x in zip(self._names, outputs, strict=True)}
 
@@ -58,7 +59,7 @@ class RecordedNetwork(TorchNetwork):
         try:
             return super().run(inputs)
         except AssertionError as error:  # of a guard in the program
-            size = " x ".join(map(str, inputs["images"].shape[2:]))
+            size = " x ".join(map(str, inputs[INPUT].shape[2:]))
             raise ValueError(
                 f"input of {size} px (padded): not of the sizes that the network was recorded for "
                 f"({error}); other formats take all sizes"
@@ -82,7 +83,7 @@ class Timed:
         """Return the outputs by name."""
         began = time.perf_counter()
         found = self._network.run(inputs)
-        count = len(inputs["images"])
+        count = len(inputs[INPUT])
         self.seconds.append((time.perf_counter() - began) / count)
         self.images += count
         return found

@@ -19,11 +19,10 @@ import numpy as np
 
 from tr_det.export import metadata as metadata_of
 from tr_det.export.decode import Boxes, detect
+from tr_det.export.graph import INPUT
 from tr_det.export.images import Source, opened, prepared
 from tr_det.export.metadata import Metadata, check_outputs
 from tr_det.export.networks import Network, open_onnx
-
-INPUT = "images"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Proof:
                 lines.append(f"{backend.name}: float results differ by {error} from its codes'")
             lines += [f"{backend.name}: {k}: {v}" for k, v in backend.other_shapes.items()]
             if backend.changed_by_probes:
-                lines.append(f"{backend.name}: codes were taken from what computes other outputs")
+                lines.append(f"{backend.name}: the run that gave the codes has other outputs")
         return lines
 
 
