@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", choices=list(RUNTIMES), help="default: what is installed")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--config-file", type=Path, help="YAML or a run's folder")
+    parser.add_argument("--trust", action="store_true", help="run a .pt2, which may hold any code")
     parser.add_argument("--images", type=int, default=0, help="the first N only")
     parser.add_argument("--output", type=Path, help="folder; default: MODEL.RUNTIME")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE")
@@ -57,7 +58,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output={folder}: must be a folder")
     logging.getLogger("fvcore").setLevel(logging.WARNING)
-    opened, metadata = open_exported(args.model, runtime, args.threads, args.config_file, args.opts)
+    opened, metadata = open_exported(
+        args.model, runtime, args.threads, args.config_file, args.opts, trust=args.trust
+    )
     with config_of(args.config_file, metadata) as config:
         side = read_side(config, args.opts, task=metadata.task)
     network = Timed(opened)

@@ -30,11 +30,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from model_files import find_run, is_classifier
 
 from tr_det.export.metadata import FORMATS, Metadata
 from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.configs import parse
 from tr_det.runtime.files import write_json
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def keys_without(
     safe = min(risks.values())
     if metadata.task == "classification":  # all layers have the same bits
         return f"quant.bits W{safe}A{bits[next(iter(risks))][1]}"
-    rules = yaml.safe_load(metadata.config)["MODEL"]["QUANT"]["RULES"]
+    rules = parse(metadata.config)["MODEL"]["QUANT"]["RULES"]
     if len(risks) == len(bits) and not rules:
         return f"MODEL.QUANT.WEIGHT_BITS {safe}"
     rules += [f"{layer} weight_bits={most}" for layer, most in risks.items()]

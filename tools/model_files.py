@@ -104,7 +104,13 @@ def _classifier(path: Path, opts: Sequence[str], device: str) -> Side:
 
 
 def open_exported(
-    path: Path, runtime: str, threads: int = 0, config: Path | None = None, opts: Sequence[str] = ()
+    path: Path,
+    runtime: str,
+    threads: int = 0,
+    config: Path | None = None,
+    opts: Sequence[str] = (),
+    *,
+    trust: bool = False,
 ) -> tuple[Network, Metadata]:
     """Load a file of tools/export_model.py; return what runs it, and what it says about itself.
 
@@ -115,12 +121,15 @@ def open_exported(
         config: a YAML file or a run's folder that a packed file's model is made by; None: the text
             in the file.
         opts: ``KEY VALUE`` pairs over it.
+        trust: whether a program of torch.export, which may hold any code, is run.
     """
 
     def fresh(metadata: Metadata) -> tuple[nn.Module, nn.Module]:
         with config_of(config, metadata) as file:
             return read_side(file, opts, task=metadata.task).fresh()
 
+    if path.suffix == ".pt2" and not trust:
+        raise ValueError(f"{path}: a program, and may hold any code; to run it, add --trust")
     if path.suffix in SUFFIXES and path.suffix != ".onnx":
         require(path, "torch", "fvcore")
     return open_file(path, fresh, runtime, threads)

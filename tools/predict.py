@@ -24,7 +24,6 @@ import argparse
 import colorsys
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from tr_det.export.metadata import Metadata
 from tr_det.export.networks import SUFFIXES, Network
 from tr_det.export.predictor import Classification, Detections, Predictor
 from tr_det.export.runtimes import RUNTIMES
+from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_text, written_aside
 
 BEST = 5  # classes of an image that predictions.json lists
@@ -68,14 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="write only the JSON file")
     parser.add_argument("--json", type=Path, help="default: predictions.json in the output folder")
     parser.add_argument("--config-file", type=Path, help="of a .pth or .safetensors file")
+    parser.add_argument("--trust", action="store_true", help="run a .pt2, which may hold any code")
     args = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         failures = predict(args)
-    except (ValueError, OSError) as error:
-        if os.environ.get("TR_DET_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
     if failures:
         raise SystemExit(1)
 
@@ -139,7 +135,7 @@ def open_model(args: argparse.Namespace) -> Predictor:
         raise ValueError(f"--config-file={config}: is for .pth and .safetensors files")
     runtime = wanted_runtime(model, args.runtime)
     if not is_checkpoint:
-        opened = open_exported(model, runtime, args.threads, config)
+        opened = open_exported(model, runtime, args.threads, config, trust=args.trust)
     else:
         opened = trained(model, config, args.threads)
     return Predictor.of(*opened, args.score)

@@ -24,6 +24,7 @@ from tr_det.detection.config.checks import check_evaluated
 from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.engine.calibration import update_norms
 from tr_det.detection.engine.processes import run_processes
+from tr_det.detection.engine.resume import make_way
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.processes import only_writer, restarted
 from tr_det.runtime.signals import held
@@ -63,16 +64,35 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> Any:
     """Run one process."""
     cfg = load_config(args)
-    # Of an evaluation, too: it writes config.yaml, log.txt and detections.
-    with only_writer(cfg.OUTPUT_DIR, "OUTPUT_DIR"):
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
-        if args.eval_only:
+    if args.eval_only:
+        # A run that is there keeps its config and log.
+        own = with_output(cfg, f"{cfg.OUTPUT_DIR}/inference")
+        with only_writer(own.OUTPUT_DIR, "OUTPUT_DIR"):
+            set_up(own, args)
             return evaluate(cfg, args.resume)
+    resume = args.resume or restarted()
+    with only_writer(cfg.OUTPUT_DIR, "OUTPUT_DIR"):
+        make_way(cfg, resume)
+        set_up(cfg, args)
         trainer = QuantTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume or restarted())
+        trainer.resume_or_load(resume=resume)
         with held():
             return trainer.train()
+
+
+def with_output(cfg: CfgNode, folder: str) -> CfgNode:
+    """Return the config with another output folder."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = folder
+    cfg.freeze()
+    return cfg
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Write log.txt and config.yaml to the output folder from here on, and seed."""
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tr_det")
 
 
 def invoke_main() -> None:

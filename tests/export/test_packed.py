@@ -62,7 +62,6 @@ def configs(name):
                     weight_bits=bits,
                     act_bits=max(bits, 2),
                     weight_options={"per_channel": per_channel},
-                    rules=(QuantRule(pattern="3", signed_input=True),),
                 )
             except ConfigError:
                 continue

@@ -109,22 +109,40 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(tmp_path, monkey
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-@pytest.mark.parametrize(("count", "left"), [(1, ["10"]), (2, ["10", "9"]), (0, ["10", "8", "9"])])
-def test_the_newest_by_number_are_kept(tmp_path, count, left):
-    checkpointer = StrictCheckpointer(network(), str(tmp_path))
-    for name in ("final", "8", "9", "10"):
+@pytest.mark.parametrize(
+    ("keep", "before", "left"),
+    [
+        (1, ["8"], ["10"]),
+        (2, ["8"], ["9", "10"]),
+        (2, ["7", "8"], ["9", "10"]),
+        (2, ["5", "6", "7", "8", "²"], ["5", "6", "7", "8", "²", "9", "10"]),
+        (1, ["11"], ["10"]),  # of a future that the run went back from
+        (0, ["8"], ["8", "9", "10"]),
+    ],
+)
+def test_the_last_ones_written_are_kept(tmp_path, keep, before, left):
+    for number, name in enumerate(("final", *before)):
         (tmp_path / f"model_{name}.pth").touch()
+        os.utime(tmp_path / f"model_{name}.pth", ns=(number, number))
     (tmp_path / ".model_7.0a1b.pth").write_bytes(b"half of one")
-    checkpointer.keep_newest(count)
-    found = {path.stem.removeprefix("model_") for path in tmp_path.iterdir()}
-    assert found == {"final", *left}
+    checkpointer = StrictCheckpointer(network(), str(tmp_path), keep=keep)
+    for number, name in enumerate(("9", "10"), start=100):
+        checkpointer.save(f"model_{name}")
+        os.utime(tmp_path / f"model_{name}.pth", ns=(number, number))
+    assert {p.stem.removeprefix("model_") for p in tmp_path.glob("*.pth")} == {"final", *left}
 
 
-def test_saving_keeps_as_many_as_asked(tmp_path):
+def test_old_ones_go_only_when_the_new_one_is_noted(tmp_path, monkeypatch):
     checkpointer = StrictCheckpointer(network(), str(tmp_path), keep=1)
-    for name in ("model_1", "model_2", "model_final"):
-        checkpointer.save(name)
-    assert {path.name for path in tmp_path.glob("*.pth")} == {"model_2.pth", "model_final.pth"}
+    checkpointer.save("model_1")
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpointer, "tag_last_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model_2")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "model_1.pth")
 
 
 @pytest.fixture
@@ -147,6 +165,7 @@ def run_folder(tmp_path):
         ("model_final.pth", ["model_final", "model_2"], "model_1"),
         ("../other/model_9.pth", [], "model_final"),
         ("/etc/passwd", [], "model_final"),
+        ("root:secret", [], "model_final"),
         ("\0" * 9, [], "model_final"),
         ("x" * 300, [], "model_final"),
     ],
@@ -160,6 +179,7 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(run_folder, caplog, note
     assert last_checkpoint(run_folder) == str(run_folder / f"{found}.pth")
     warned = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (note != "model_1.pth\n")
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("note", ["model_final.pth", "../other/model_9.pth", ""])
@@ -182,7 +202,7 @@ def test_what_an_earlier_run_left_is_moved_and_not_resumed_from(run_folder):
     before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
     (run_folder / "metrics.json").write_text("{}")
     (run_folder / "config.yaml").write_text("{}")
-    set_aside(run_folder, "metrics.json", "results.json")
+    set_aside(run_folder, "metrics.*", "results.json")
     assert last_checkpoint(run_folder) == ""
     moved = {path.name: path.read_bytes() for path in (run_folder / "earlier_1").iterdir()}
     assert moved == {**before, "metrics.json": b"{}"}

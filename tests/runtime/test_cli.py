@@ -5,7 +5,7 @@ from torch.multiprocessing import ProcessRaisedException
 from tr_det.runtime.cli import UserMistakeError, mistakes_for_parent, one_line_errors
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b"), FloatingPointError("a b")])
+@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b")])
 def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors():
         raise error
@@ -51,3 +51,20 @@ def test_a_traceback_may_be_asked_for(context, monkeypatch):
     monkeypatch.setenv("TR_DET_TRACEBACK", "1")
     with pytest.raises(ValueError, match="a"), context():
         raise ValueError("a")
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), FloatingPointError("a")])
+def test_a_run_that_diverged_has_a_status_of_its_own(error):
+    def run():
+        with mistakes_for_parent():
+            raise error
+
+    with pytest.raises(UserMistakeError) as passed:
+        run()
+    text = f"Traceback ...\ntr_det.runtime.cli.{type(passed.value).__name__}: {passed.value}\n"
+    statuses = []
+    for raised in (error, ProcessRaisedException(text, 0, 1)):
+        with pytest.raises(SystemExit) as stop, one_line_errors():
+            raise raised
+        statuses.append(stop.value.code)
+    assert statuses == [3 if isinstance(error, FloatingPointError) else 2] * 2

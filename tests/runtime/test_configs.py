@@ -39,6 +39,9 @@ def refusal(path="a.yaml") -> str:
         ("a: " + 40 * "[" + 40 * "]", "nested more than"),
         ("a: &a [*a]", "contains itself"),
         (f"a: {RUN}", "line 1: the tag tag:yaml.org,2002:python/object/apply:os.system is not"),
+        ("a: !!bool maybe", "a value that its tag does not fit"),
+        ("a: !!int ''", "a value that its tag does not fit"),
+        ("a: !!timestamp x", "a value that its tag does not fit"),
         ("_BASE_: a.yaml", "builds on itself by _BASE_"),
         ("_BASE_: 3", "_BASE_=3: must be a file"),
         ("_BASE_: {a: b}", "must be a file"),
@@ -51,8 +54,9 @@ def test_what_cannot_be_read_is_one_line(text, reason):
     assert reason in found
 
 
-def test_aliases_that_multiply_end_soon():
-    lines = ["a: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 29)]
+@pytest.mark.parametrize("form", ["[{0}, {0}]", "{{<<: [{0}, {0}]}}"], ids=["lists", "merges"])
+def test_aliases_that_multiply_end_soon(form):
+    lines = ["a: &a0 {b: 1}"] + [f"a{i}: &a{i} {form.format(f'*a{i - 1}')}" for i in range(1, 29)]
     start = time.monotonic()
     with pytest.raises(ValueError, match="more than 100000 values"):
         parse("\n".join(lines))

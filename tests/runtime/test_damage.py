@@ -1,5 +1,6 @@
 """Damaged checkpoints are told from whole ones, whatever has happened to them."""
 
+import os
 import random
 import re
 
@@ -79,16 +80,22 @@ def test_a_bit_that_torch_does_not_miss_makes_a_file_damaged(saved):
 
 
 class Planted:
+    def __init__(self, function):
+        self.function = function
+
     def __reduce__(self):
-        return (print, ("planted",))
+        return (self.function, ("echo planted",))
 
 
-def test_code_in_a_checkpoint_is_named_and_torch_s_advice_to_run_it_is_not_given(saved, capsys):
-    torch.save({"model": network().state_dict(), "more": Planted()}, saved)
-    with pytest.raises(ValueError, match=r"final\.pth: .* \(it wants print, but only") as error:
+@pytest.mark.parametrize(("function", "name"), [(print, "print"), (os.system, "posix.system")])
+def test_code_in_a_checkpoint_is_named_and_torch_s_advice_to_run_it_is_not_given(
+    saved, function, name, capfd
+):
+    torch.save({"model": network().state_dict(), "more": Planted(function)}, saved)
+    with pytest.raises(ValueError, match=rf"final\.pth: .* \(it wants {name}, but only") as error:
         StrictCheckpointer(network()).load(str(saved))
     assert "weights_only" not in str(error.value)
-    assert not capsys.readouterr().out
+    assert not capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tr_det.runtime import files
 from tr_det.runtime.files import write_json, written_aside
@@ -63,6 +65,31 @@ def test_what_cannot_be_written_keeps_the_old_file(tmp_path, monkeypatch, step):
         write_json(path, {"new": 2 if step else {2}})
     assert strict_load(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save({"model": torch.zeros(100_000)}, path),
+        lambda path: path.write_bytes(bytes(400_000)),
+    ],
+    ids=["torch", "bytes"],
+)
+def test_a_full_disk_is_an_error_of_the_system_with_the_file(tmp_path, write):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with (
+            pytest.raises(OSError, match=f"File too large: '{path}'"),
+            written_aside(path) as aside,
+        ):
+            write(aside)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.pth"]
 
 
 def test_written_aside_cleans_up_when_the_block_is_interrupted(tmp_path):

@@ -37,6 +37,15 @@ def test_a_signal_ends_a_program_at_once_in_one_line(number, status, capfd):
     assert capfd.readouterr().err == f"stopped by {number.name}\n"
 
 
+def test_a_signal_that_a_shell_has_ignored_stays_ignored():
+    def program():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with one_line_errors():
+            come(signal.SIGINT)
+
+    assert in_a_process(program) == 0
+
+
 def steps(left, number=signal.SIGTERM):
     """Make steps, in the second of which a signal comes; write down what is made."""
     with one_line_errors(), held():
@@ -112,4 +121,4 @@ def test_all_processes_end_after_the_same_step(tmp_path):
         for process in both:
             process.join(30)
         assert [process.exitcode for process in both] == [143, 143]
-        assert sorted(left) == [(0, 1), (1, 1)]
+        assert sorted(left) == [(0, 2), (1, 2)]  # a step later than one process alone

@@ -87,7 +87,7 @@ def test_a_classifier_is_proven_and_as_good_as_in_torch(classifier_run, call, fo
         metadata = json.loads(properties[0].value)
         assert metadata["task"] == "classification"
         assert {(x["weight_bits"], x["input_bits"]) for x in metadata["layers"]} == {(4, 3)}
-    status, out, _ = call(evaluate_exported, file)
+    status, out, _ = call(evaluate_exported, file, "--trust")
     assert status == 0
     assert "top-1" in out
     found = json.loads(next(Path("run/export").glob(f"model_{form}.*/*.json")).read_text())
@@ -223,7 +223,8 @@ def untrained(folder):
         (["run/config.yaml"], "run/config.yaml: must be a file of tools/export_model.py"),
         (["text.onnx"], "text.onnx: onnxruntime cannot read it"),
         (["text.safetensors"], "text.safetensors"),
-        (["text.pt2"], "text.pt2"),
+        (["text.pt2", "--trust"], "text.pt2: no file of torch.export"),
+        (["text.pt2"], "text.pt2: a program, and may hold any code; to run it, add --trust"),
         (["plain.onnx"], "plain.onnx: has no 'tr_det' metadata"),
         (["plain.onnx", "--images", "-1"], "--images=-1: must be at least 0"),
     ],

@@ -263,7 +263,8 @@ def test_a_classifier_predicts_in_every_form(classifier_run, call, tmp_path):
     images = sorted(tmp_path.glob("*.png"))
     for path in forms:
         json_file = tmp_path / "found.json"
-        assert call(predict, path, *images, "--no-pictures", "--json", json_file)[0] == 0
+        options = ("--no-pictures", "--trust", "--json", json_file)
+        assert call(predict, path, *images, *options)[0] == 0
         for entry, expected in zip(entries(json_file), logits.softmax(1).numpy(), strict=True):
             shares = [found["probability"] for found in entry["classes"]]
             np.testing.assert_allclose(shares, np.sort(expected)[:-6:-1], rtol=1e-4)

@@ -78,11 +78,10 @@ def test_a_mistake_that_only_a_model_shows_is_one_line_too(run, tiny, scenes, ke
     assert message in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["--eval-only"]])
-def test_a_folder_has_one_writer(run, tiny, scenes, tmp_path, arguments):
+def test_a_folder_has_one_writer(run, tiny, scenes, tmp_path):
     data = ("DATASETS.TRAIN", f"('{tiny.TRAIN}',)", "DATASETS.TEST", f"('{tiny.VAL}',)")
     with only_writer(tmp_path / "out", "x"):
-        status, line = run("--config-file", CONFIG, *arguments, *data, "MODEL.WEIGHTS", "a.pth")
+        status, line = run("--config-file", CONFIG, *data, "MODEL.WEIGHTS", "a.pth")
     assert status == 2
     assert line.startswith(f"error: OUTPUT_DIR='{tmp_path / 'out'}': another run writes there")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
@@ -109,11 +108,14 @@ def test_eval_only_needs_no_training_set_for_a_quantized_checkpoint(
     cfg.DATASETS.TRAIN = ("no_such_dataset",)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     weights = tmp_path / "w4.pth"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.yaml").write_text("a run's")
     status, _ = run(
         "--config-file", tmp_path / "config.yaml", "--eval-only", "MODEL.WEIGHTS", weights
     )
     assert status == 0
     assert (tmp_path / "out/inference/coco_instances_results.json").exists()
+    assert (tmp_path / "out/config.yaml").read_text() == "a run's"
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
@@ -128,4 +130,7 @@ def test_eval_only_calibrates_a_full_precision_checkpoint(run, make_config, tmp_
         "--config-file", tmp_path / "config.yaml", "--eval-only", "MODEL.WEIGHTS", weights
     )
     assert status == 0
-    assert "Scales and batch norms are of 2 batches" in (tmp_path / "out/log.txt").read_text()
+    assert (
+        "Scales and batch norms are of 2 batches"
+        in (tmp_path / "out/inference/log.txt").read_text()
+    )

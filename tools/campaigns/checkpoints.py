@@ -38,6 +38,7 @@ PROMISE = (
 ATTEMPTS = 1500
 MINUTES = 20.0
 LIMIT = 60.0
+NAN = float("nan")
 
 State = dict[str, Any]
 
@@ -166,9 +167,7 @@ def _as_pickle(path: Path) -> bytes:
     """Return a checkpoint's model as the model zoo has it: arrays in a pickle."""
     state = torch.load(path, weights_only=True)["model"]
     arrays = {k: v.numpy() for k, v in state.items() if isinstance(v, Tensor)}
-    rest = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
-    model = {**arrays, **rest}
-    return pickle.dumps({"model": model, "__author__": "campaign"})
+    return pickle.dumps({"model": arrays, "__author__": "campaign"})
 
 
 def _read(way: Way) -> State:
@@ -257,13 +256,23 @@ def _top(key: str, value: Any = None) -> Callable[[State, random.Random], None]:
     return edit
 
 
+def _at_iteration(value: Any) -> Callable[[State, random.Random], None]:
+    """Return what sets the iteration that a run goes on from; None removes it."""
+
+    def edit(saved: State, rng: random.Random) -> None:
+        _top("iteration", value)(saved.get("trainer", saved), rng)  # a classifier's is not nested
+
+    return edit
+
+
 EDITS: dict[str, tuple[Callable[[State, random.Random], None], bool]] = {
     "a scale of 0": (_with(".scale", value=0.0), False),
     "a negative scale": (_with(".scale", value=-1.0), False),
-    "a scale that is NaN": (_with(".scale", value=float("nan")), False),
+    "a weight's scale that is NaN": (_with("weight_quantizer.scale", value=NAN), False),
+    "an input's scale that is NaN": (_with("input_quantizer.scale", value=NAN), False),
     "an infinite running variance": (_with("running_var", value=float("inf")), False),
     "a negative running variance": (_with("running_var", value=-1.0), False),
-    "a weight that is NaN": (_with(".weight", value=float("nan")), False),
+    "a weight that is NaN": (_with(".weight", value=NAN), False),
     "an infinite weight": (_with(".weight", value=float("inf")), False),
     "another weight": (_with(".weight", value=0.123), False),
     "a scale missing": (_without(".scale"), False),
@@ -281,14 +290,20 @@ EDITS: dict[str, tuple[Callable[[State, random.Random], None], bool]] = {
     "a tensor renamed": (_renamed, False),
     "a list for the model": (_top("model", [1, 2]), False),
     "no trainer state": (_top("trainer"), True),
-    "no iteration": (_top("iteration"), True),
-    "a string for the iteration": (_top("iteration", "x"), True),
-    "a negative iteration": (_top("iteration", -5), True),
+    "no iteration": (_at_iteration(None), True),
+    "a string for the iteration": (_at_iteration("x"), True),
+    "a negative iteration": (_at_iteration(-5), True),
 }
 """What is edited -> how, and whether only one that goes on with a run can tell."""
 
-HARMLESS = {"another weight", "float16", "float64"}
-"""What nobody could tell, or what changes nothing that counts."""
+HARMLESS = {
+    "another weight": "nothing in a whole file tells",
+    "float16": "as it was packed",
+    "float64": "the same numbers",
+    "a negative scale": "training may leave one; it counts as the smallest",
+    "an input's scale that is NaN": "not set, as where a layer has had no input; training sets it",
+}
+"""What may be accepted, and why."""
 
 
 def _digest(state: Any) -> str:

@@ -57,8 +57,8 @@ class Ended:
 
     @property
     def refused(self) -> bool:
-        """Whether it ended as a tool does at a mistake of the user's: status 2, one line."""
-        return self.status == 2 and not self.crash and self.last_line.startswith("error: ")
+        """Whether it ended as a tool does at a mistake, or where numbers diverged: in one line."""
+        return self.status in (2, 3) and not self.crash and self.last_line.startswith("error: ")
 
     @property
     def last_line(self) -> str:

@@ -29,6 +29,10 @@ MINUTES = 15.0
 LIMIT = 120.0
 
 
+RUNS = {kind: start for kind, (start, _) in kills.RUNS.items()} | {"detector": tiny.detector}
+"""Starts of runs; without the workers of a loader, whose shared memory the limit would hold too."""
+
+
 class Written(NamedTuple):
     """A command that writes files.
 
@@ -86,7 +90,7 @@ def prepare(folder: Path) -> Shared:
 
 def attempt(shared: Shared, rng: random.Random, number: int, folder: Path) -> Attempt:
     """Limit the size of files, run, lift the limit, run again."""
-    names = [*kills.RUNS, *TOOLS]
+    names = [*RUNS, *TOOLS]
     name = names[number % len(names)]
     if name in TOOLS:
         return _tool(shared, name, rng, folder)
@@ -98,7 +102,7 @@ def _run(shared: kills.Shared, kind: str, rng: random.Random, folder: Path) -> A
     kills.images_for(kind, shared.files, folder)
     largest = max(path.stat().st_size for path in reference.folder.rglob("*") if path.is_file())
     size = rng.choice((rng.randrange(largest), rng.randrange(20_000), rng.randrange(2_000)))
-    start, output = kills.RUNS[kind][0], folder / tiny.OUT
+    start, output = RUNS[kind], folder / tiny.OUT
     first = in_child(_limited(start(shared.files), size), folder, LIMIT)
     problems = _problems(first)
     problems += [f"{name}: torn" for name in checkpoints_of(output)[1]]

@@ -2,6 +2,7 @@
 """Try to break runs and tools: kills, full disks, fuzzed and hostile files.
 
     python tools/campaigns/run.py kills          SIGKILL at random and at chosen moments
+    python tools/campaigns/run.py studies        SIGKILL of a study at random moments
     python tools/campaigns/run.py configs        fuzzed YAML files and KEY VALUE pairs
     python tools/campaigns/run.py annotations    fuzzed COCO files
     python tools/campaigns/run.py checkpoints    damaged and edited checkpoints
@@ -25,7 +26,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-NAMES = ("kills", "configs", "annotations", "checkpoints", "planted", "disk")
+NAMES = ("kills", "studies", "configs", "annotations", "checkpoints", "planted", "disk")
 TOOLS = Path(__file__).resolve().parents[1]
 
 

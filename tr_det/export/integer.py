@@ -5,9 +5,10 @@ All other layers are ``ConvInteger`` or ``MatMulInteger`` and the affine map in 
 those for which ONNX Runtime has quick kernels:
 
     QLinearConv    uint8 inputs and outputs, int8 weights
-    ConvInteger    int8 inputs, uint8 weights with one zero point
+    ConvInteger    int8 inputs, uint8 weights with one zero point; uint8 inputs of many bits
 
-so a quantizer gives what the layer behind it reads.
+so a quantizer gives what the layer behind it reads. Of int8 and uint8 x86 without VNNI adds two
+products in 16 bits (see `saturation`), of two uint8 in 32.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from onnx import TensorProto
 from tr_det.export.fit import Fit, fits
 from tr_det.export.graph import Graph, Node
 from tr_det.export.onnx_writer import OnnxWriter, along_channels, conv_attributes
+from tr_det.export.saturation import LARGEST_SUM
 
 _WEIGHT_ZERO = 128
+_LARGEST_INT8 = LARGEST_SUM // (2 * 255)
+"""Of inputs; with larger ones two products with weights as they are stored could saturate."""
 
 
 class IntegerWriter(OnnxWriter):
@@ -48,16 +52,16 @@ class IntegerWriter(OnnxWriter):
         reads_bytes = reader.output in self._by_layer
         fit = self._fits.get(node.output)
         if fit is None:
-            dtype = np.uint8 if reads_bytes else np.int8
+            dtype = np.uint8 if reads_bytes or not _fits_int8(node["grid"].bounds) else np.int8
             zero = _zero(node["grid"].bounds, dtype)
             self.types[node.output] = (dtype, zero)
             self.quantize(node, node.output, dtype, zero)
             return
         zero = _zero(fit.bounds, np.uint8)
-        if reads_bytes:
+        if reads_bytes or not _fits_int8(fit.bounds):
             self.types[node.output] = (np.uint8, zero)
             self._write_fitted(fit, node.output, zero)
-        else:  # of at most 7 bits, so the same number in both types
+        else:  # the same number in both types
             self.types[node.output] = (np.int8, zero)
             self._write_fitted(fit, f"{node.output}.unsigned", zero)
             self.emit("Cast", [f"{node.output}.unsigned"], node.output, to=TensorProto.INT8)
@@ -115,6 +119,11 @@ class IntegerWriter(OnnxWriter):
             self.constant(f"{np.dtype(dtype).name}_{zero}", np.array(zero, dtype)),
             self.constant(f"uint8_{_WEIGHT_ZERO}", np.uint8(_WEIGHT_ZERO)),
         ]
+
+
+def _fits_int8(bounds: tuple[int, int]) -> bool:
+    """Return whether inputs may be stored as int8: no two products with weights saturate."""
+    return max(map(abs, bounds)) <= _LARGEST_INT8
 
 
 def _zero(bounds: tuple[int, int], dtype: type) -> int:

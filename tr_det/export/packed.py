@@ -82,7 +82,7 @@ def write_packed(model: nn.Module, path: str | Path, metadata: Mapping[str, Any]
     about = {**metadata, "format": "packed", "version": VERSION, "layers": [*entries.values()]}
     text = json.dumps({**about, "shared": shared}, allow_nan=False, separators=(",", ":"))
     with written_aside(path) as aside:
-        library.numpy.save_file(tensors, aside, metadata={METADATA_KEY: text})
+        aside.write_bytes(library.numpy.save(tensors, metadata={METADATA_KEY: text}))
 
 
 def load_packed(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -104,6 +104,7 @@ def load_packed(model: nn.Module, path: str | Path) -> dict[str, Any]:
             quantizers, their bits, levels or thresholds; codes that no weight of the model has.
     """
     file = read_packed(path)
+    _take_signs(model, file)
     problems = list(differences(model, file))
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -230,6 +231,15 @@ def _filled_quantizers(
                 )
             filled[id(quantizer)] = own
     return filled
+
+
+def _take_signs(model: nn.Module, file: PackedModel) -> None:
+    """Give input quantizers whose signs are still to be found those of the file."""
+    entries = {entry["name"]: entry["input"] for entry in file.metadata["layers"]}
+    for name, layer in quantized_layers(model):
+        quantizer, saved = layer.input_quantizer, entries.get(name)
+        if quantizer is not None and saved is not None and quantizer.sign_is_open:
+            quantizer.take_sign_of(saved["quantizer"])
 
 
 def _latents(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from tr_det.core.nn.signs import take_saved_signs
 from tr_det.runtime.damage import (
     QUANTIZER_STATE,
     check_optimizer_state,
@@ -22,6 +24,7 @@ from tr_det.runtime.damage import (
     unreadable,
 )
 from tr_det.runtime.files import write_text, written_aside
+from tr_det.runtime.processes import from_first, rank
 
 WEIGHT, INPUT, OUTPUT = QUANTIZER_STATE
 """What a full-precision checkpoint lacks."""
@@ -32,8 +35,12 @@ FINAL = "model_final"
 AVERAGED = "model_averaged"
 """Checkpoint of the evaluated weights, where a method (an average) changes them for evaluation."""
 
+LABEL = "quantized: import tr_det.detection before loading"
+"""Key of a text among the tensors of a quantized detector (`tr_det.detection.checkpoint.label`)."""
+
 LAST = "last_checkpoint"  # the name that fvcore reads
 NONE = "none"  # noted there while a new run takes the place of an earlier one
+_OWN_NAME = re.compile(r"model_\w+\.pth")
 
 
 def is_quantizer_state(key: str) -> bool:
@@ -69,14 +76,17 @@ def last_checkpoint(folder: str | Path) -> str:
     name = note.read_text(errors="replace").strip() if note.is_file() else ""
     if name == NONE:
         return ""
-    if name and name == Path(name).name and is_whole(folder / name):
+    is_own = bool(_OWN_NAME.fullmatch(name))
+    if is_own and is_whole(folder / name):
         return str(folder / name)
     written = [*numbered_checkpoints(folder), *([final] if final.is_file() else [])]
     written.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if not (name or written):
         return ""
     found = next((path for path in written if is_whole(path)), None)
-    problem = f"names {name!r}, which is missing, damaged or elsewhere" if name else "is missing"
+    problem = "is missing" if not name else "names no checkpoint of its folder"
+    if is_own:  # other text may be anything that the note links to
+        problem = f"names {name}, which is missing or damaged"
     if found is None:
         damaged = ", ".join(str(path) for path in written) or "there is no other"
         raise ValueError(f"{note}: {problem}, and no checkpoint is whole ({damaged})")
@@ -92,14 +102,22 @@ def evaluated_checkpoint(folder: str | Path) -> str:
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints that a run wrote before its end, oldest first."""
-    numbers = {path: path.stem.removeprefix("model_") for path in folder.glob("model_*.pth")}
-    return sorted((p for p in numbers if numbers[p].isdigit()), key=lambda p: int(numbers[p]))
+    numbers = {
+        path: int(found[1])
+        for path in folder.glob("model_*.pth")
+        if (found := re.fullmatch(r"model_(\d+)", path.stem, re.ASCII))
+    }
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def set_aside(folder: str | Path, *others: str) -> None:
     """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
 
     So a new run is not resumed from them, and nothing is lost.
+
+    Args:
+        folder: of the run.
+        *others: patterns of the other files' names.
     """
     folder = Path(folder)
     old, note = list(folder.glob("model_*.pth")), folder / LAST
@@ -118,7 +136,8 @@ def set_aside(folder: str | Path, *others: str) -> None:
     if note.is_file():
         shutil.copy(note, earlier)
     write_text(note, NONE)  # should this process be killed before all are moved
-    for path in [*old, *(folder / name for name in others if (folder / name).is_file())]:
+    # Checkpoints last: where they are gone, nothing else is moved any more.
+    for path in [*(path for pattern in others for path in folder.glob(pattern)), *old]:
         path.rename(earlier / path.name)
     note.unlink()
 
@@ -134,7 +153,9 @@ class StrictCheckpointer(Checkpointer):
     Args:
         model: the model.
         save_dir: folder of the checkpoints.
-        keep: how many of the newest checkpoints that have a number are kept; 0 keeps all.
+        keep: how many of the checkpoints that have a number are kept, the last ones written; 0
+            keeps all. What was there before and is more than that has been kept for a reason, and
+            stays.
         **kwargs: as for fvcore's.
 
     Attributes:
@@ -150,6 +171,7 @@ class StrictCheckpointer(Checkpointer):
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.keep = keep
+        self._kept: set[Path] | None = None
         self.resumed = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -165,7 +187,7 @@ class StrictCheckpointer(Checkpointer):
         with written_aside(file) as aside, aside.open("wb") as opened:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, opened)
         self.tag_last_checkpoint(file.name)
-        self.keep_newest(self.keep)
+        self._remove_old()
 
     def save_resumed_as(self, name: str) -> None:
         """Copy the checkpoint that the run goes on from, if it has another name."""
@@ -174,21 +196,26 @@ class StrictCheckpointer(Checkpointer):
             with written_aside(file) as aside:
                 shutil.copyfile(self.resumed, aside)
             self.tag_last_checkpoint(file.name)
-            self.keep_newest(self.keep)
+            self._remove_old()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note the name of the newest checkpoint."""
         write_text(Path(self.save_dir) / LAST, last_filename_basename)
 
-    def keep_newest(self, count: int) -> None:
-        """Remove the checkpoints that have a number, but for the ``count`` highest; 0 keeps all.
+    def _remove_old(self) -> None:
+        """Remove checkpoints that have a number, but for the ``keep`` ones written last.
 
         The unfinished file of a process that was killed while writing goes as well.
         """
-        if not self.save_to_disk:
-            return
         folder = Path(self.save_dir)
-        for path in [*folder.glob(".model_*.pth"), *numbered_checkpoints(folder)[:-count]]:
+        found = sorted(numbered_checkpoints(folder), key=lambda path: path.stat().st_mtime_ns)
+        if self._kept is None:
+            # A stop between a save and this leaves one too many; more are no leftovers of ours.
+            self._kept = set(found[:-1]) if len(found) > self.keep + 2 else set()
+            if self.keep:
+                self.logger.info("Of checkpoints with a number the last %d are kept", self.keep)
+        own = [path for path in found if path not in self._kept]
+        for path in [*folder.glob(".model_*.pth"), *(own[: -self.keep] if self.keep else [])]:
             path.unlink()
 
     def has_checkpoint(self) -> bool:
@@ -201,7 +228,8 @@ class StrictCheckpointer(Checkpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the run's last checkpoint if there is one and ``resume``, else ``path``."""
-        self.resumed = self.get_checkpoint_file() if resume else ""
+        # One answer for all: a folder that machines do not share has it on the first one only.
+        self.resumed = from_first(self.get_checkpoint_file() if resume and rank() == 0 else "")
         if self.resumed:
             return self.load(self.resumed)
         if resume:
@@ -255,6 +283,8 @@ class StrictCheckpointer(Checkpointer):
         if not (isinstance(loaded, Mapping) and "model" in loaded):
             found = {"model": loaded}  # what torch.save(model.state_dict()) writes
         state = found["model"]
+        if isinstance(state, Mapping) and LABEL in state:
+            raise ValueError(f"{f}: of a quantized detector; must be a checkpoint of this model")
         if not (isinstance(state, Mapping) and all(hasattr(v, "shape") for v in state.values())):
             raise ValueError(
                 f"{f}: not a checkpoint of a model (it holds no dictionary of tensors)"
@@ -269,6 +299,7 @@ class StrictCheckpointer(Checkpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         keys = [f".{key}" for key in checkpoint["model"]]
+        take_saved_signs(self.model, checkpoint["model"])
         self._kinds = frozenset(k for k in QUANTIZER_STATE if any(k in key for key in keys))
         hook = self.model.register_load_state_dict_pre_hook(self._check_values)
         try:

@@ -1,4 +1,7 @@
-"""How command-line tools end: on a user's mistakes and on signals."""
+"""How command-line tools end: on a user's mistakes and on signals.
+
+The predictor does, too, where neither torch nor YAML is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-from torch.multiprocessing import ProcessRaisedException
-
 from tr_det.runtime.signals import Stopped, ended_by_signals
 
 _LINES = re.DOTALL | re.MULTILINE
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, yaml.YAMLError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 """What bad input and diverging runs raise; other exceptions are bugs and keep their tracebacks."""
+
+MISTAKE, DIVERGED = 2, 3
+"""Exit statuses: what was given cannot be; the run's numbers are no longer finite."""
 
 
 class UserMistakeError(Exception):
     """A user's mistake on its way from a spawned process to the one that reports it."""
 
 
+class DivergedError(UserMistakeError):
+    """Numbers that are no longer finite, on their way likewise."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error from input into one line on stderr and exit status 2.
+    """Turn an error from input into one line on stderr and exit status 2, or 3 where it diverged.
 
     Signals end the program in a line, too, with status 130 or 143. ``TR_DET_TRACEBACK=1`` shows
     tracebacks instead.
@@ -41,13 +48,17 @@ def one_line_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if _wants_traceback():
             raise
-        _stop(f"error: {_one_line(error)}")
-    except ProcessRaisedException as error:
+        diverged = isinstance(error, FloatingPointError)
+        _stop(f"error: {_one_line(error)}", DIVERGED if diverged else MISTAKE)
+    except Exception as error:
+        if type(error).__name__ != "ProcessRaisedException":  # torch.multiprocessing's
+            raise
         # Its text is the other process' traceback, which ends with the error.
-        found = re.search(rf"{UserMistakeError.__name__}: (.*)\s*\Z", str(error))
+        names = f"{UserMistakeError.__name__}|({DivergedError.__name__})"
+        found = re.search(rf"(?:{names}): (.*)\s*\Z", str(error))
         if not found:
             raise
-        _stop(f"error: {found.group(1)}")
+        _stop(f"error: {found[2]}", DIVERGED if found[1] else MISTAKE)
 
 
 @contextmanager
@@ -58,10 +69,11 @@ def mistakes_for_parent() -> Iterator[None]:
     except USER_ERRORS as error:
         if _wants_traceback():
             raise
-        raise UserMistakeError(_one_line(error)) from None
+        kind = DivergedError if isinstance(error, FloatingPointError) else UserMistakeError
+        raise kind(_one_line(error)) from None
 
 
-def _stop(line: str, status: Any = 2) -> None:
+def _stop(line: str, status: Any) -> None:
     print(line, file=sys.stderr)  # noqa: T201
     raise SystemExit(status) from None
 

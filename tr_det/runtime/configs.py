@@ -42,6 +42,14 @@ class PlainLoader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Add what a mapping merges by ``<<``; merges of merges multiply."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"has more than {MOST_VALUES} values", node.start_mark
+            )
+
     def refused(self, node: yaml.Node) -> Any:
         """Raise the error for a tag, by which YAML can name what is to be called."""
         raise yaml.constructor.ConstructorError(
@@ -72,6 +80,8 @@ def parse(text: str, loader: type[yaml.SafeLoader] = PlainLoader) -> Any:
         raise ValueError("has characters that YAML does not allow") from None
     except RecursionError:
         raise ValueError(f"is nested more than {DEEPEST} deep") from None
+    except (AttributeError, LookupError, ValueError):  # PyYAML's, of !!bool maybe and the like
+        raise ValueError("has a value that its tag does not fit") from None
     _check_plain(value)
     return value
 

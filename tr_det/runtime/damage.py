@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def is_whole(path: str | Path) -> bool:
 
     Each part of it has a check sum, which torch itself does not compare.
     """
+    try:
+        state = os.stat(path)
+    except OSError:
+        return False
+    return _is_whole(os.fspath(path), (state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@cache  # starting a run asks several times, and the file may be large
+def _is_whole(path: str, state: tuple[int, ...]) -> bool:
     try:
         with zipfile.ZipFile(path) as parts:
             return parts.testzip() is None
@@ -64,7 +74,7 @@ def unreadable(path: str | Path, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.filename:
         return error
     text = str(error)
-    wanted = re.search(r"Unsupported global: GLOBAL (\S+)", text)
+    wanted = re.search(r"(?i)unsupported global(?:: global)? (\S+)", text)
     if wanted:
         reason = f"it wants {wanted[1]}, but only tensors and plain values are read"
     elif "weights_only" in text:  # torch's advice to run what is in the file

@@ -24,6 +24,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         A path in the same folder and with the same suffix, which does not exist yet.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason of the system.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,10 +36,26 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        full = _why_full(aside)
         with contextlib.suppress(OSError):
             aside.unlink()
+        if isinstance(error, Exception) and full:
+            raise OSError(full.errno, full.strerror, os.fspath(path)) from None
         raise
+
+
+def _why_full(path: Path) -> OSError | None:
+    """Return the system's error if a file can grow no more.
+
+    Libraries turn it into errors of their own, or raise it without the name of the file.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        return error
+    return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -36,6 +36,7 @@ def launch(
 
     Raises:
         Stopped: a signal has ended them.
+        ChildProcessError: the system has ended one of them, e.g. for lack of memory.
     """
     if url == AUTO:
         url = f"tcp://127.0.0.1:{_free_port()}"
@@ -50,7 +51,12 @@ def launch(
         except ProcessExitedException as error:
             if error.exit_code - 128 in SIGNALS:
                 raise Stopped(error.exit_code - 128) from None
-            raise
+            if error.signal_name is None:
+                raise
+            raise ChildProcessError(
+                f"a process of the run was ended by {error.signal_name}; --resume goes on from its "
+                "last checkpoint"
+            ) from None
 
 
 def _run(index: int, main: Callable[[], Any], method: str, first: int, size: int, url: str) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -60,7 +60,8 @@ def restarted() -> bool:
 
     A process that takes the place of a lost one may not know.
     """
-    return bool(largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return bool(asked_for_largest(count)() if processes() > 1 else count)
 
 
 def end_with_parent() -> None:
@@ -104,13 +105,19 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def largest(value: int) -> int:
-    """Return the largest of all processes' values, without waiting for a GPU."""
-    if processes() == 1:
-        return value
+def asked_for_largest(value: int) -> Callable[[], int]:
+    """Ask for the largest of all processes' values; return what waits for the answer, on the host.
+
+    To be called by several processes, in all of them.
+    """
     values = torch.tensor(value)
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=_host_group())
-    return int(values)
+    work = dist.all_reduce(values, dist.ReduceOp.MAX, group=_host_group(), async_op=True)
+
+    def answer() -> int:
+        work.wait()
+        return int(values)
+
+    return answer
 
 
 def take_from_first(tensors: Iterable[Tensor]) -> None:

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from tr_det.runtime.processes import largest, wait_for_all
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ECHO = 1.0
@@ -42,6 +40,7 @@ class _State:
     at: float = 0.0
     holding: bool = False
     children: tuple[int, ...] = ()
+    answer: Callable[[], int] = int  # what all processes had received a step ago; int() is 0
 
 
 _state = _State()
@@ -55,7 +54,9 @@ def ended_by_signals() -> Iterator[None]:
         return
     global _state
     outer, _state = _state, _State(active=True)
-    handlers = {number: signal.signal(number, _receive) for number in SIGNALS}
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, _receive) for number in heard}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
@@ -90,10 +91,20 @@ def at_once() -> Iterator[None]:
 def end_if_asked(save: Callable[[], None]) -> None:
     """End the run if any of its processes has a signal: to be called in all, after a step.
 
+    Several processes end a step later, as none waits in a step for what the others have.
+
     Args:
         save: writes what the run can go on from.
     """
-    number = largest(_state.received) if _state.active else 0
+    # torch's, which not every program has
+    from tr_det.runtime.processes import asked_for_largest, processes, wait_for_all
+
+    if not _state.active:
+        return
+    number = _state.received
+    if processes() > 1:
+        number = _state.answer()
+        _state.answer = asked_for_largest(_state.received)
     if number:
         save()
         wait_for_all()  # the first one to end has the others ended

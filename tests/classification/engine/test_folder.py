@@ -34,6 +34,7 @@ def test_a_resumed_run_may_move_its_pretraining_but_not_drop_it(folder):
 def test_starting_over_leaves_nothing_of_the_old_run_to_resume(folder, monkeypatch, caplog):
     config = load_config("fp.yaml")
     first = run(config)
+    before = {path.name: path.read_bytes() for path in Path(config.run.output_dir).glob("[!.]*")}
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -44,6 +45,8 @@ def test_starting_over_leaves_nothing_of_the_old_run_to_resume(folder, monkeypat
             run(config)
     left = {path.name for path in Path(config.run.output_dir).iterdir()}
     assert not left & {"last_checkpoint", "results.json", "model_final.pth", "model_0000004.pth"}
+    moved = Path(config.run.output_dir) / "earlier_1"
+    assert {path.name: path.read_bytes() for path in moved.glob("[!.]*")} == before
     with caplog.at_level("INFO"):
         again = run(config, resume=True)
     assert any(text.endswith("starting from the beginning") for text in caplog.messages)

@@ -130,7 +130,7 @@ def test_the_average_is_what_is_evaluated_saved_and_started_from(folder, same):
                 *("quant.act_quantizer", "pact", "quant.bits", "W2A1"),
                 *("model.name", "reactnet18", "model.options", "{}"),
             ],
-            r"quant\.bits=1: must be from 2 to 8 for signed data with pact, in layer 'units\.0",
+            r"units\.0\.conv.*: its input needs a signed grid, but bits=1: must be from 2 to 8",
         ),
         (["solver.methods", "[freezng]"], r"solver\.methods='freezng': .* mean 'freezing'\?"),
         (["solver.methods", "[freezing threshold=2]"], r"solver\.methods: threshold=2: must be in"),

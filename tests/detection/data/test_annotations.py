@@ -66,7 +66,7 @@ BOTH = [
     (doubled("images"), "image with id .*, and unique"),
     (doubled("annotations"), "annotation with id .* unique"),
     (doubled("categories"), "category with id .* unique"),
-    *((without_part(part), rf"not a COCO .*'{part}' must be a list") for part in PARTS),
+    *((without_part(part), rf"not a COCO .*'{part}' must be a list") for part in PARTS[:2]),
     *((lambda coco, _, part=part: coco[part].clear(), rf"'{part}' must be") for part in PARTS),
 ]
 SCORED = [
@@ -94,6 +94,14 @@ def test_what_is_broken_is_named_before_training(split, change, message, broken,
     build = QuantTrainer.build_test_loader if names else QuantTrainer.build_train_loader
     with pytest.raises(ValueError, match=message):
         build(cfg, *names)
+
+
+def test_a_test_set_without_annotations_is_for_evaluation_alone(broken, make_config, caplog):
+    cfg = make_config(KEYS["val"], (broken("val", without_part("annotations")),))
+    QuantTrainer.build_test_loader(cfg, "broken_val")
+    assert "detections are written, not scored" in caplog.text
+    with pytest.raises(ValueError, match="not a COCO .*'annotations' must be a list"):
+        QuantTrainer(cfg)
 
 
 @pytest.mark.parametrize("split", KEYS)

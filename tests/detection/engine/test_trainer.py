@@ -51,6 +51,20 @@ def test_tr_curves_reach_metrics_json_and_tensorboard(quiet_config, tmp_path):
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))
 
 
+def test_an_error_in_the_first_iterations_is_not_hidden_by_the_log(quiet_config):
+    trainer = QuantTrainer(quiet_config())
+    run_step = trainer._trainer.run_step
+
+    def fail():
+        if trainer.iter == 1:
+            raise FloatingPointError("at once")
+        run_step()
+
+    trainer._trainer.run_step = fail
+    with pytest.raises(FloatingPointError, match="at once"):
+        trainer.train()
+
+
 def test_resuming_with_another_bit_width_is_refused_and_nothing_is_lost(quiet_config, tmp_path):
     trained(quiet_config(), until=2)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}

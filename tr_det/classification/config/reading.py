@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -114,6 +114,9 @@ def _check_type(key: str, value: Any) -> None:
     if kind in _KINDS:
         types, allowed = _KINDS[kind]
         check(key, value, type(value) in types, allowed)
+    if kind is tuple:
+        types, item = _KINDS[get_args(_hint(key))[0]]
+        check(key, value, all(type(inner) in types for inner in value), f"a list; each: {item}")
     _check_text(key, value)
 
 
@@ -128,10 +131,13 @@ def _check_text(key: str, value: Any) -> None:
 
 
 def _kind(key: str) -> Any:
-    """Return the type of ``section.name``, None for an unknown key."""
+    """Return the type of ``section.name`` without that of its items; None for an unknown key."""
+    return get_origin(_hint(key)) or _hint(key)
+
+
+def _hint(key: str) -> Any:
     section, _, name = key.partition(".")
-    kind = get_type_hints(get_type_hints(ClassifierConfig).get(section, object)).get(name)
-    return get_origin(kind) or kind
+    return get_type_hints(get_type_hints(ClassifierConfig).get(section, object)).get(name)
 
 
 def _read(path: Path) -> dict[str, Any]:

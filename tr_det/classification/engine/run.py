@@ -25,6 +25,7 @@ from tr_det.runtime.checkpoints import (
     StrictCheckpointer,
     evaluated_checkpoint,
     last_checkpoint,
+    set_aside,
 )
 from tr_det.runtime.configs import parse
 from tr_det.runtime.damage import is_whole, read_checkpoint
@@ -84,7 +85,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             _log.info("%s is finished", folder)
             return results
         if goes_on and not checkpoint:
-            _log.info("No checkpoint in %s: starting from the beginning", folder)
+            _log.warning("No checkpoint in %s to resume: starting from the beginning", folder)
         # All is built before the pretraining is trained, so that mistakes show before that.
         first = pretraining_of(config)
         data = load_data(config.data)
@@ -100,7 +101,8 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             if start not in ("", LIBRARY):
                 StrictCheckpointer(model).load(start, checkpointables=[])
             if rank() == 0:
-                _start_again(config)
+                set_aside(folder, METRICS, RESULTS, CONFIG, "events.out.tfevents.*")
+                write_text(Path(folder) / CONFIG, to_yaml(config))
         began = time.perf_counter()
         with held():
             metrics = trainer.train()
@@ -198,19 +200,8 @@ def _calibrate(config: ClassifierConfig, model: nn.Module, data: Data) -> None:
     calibrate(model, (images.to(device) for images, _ in batches), CALIBRATION_BATCHES)
 
 
-def _start_again(config: ClassifierConfig) -> None:
-    """Remove what an earlier start of this config has left, and write the config."""
-    folder = Path(config.run.output_dir)
-    old = list(_written(folder))
-    if old:
-        _log.info("Starting again: the files of %s are removed (--resume would continue)", folder)
-    for path in old:
-        path.unlink()
-    write_text(folder / CONFIG, to_yaml(config))
-
-
 def _written(folder: Path) -> Iterator[Path]:
-    for pattern in ("model_*.pth", ".model_*.pth", LAST, RESULTS):
+    for pattern in ("model_*.pth", LAST, RESULTS):
         yield from (path for path in folder.glob(pattern) if path.is_file())
 
 

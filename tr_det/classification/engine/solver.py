@@ -29,6 +29,7 @@ def build_optimizer(
         lr=solver.lr,
         weight_decay=solver.weight_decay,
         scale_lr_factor=solver.scale_lr_factor,
+        quant_weight_lr_factor=solver.quant_weight_lr_factor,
     )
     for glob in solver.no_decay:
         named = any(fnmatch(name, glob) for name, _ in model.named_parameters())

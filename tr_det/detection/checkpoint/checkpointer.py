@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from tr_det.detection.checkpoint.label import LABEL, check_quantized_alike, labelled
+from tr_det.detection.checkpoint.label import check_quantized_alike, labelled
 from tr_det.detection.checkpoint.pickled import read_zoo_file
 from tr_det.detection.checkpoint.torchvision_names import from_torchvision
 from tr_det.detection.modeling.unfold import folded_norms
@@ -41,11 +41,7 @@ class QuantCheckpointer(StrictCheckpointer, DetectionCheckpointer):
         super().save(name, model=labelled(self.model.state_dict()), **kwargs)
 
     def _read(self, f: str) -> Any:
-        if not f.endswith(".pkl"):
-            return super()._read(f)
-        loaded = read_zoo_file(f)
-        loaded["model"].pop(LABEL, None)
-        return loaded
+        return read_zoo_file(f) if f.endswith(".pkl") else super()._read(f)
 
     def _load_file(self, filename: str) -> Any:
         loaded = super()._load_file(filename)

@@ -16,14 +16,14 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from tr_det.runtime.checkpoints import INPUT, QUANTIZER_STATE, WEIGHT, shortened
-
-LABEL = "quantized: import tr_det.detection before loading"
-"""The entry's key, which Detectron2 prints; its value says how the model is quantized."""
+from tr_det.runtime.checkpoints import INPUT, LABEL, QUANTIZER_STATE, WEIGHT, shortened
 
 
 def labelled(state: dict[str, Any]) -> dict[str, Any]:
-    """Add the entry to a model's ``state_dict()``, if the model is quantized, and return it."""
+    """Add the entry to a model's ``state_dict()``, if the model is quantized, and return it.
+
+    Detectron2 prints its key; its value says how the model is quantized.
+    """
     kinds: Counter[str] = Counter()
     for part in (WEIGHT, INPUT):
         found = [value for key, value in state.items() if key.endswith(f"{part}_extra_state")]

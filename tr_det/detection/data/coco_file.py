@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
@@ -22,7 +25,8 @@ class AnnotationFileError(ValueError):
     """A COCO annotation file that cannot be used as it is."""
 
 
-PARTS = ("images", "categories", "annotations")
+ANNOTATIONS = "annotations"
+PARTS = ("images", "categories", ANNOTATIONS)
 
 
 class Fault(NamedTuple):
@@ -43,7 +47,7 @@ class Fault(NamedTuple):
         )
 
 
-def check_coco_file(file: str, scored: bool) -> None:
+def check_coco_file(file: str, scored: bool, may_lack_annotations: bool = False) -> None:
     """Raise AnnotationFileError, naming the first fault, if a file cannot be used as it is.
 
     One pass: seconds for COCO's 860,000 annotations.
@@ -51,9 +55,15 @@ def check_coco_file(file: str, scored: bool) -> None:
     Args:
         file: path of the annotations.
         scored: whether pycocotools will score detections by it.
+        may_lack_annotations: whether a file without them, as COCO's of test-dev, will do.
     """
     coco = _read(file)
-    for part in PARTS:
+    parts: tuple[str, ...] = PARTS
+    if may_lack_annotations and isinstance(coco, dict) and ANNOTATIONS not in coco:
+        message = "%s has no annotations: detections are written, not scored"
+        logging.getLogger(__name__).warning(message, file)
+        parts = tuple(part for part in PARTS if part != ANNOTATIONS)
+    for part in parts:
         entries = coco.get(part) if isinstance(coco, dict) else None
         if not (isinstance(entries, list) and entries and all(type(e) is dict for e in entries)):
             reason = f"{part!r} must be a list of at least one mapping"
@@ -63,6 +73,31 @@ def check_coco_file(file: str, scored: bool) -> None:
     if found:
         more = f" (one of {len(found)} faults)" if len(found) > 1 else ""
         raise AnnotationFileError(f"{file}: {found[0]}{more}")
+
+
+def read_categories(file: str) -> tuple[str, ...]:
+    """Return the names of a file's categories in the order of their ids, as classes have it.
+
+    Raises:
+        AnnotationFileError: it has none, or some without an id or a name.
+    """
+    status = os.stat(file)
+    return _categories(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=32)  # a config is read several times in a process
+def _categories(file: str, time: int, size: int) -> tuple[str, ...]:
+    coco = _read(file)
+    found = coco.get("categories") if isinstance(coco, dict) else None
+    entries = found if isinstance(found, list) else []
+    whole = all(
+        type(e) is dict and type(e.get("id")) is int and isinstance(e.get("name"), str)
+        for e in entries
+    )
+    if not (entries and whole):
+        reason = "'categories' must be a list of at least one mapping with an id and a name"
+        raise AnnotationFileError(f"{file}: not a COCO annotation file ({reason})")
+    return tuple(entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"]))
 
 
 def _read(file: str) -> Any:
@@ -100,7 +135,7 @@ def _faults(
     if len(images) < len(coco["images"]) or len(categories) < len(coco["categories"]):
         return  # annotations would be blamed for it
     ids: set[int] = set()
-    for note in coco["annotations"]:
+    for note in coco.get(ANNOTATIONS, ()):
         key, allowed = _annotation_fault(note, images, categories, scored)
         if not key and unique and note["id"] in ids:
             key, allowed = "id", "unique"

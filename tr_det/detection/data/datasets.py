@@ -16,6 +16,7 @@ from tr_det.core.errors import check
 from tr_det.detection.data.annotations import check_boxes, check_scoring
 from tr_det.detection.data.coco_file import AnnotationFileError, check_coco_file
 from tr_det.detection.data.images import check_files, check_readable
+from tr_det.detection.data.register import entries_from
 from tr_det.digits.dataset import CLASS_NAMES, SPLITS, build_digit_scenes
 
 FULL, MINI = "digit_scenes", "digit_scenes_mini"
@@ -65,6 +66,7 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
     """Raise ValueError for a dataset that is not registered or whose files are missing."""
     if "TRAIN" in splits:
         check("DATASETS.TRAIN", cfg.DATASETS.TRAIN, any(cfg.DATASETS.TRAIN), "at least one name")
+    listed = {entry.name for entry in entries_from(cfg.DATASETS.REGISTER)}
     for key in splits:
         for name in cfg.DATASETS[key]:
             known = name in DatasetCatalog.list()
@@ -74,37 +76,41 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                 path = metadata.get(what, None)
                 if path is None or os.path.exists(path) or name in NAMES.values():
                     continue
-                raise ValueError(
-                    f"DATASETS.{key}={name!r}: {what} {path} does not exist; "
-                    f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
-                )
+                where = f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}"
+                if name in listed:
+                    where = f"DATASETS.REGISTER says so, in the working folder {os.getcwd()}"
+                raise ValueError(f"DATASETS.{key}={name!r}: {what} {path} does not exist; {where}")
 
 
-def check_annotation_file(name: str, scored: bool) -> None:
+def check_annotation_file(name: str, scored: bool, may_lack_annotations: bool = False) -> None:
     """Raise AnnotationFileError if a dataset's COCO file cannot be trained on or scored as it is.
 
     Args:
         name: of the dataset; one without such a file is left to its own loader.
         scored: whether `COCOEvaluator` will score detections by it.
+        may_lack_annotations: whether it may write detections only.
     """
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file", None)
     is_coco = scored or metadata.get("evaluator_type", None) == "coco"
     ours = name in NAMES.values()  # made, or repaired, when loaded
     if is_coco and file is not None and not ours:
-        check_coco_file(file, scored)
+        check_coco_file(file, scored, may_lack_annotations)
 
 
-def check_test_dataset(cfg: CfgNode, name: str, scored_as_coco: bool) -> None:
+def check_test_dataset(
+    cfg: CfgNode, name: str, scored_as_coco: bool, may_lack_annotations: bool = False
+) -> None:
     """Raise ValueError for a test dataset with broken annotations or images.
 
     Args:
         cfg: the config.
         name: of the dataset.
         scored_as_coco: whether the annotations must be what `COCOEvaluator` takes.
+        may_lack_annotations: whether it may write detections only.
     """
     if scored_as_coco:
-        check_annotation_file(name, scored=True)
+        check_annotation_file(name, True, may_lack_annotations)
     with named_dataset_errors([name]):
         dicts = DatasetCatalog.get(name)
     if scored_as_coco:

@@ -8,8 +8,11 @@ and a resumed run drops later records and makes the evaluation if it is not ther
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
+from typing import Any
 
 from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from tr_det.runtime.checkpoints import FINAL
 from tr_det.runtime.metrics import MetricsFile
@@ -17,6 +20,32 @@ from tr_det.runtime.processes import from_first
 
 WINDOW = 20
 """Iterations whose median is recorded of what is noisy, as by Detectron2's writers."""
+
+
+class Printer(CommonMetricPrinter):  # type: ignore[misc]
+    """Detectron2's printer, which on v0.6 cannot print twice in one of the first iterations.
+
+    It does where such an iteration fails, and its own error would hide that one.
+    """
+
+    def _get_eta(self, storage: Any) -> str | None:
+        with suppress(ZeroDivisionError):
+            eta: str | None = super()._get_eta(storage)
+            return eta
+        return None
+
+
+def own_writers(writers: list[EventWriter]) -> list[EventWriter]:
+    """Return Detectron2's writers but for that of metrics.json, which `Records` writes."""
+    own = []
+    for writer in writers:
+        if isinstance(writer, JSONWriter):
+            writer.close()
+        elif type(writer) is CommonMetricPrinter:
+            own.append(Printer(writer._max_iter, writer._window_size))
+        else:
+            own.append(writer)
+    return own
 
 
 class Records(HookBase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,34 @@ from tr_det.core.optim.keys import QUANTIZER, TALR
 from tr_det.detection.data.loader import TrainLoader
 from tr_det.detection.engine.calibration import NORMALIZER, bare_model
 from tr_det.detection.engine.records import WINDOW
+from tr_det.runtime.checkpoints import last_checkpoint, set_aside
+from tr_det.runtime.metrics import METRICS
+from tr_det.runtime.results import RESULTS
 from tr_det.runtime.rng import seed_step
+
+OF_A_RUN = (METRICS, RESULTS, "config.yaml", "log.txt*", "events.out.tfevents.*")
+"""What a run's folder has beside its checkpoints."""
+
+
+def make_way(cfg: CfgNode, resume: bool) -> None:
+    """Move what an earlier run has left in ``OUTPUT_DIR`` to a folder there, unless it goes on.
+
+    To be called in all processes, before Detectron2's ``default_setup`` writes log and config.
+
+    Raises:
+        ValueError: the run is to start from a checkpoint that would be moved.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if not (resume and last_checkpoint(folder)):
+        start = Path(cfg.MODEL.WEIGHTS)
+        if start.match("model_*.pth") and start.resolve().parent == folder.resolve():
+            raise ValueError(
+                f"MODEL.WEIGHTS={start}: is in OUTPUT_DIR={folder}, which a new run clears; must "
+                "be in another folder"
+            )
+        if comm.is_main_process():
+            set_aside(folder, *OF_A_RUN)
+    comm.synchronize()
 
 
 class RunState(HookBase):

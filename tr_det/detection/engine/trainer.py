@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -22,7 +21,7 @@ from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.amp import build_loop
 from tr_det.detection.engine.calibration import RepeatablePreciseBN
 from tr_det.detection.engine.ending import EndOnSignal
-from tr_det.detection.engine.records import Checkpoints, Evaluation, Records
+from tr_det.detection.engine.records import Checkpoints, Evaluation, Records, own_writers
 from tr_det.detection.engine.results import ResultsWriter
 from tr_det.detection.engine.resume import RunState, check_resumed_groups, repeatable_scripts
 from tr_det.detection.modeling.cost import log_cost
@@ -57,7 +56,7 @@ class QuantTrainer(DefaultTrainer):
         self.cost = log_cost(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         for name in cfg.DATASETS.TEST:  # what else would be found at the first evaluation only
-            self._check_test_dataset(cfg, name)
+            self._check_test_dataset(cfg, name, may_lack_annotations=False)
         loader = self.build_train_loader(cfg)
         # On a CPU DistributedDataParallel must not be given GPUs.
         devices = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
@@ -110,14 +109,14 @@ class QuantTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build a test loader; broken annotations and images are named."""
-        cls._check_test_dataset(cfg, dataset_name)
+        cls._check_test_dataset(cfg, dataset_name, may_lack_annotations=True)
         with named_dataset_errors([dataset_name]):
             return super().build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def _check_test_dataset(cls, cfg: CfgNode, name: str) -> None:
+    def _check_test_dataset(cls, cfg: CfgNode, name: str, may_lack_annotations: bool) -> None:
         own = cls.build_evaluator.__func__ is QuantTrainer.build_evaluator.__func__  # type: ignore[attr-defined]
-        check_test_dataset(cfg, name, scored_as_coco=own)
+        check_test_dataset(cfg, name, own, may_lack_annotations)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Build DefaultTrainer's hooks, records that no stop loses, and our run state."""
@@ -129,7 +128,7 @@ class QuantTrainer(DefaultTrainer):
         records = Records(self.cfg.OUTPUT_DIR, periods)
         for hook in super().build_hooks():
             if isinstance(hook, hooks.PeriodicWriter):
-                hook._writers = _without_json(hook._writers)
+                hook._writers = own_writers(hook._writers)
                 hook._period = min(hook._period, logs)
             elif isinstance(hook, hooks.PreciseBN) and not hook._disabled:
                 loaders.append(hook._data_loader)
@@ -213,14 +212,6 @@ class QuantTrainer(DefaultTrainer):
         check_resumed_groups(saved, self.optimizer.param_groups, self.cfg)
         self._trainer.load_state_dict(state_dict["_trainer"])
         check_optimizer_state(self.optimizer)
-
-
-def _without_json(writers: list[EventWriter]) -> list[EventWriter]:
-    """Return the writers but for that of metrics.json, which `Records` writes."""
-    for writer in writers:
-        if isinstance(writer, JSONWriter):
-            writer.close()
-    return [writer for writer in writers if not isinstance(writer, JSONWriter)]
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.meta_arch import build
 from fvcore.common.registry import Registry
 from torch import nn
 
 from tr_det.detection.config.checks import check_config
+from tr_det.detection.data.register import follow_register
 from tr_det.detection.modeling.quantize import build_detector
 
 
@@ -31,7 +32,11 @@ class _CheckedArchitectures(Registry):
 
 
 def _build(make: Any, cfg: CfgNode) -> nn.Module:
-    if "QUANT" not in cfg.MODEL:  # Detectron2's own config
+    if "REGISTER" in cfg.DATASETS:
+        follow_register(cfg)
+    # A full-precision model of another project is its own affair, unless a process is all ours.
+    is_asked = "QUANT" in cfg.MODEL and (cfg.MODEL.QUANT.ENABLED or "QUANT" in get_cfg().MODEL)
+    if not is_asked:
         model: nn.Module = make(cfg)
         return model
     check_config(cfg)
