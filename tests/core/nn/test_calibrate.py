@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def batch(seed: int, size: int = 4) -> torch.Tensor:
     return torch.rand(size, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def train(model: nn.Module, first: int) -> dict:
+def train(model: nn.Module, first: int, batch: Callable = batch) -> dict:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     attach([], model, optimizer, 4)
     wrapped = DistributedDataParallel(model)
@@ -112,6 +113,7 @@ def test_layers_are_calibrated_on_inputs_that_are_quantized_already(weight, act)
     for _, layer in quantized_layers(model):
         layer.register_forward_pre_hook(lambda layer, args: inputs.append(args[0]))
     set_scales(model, lambda: model(batch(0)))
+    inputs = inputs[2:]  # the first two are of the forward that looks at signs
     for (_, layer), x in zip(quantized_layers(twin), inputs, strict=True):
         layer.weight_quantizer.calibrate(layer.weight)
         layer.input_quantizer.calibrate(x)
@@ -153,7 +155,7 @@ def test_a_layer_without_data_is_calibrated_by_its_first_input(caplog) -> None:
 
 
 def test_a_forward_that_fails_leaves_nothing_behind() -> None:
-    model = network()
+    model = network(signed_input=False)
     before = model.body[2].running_mean.clone()
     with pytest.raises(ValueError, match=r"^head\.input_quantizer: .*negative values"):
         set_scales(model, lambda: (model.body(batch(0)), model.head(-torch.ones(2, 8))))
@@ -197,6 +199,18 @@ def worker(rank: int, port: int, folder: str) -> None:
         found[f"{weight} {act}, trained"] = {
             key: value for key, value in trained.items() if "running_" not in key
         }
+    for act in INPUTS:
+        model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+        quantize_model(model, QuantConfig(act_quantizer=act))
+        # The second process alone sees negative values.
+        data = lambda seed: batch(seed, 1)[0, 0, :, :6] - rank / 2  # noqa: E731
+        if act == "qnet":
+            with pytest.raises(ValueError, match="set signed_input for this layer by a rule"):
+                train(model, 100 * rank, data)
+            continue
+        found[f"{act}, signs"] = train(model, 100 * rank, data)
+        signs = [layer.input_quantizer.signed for _, layer in quantized_layers(model)]
+        assert signs == [True, False]
     torch.save(found, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 

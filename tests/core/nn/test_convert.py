@@ -63,7 +63,7 @@ def test_later_rules_win_field_by_field() -> None:
         ),
     )
     bits = [(layer.weight_bits, layer.act_bits, layer.signed_input) for layer in report.layers]
-    assert bits == [(32, 32, False), (2, 3, False), (2, 8, True), (32, 32, False)]
+    assert bits == [(32, 32, False), (2, 3, None), (2, 8, True), (32, 32, False)]
     assert [layer.reason for layer in report.skipped] == ["rule '*'", "32 bits asked for"]
 
 
@@ -100,7 +100,7 @@ def test_report_says_what_was_done_and_what_it_stores() -> None:
     low = 32 * (216 + 40 + others) + 4 * 576 + 2 * 576
     assert report.storage_mb() == pytest.approx(low / 8e6)
     table = report.table().splitlines()
-    assert "W2A4  unsigned input, output scale" in table[3]
+    assert "W2A4  input's sign to be found, output scale" in table[3]
     assert "left alone: rule '6'" in table[4]
     assert table[5].startswith("2 of 4 layers quantized; storage")
 
@@ -218,8 +218,10 @@ def test_second_call_changes_nothing_and_reports_the_same() -> None:
     assert model[3].weight_quantizer is quantizer
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     for old, new in zip(first.quantized, second.quantized, strict=True):
-        fields = ("name", "num_weights", "weight_bits", "act_bits", "signed_input", "output_scale")
+        fields = ("name", "num_weights", "weight_bits", "act_bits", "output_scale", "sign_given")
         assert [getattr(new, key) for key in fields] == [getattr(old, key) for key in fields]
+    assert [x.signed_input for x in first.quantized] == [None, True]
+    assert [x.signed_input for x in second.quantized] == [False, True]
     assert second.other_parameters == first.other_parameters
     assert second.storage_mb() == first.storage_mb()
 

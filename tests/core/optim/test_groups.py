@@ -201,6 +201,7 @@ def test_weight_with_two_quantizers_raises() -> None:
         ("weight_decay", -0.1),
         ("norm_weight_decay", -0.1),
         ("scale_lr_factor", -0.1),
+        ("quant_weight_lr_factor", -0.1),
         ("lr", float("inf")),
     ],
 )

@@ -110,6 +110,51 @@ def test_without_gain_equals_torch_and_ordinary_groups_do_bit_for_bit(name, kwar
 
 
 @every_variant
+def test_a_replay_equals_torch_with_a_learning_rate_of_each_layer(name, kwargs) -> None:
+    """Bounds as above; past the end of the run the last TALR is held."""
+    groups, generator = make_layers()
+    start, steps = weights_of(groups), 12
+    kwargs = {"lr": 0.01, **kwargs}
+    kwargs.pop("tr_decay", None)  # torch has no other learning rate for the decay
+    curves = {
+        group["name"]: (0.02 * torch.rand(steps, generator=generator)).tolist() for group in groups
+    }
+    replayed = getattr(tr_det.core, name)(groups, total_steps=steps, tr_replay=curves, **kwargs)
+    parameters = [nn.Parameter(weight.clone()) for weight in start]
+    reference = torch_twin(name, [{"params": [p]} for p in parameters], kwargs)
+    bounds = [torch.zeros(()) for _ in groups]
+    for step in range(steps + 3):
+        before = [p.detach().clone() for p in parameters]
+        for group, own in zip(groups, reference.param_groups, strict=True):
+            (p,), (q,) = group["params"], own["params"]
+            own["lr"] = curves[group["name"]][min(step, steps - 1)]
+            q.grad = torch.randn(q.shape, generator=generator)
+            p.grad = q.grad.clone()
+        replayed.step()
+        reference.step()
+        for i, (group, p, old) in enumerate(zip(groups, parameters, before, strict=True)):
+            size, change = torch.maximum(old.abs(), p.detach().abs()), (p.detach() - old).abs()
+            bounds[i] = bounds[i] + EPS32 * (size + 4 * change)
+            assert bool(((group["params"][0] - p).abs() <= bounds[i]).all()), group["name"]
+
+
+@pytest.mark.parametrize(
+    ("curves", "more", "message"),
+    [
+        (
+            {"conv": [0.1] * 5, "fc": [0.1] * 5},
+            {},
+            "tr_replay='0 numbers for one': must be the TALRs of 5",
+        ),
+        ({}, {"tr_granularity": "model"}, "tr_granularity='model': must be 'layer' with tr_replay"),
+    ],
+)
+def test_a_replay_needs_a_curve_of_each_layer(curves, more, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tr_det.core.SGDT(make_layers()[0], lr=0.1, total_steps=5, tr_replay=curves, **more)
+
+
+@every_variant
 def test_model_without_quantizers_equals_torch_bit_for_bit(name: str, kwargs: dict) -> None:
     """Its gradients depend on the weights, so differences would grow; some are missing."""
 

@@ -20,7 +20,7 @@ def test_both_configs_have_the_table() -> None:
 
     add_tr_det_config(config)
     shown = {key.lower(): value for key, value in config.SOLVER.TR.items()}
-    assert shown == {**config_defaults(), "log_period": 20}
+    assert shown == {**config_defaults(), "log_period": 20, "replay": "", "replay_as": "curve"}
 
 
 def test_config_values_that_stand_for_a_word_or_none() -> None:

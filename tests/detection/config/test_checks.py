@@ -111,7 +111,7 @@ def test_rules_may_name_layers_of_the_backbone_under_detectron2s_architectures(m
 
 
 def test_a_layer_that_a_quantizer_cannot_serve_is_named(make_config):
-    rules = ["*fpn_output3 act_bits=1"]
+    rules = ["*fpn_output3 act_bits=1 signed_input=True"]
     cfg = make_config("MODEL.QUANT.ACT_QUANTIZER", "pact", "MODEL.QUANT.RULES", rules)
     message = r"^MODEL\.QUANT\.ACT_BITS=1: must be from 2 to 8 .*'backbone\.fpn_output3'"
     with pytest.raises(ValueError, match=message):

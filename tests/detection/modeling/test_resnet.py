@@ -5,7 +5,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from torch import nn
 
 from tests.tiny import ROOT
-from tr_det.core import OutputScale, Quantizer, quantized_layers
+from tr_det.core import OutputScale, Quantizer, quantized_layers, set_scales
 from tr_det.detection import QuantConv2dNorm, QuantTrainer, build_optimizer
 from tr_det.detection.config.reading import load_config
 
@@ -54,14 +54,16 @@ def test_parameters_are_detectron2s_plus_scales():
 
 
 @pytest.mark.parametrize("head_input_relu", [True, False])
-def test_signed_grids_are_where_inputs_can_be_negative(head_input_relu):
-    cfg = coco_config(18)
-    cfg.MODEL.QUANT.HEAD_INPUT_RELU = head_input_relu
-    report = on_meta(cfg).quant_report
+def test_signed_grids_are_where_inputs_can_be_negative(head_input_relu, make_config, storage):
+    cfg = make_config("MODEL.QUANT.HEAD_INPUT_RELU", head_input_relu)
+    model = build_model(cfg)
+    batch = next(iter(QuantTrainer.build_train_loader(cfg)))
+    set_scales(model, lambda: model(batch))
     expected = {f"backbone.fpn_output{level}" for level in (3, 4, 5)}
     if not head_input_relu:
         expected |= {"head.cls_subnet.0", "head.bbox_subnet.0"}
-    assert {layer.name for layer in report.quantized if layer.signed_input} == expected
+    signed = {name for name, layer in quantized_layers(model) if layer.input_quantizer.signed}
+    assert signed == expected
 
 
 @pytest.mark.parametrize("depth", [18, 50])

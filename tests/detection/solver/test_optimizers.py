@@ -6,6 +6,7 @@ from detectron2.utils.env import seed_all_rng
 from tr_det import core
 from tr_det.core import Quantizer, quantized_layers
 from tr_det.detection import QuantTrainer, build_optimizer
+from tr_det.detection.config.checks import check_config
 
 PLAIN = ["SGD", "Adam", "NAdam", "Adamax", "AdamW", "RMSprop", "Adagrad"]
 
@@ -75,3 +76,23 @@ def test_without_quantization_sgdt_trains_bit_for_bit_like_sgd(make_config):
         weights.append(trainer.model.state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=0, atol=0)
+
+
+def test_quantized_weights_may_have_a_learning_rate_of_their_own(make_config):
+    keys = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.QUANT_WEIGHT_LR_FACTOR", 3.0)
+    cfg = make_config(*keys)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    weights = {layer.weight for _, layer in quantized_layers(model)}
+    for parameter, group in of.items():
+        factor = 3.0 if parameter in weights else group["lr"] / cfg.SOLVER.BASE_LR
+        assert group["lr"] == pytest.approx(factor * cfg.SOLVER.BASE_LR)
+        assert parameter in weights or factor in (1.0, pytest.approx(0.1))
+    scheduler = QuantTrainer.build_lr_scheduler(cfg, optimizer)
+    optimizer.step()
+    scheduler.step()
+    (rate,) = {group["lr"] for group in optimizer.param_groups if group["params"][0] in weights}
+    assert rate == pytest.approx(3 * optimizer.param_groups[0]["lr"])
+    with pytest.raises(ValueError, match="QUANT_WEIGHT_LR_FACTOR=3.0: must be 1 with .*SGDT"):
+        check_config(make_config(*keys[2:]))

@@ -1,8 +1,7 @@
 """Networks by name, with the quantization rules of each.
 
-Definitions come from torchvision and timm where they have them. Which inputs are signed is written
-down, because a batch of data could show a negative value but never rule one out; the tests compare
-the lists with data. First and last layers are not quantized (S4.1).
+Definitions come from torchvision and timm where they have them. First and last layers are not
+quantized (S4.1).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tr_det.classification.models.reactnet import ReActNet18
 from tr_det.classification.models.resnet_cifar import ResNetCIFAR
 from tr_det.core import ConfigError, QuantConfig, QuantReport, QuantRule, quantize_model
 from tr_det.core.errors import check, check_among
-from tr_det.runtime import mobilenet_v2
+from tr_det.runtime.timm_models import timm_library
 
 IMAGENET_CLASSES = 1000
 Builder = Callable[..., nn.Module]
@@ -32,20 +31,17 @@ class Network:
         build: called with ``num_classes``, ``in_channels``, ``pretrained`` and options.
         full_precision: layers that are not quantized: the first one, those that the network's
             authors keep, and as the last entry the last one.
-        signed: layers whose input can be negative.
         normed: layers followed by a batch norm that `quantize_model` cannot find.
     """
 
     build: Builder
     full_precision: tuple[str, ...]
-    signed: tuple[str, ...] = ()
     normed: tuple[str, ...] = ()
 
     def rules(self) -> tuple[QuantRule, ...]:
         """Return the rules for `quantize_model`."""
         return (
             *(QuantRule(pattern=p, output_scale=False) for p in self.normed),
-            *(QuantRule(pattern=p, signed_input=True) for p in self.signed),
             *(QuantRule(pattern=p, skip=True) for p in self.full_precision),
         )
 
@@ -130,15 +126,12 @@ def _torchvision(name: str) -> Builder:
 
 def _timm(name: str) -> Builder:
     def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
-        try:
-            import timm
-        except ImportError:
-            allowed = "a network that needs no timm, or: pip install -e '.[timm]'"
-            raise ConfigError("name", name, allowed) from None
+        timm = timm_library("name", name)
         _check_classes(num_classes, pretrained)
-        return timm.create_model(
+        model: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
         )
+        return model
 
     return build
 
@@ -154,40 +147,19 @@ def _check_classes(num_classes: int, pretrained: bool) -> None:
 
 _BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))
 _RESNET = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
-_MOBILENET_V2 = {
-    "full_precision": ("features.0.0", "classifier.1"),
-    "signed": mobilenet_v2.SIGNED_INPUTS,
-}
-# Hard swish from the fourth block on, and in the stem; squeeze layers end in a ReLU inside.
-_MOBILENET_V3_SMALL = {
-    "full_precision": ("features.0.0", "classifier.3"),
-    "signed": (
-        "features.1.block.0.0",
-        "features.2.block.0.0",
-        "features.3.block.0.0",
-        *(
-            f"features.{block}.block.{part}"
-            for block in range(4, 12)
-            for part in ("0.0", "1.0", "2.fc1", "3.0")
-        ),
-        "features.12.0",
-        "classifier.0",
-    ),
-}
-# The stem ends in a ReLU6, all other blocks in a linear bottleneck.
+_MOBILENET_V2 = {"full_precision": ("features.0.0", "classifier.1")}
+_MOBILENET_V3_SMALL = {"full_precision": ("features.0.0", "classifier.3")}
 _EFFICIENTNET_LITE0 = {
     "full_precision": ("conv_stem", "classifier"),
-    "signed": ("blocks.[1-6].*.conv_pw", "conv_head"),
     "normed": ("blocks.*", "conv_head"),
 }
-_DEIT = {"full_precision": ("patch_embed.proj", "head"), "signed": ("blocks.*",)}
+_DEIT = {"full_precision": ("patch_embed.proj", "head")}
 
 MODELS: dict[str, Network] = {
     "resnet_cifar": Network(_own(ResNetCIFAR), ("conv1", "fc"), normed=("blocks.*",)),
     "reactnet18": Network(
         _own(ReActNet18),
         ("conv1", "units.*.shortcut.1", "fc"),
-        signed=("units.*.conv",),
         normed=("units.*.conv",),
     ),
     "resnet18": Network(_torchvision("resnet18"), **_RESNET),

@@ -65,6 +65,8 @@ class WeightAverage(Method):
         averages = [self.average[name] for name in current]
         torch._foreach_lerp_(averages, list(current.values()), 1.0 - decay)
         for name in self._scales:  # NaN until the scale is calibrated
+            if name not in current:  # it went when the sign of an input was found
+                continue
             average = self.average[name]
             average.copy_(torch.where(average.isnan(), current[name], average))
 

@@ -1,9 +1,13 @@
-"""Calibration of all scales of a model with one forward.
+"""Calibration of all scales of a model on one batch.
+
+Where the config does not say whether inputs can be negative, a first forward in full precision
+looks at them: at all inputs of a layer that runs several times, such as a detector's head, and in
+all processes (`tr_det.core.nn.signs`). A second forward sets the scales.
 
 Layers are calibrated one after the other, on inputs that are already quantized (EWGS, Lee et al.,
-CVPR 2021): a hook before each layer sets its missing scales. A layer that runs several times, such
-as a detector's head, uses its first input. Under ``torch.distributed`` statistics are pooled, so
-every process has the same scales.
+CVPR 2021): a hook before each layer sets its missing scales. A layer that runs several times uses
+its first input. Under ``torch.distributed`` statistics are pooled, so every process has the same
+scales.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tr_det.core.nn.layers import _QuantLayer
+from tr_det.core.nn.signs import find_signs, log_signs
 from tr_det.core.quantizers import Calibrated, Quantizer
 from tr_det.core.quantizers.pool import over_processes
 
@@ -39,11 +44,12 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
 
     Args:
         model: runs in the mode that it has; training mode, as in EWGS, is the usual one.
-        forward: runs the model on a batch, e.g. ``lambda: model(images)``; all processes must call
-            this at the same point.
+        forward: runs the model on a batch, e.g. ``lambda: model(images)``; called twice where signs
+            of inputs are to be found. All processes must call this at the same point.
 
     Raises:
-        ValueError: data with NaN or inf, or negative values where the grid is unsigned.
+        ValueError: data with NaN or inf, negative values where a grid is to be unsigned, or a grid
+            that data call for and the quantizer does not have.
     """
     layers = [m for m in model.modules() if isinstance(m, _QuantLayer) and not is_calibrated(m)]
     for layer in layers:  # weights need no data
@@ -52,6 +58,11 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
     waiting = [layer for layer in layers if not is_calibrated(layer)]
     if not waiting:
         return
+    inputs = [(layer, layer.input_quantizer) for layer in waiting]
+    open_signs = [layer for layer, q in inputs if q is not None and q.sign_is_open]
+    if open_signs:
+        with undisturbed(model):
+            find_signs(layers, open_signs, forward)
     handles = [_calibrate_at_next_input(layer) for layer in waiting]
     try:
         with undisturbed(model):
@@ -61,6 +72,7 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
         torch.clear_autocast_cache()
         for handle in handles:
             handle.remove()
+    log_signs([layer for layer in open_signs if is_calibrated(layer)])
     late = [layer for layer in waiting if not is_calibrated(layer)]
     for layer in late:
         _calibrate_at_next_input(layer, only_in_training=True)

@@ -31,7 +31,7 @@ class QuantRule:
         skip: True leaves the layer in full precision.
         weight_bits: 1 to 8, or 32 for full precision.
         act_bits: the same, for the layer's input.
-        signed_input: whether the input can be negative.
+        signed_input: whether the input can be negative; otherwise the config says it.
         output_scale: whether the layer gets a learnable output scale.
         optional: whether the pattern may match no layer; otherwise that is an error.
     """
@@ -75,7 +75,9 @@ class QuantConfig:
         learn_weight_scale: train the parameters of weight quantizers, as the paper's plain
             baselines do. Under TR scheduling this needs ``tr_scales``, because weights then
             transit without being updated.
-        signed_input: whether inputs can be negative, unless a rule says otherwise.
+        signed_input: whether inputs can be negative, unless a rule says otherwise; None: each
+            layer's input is looked at when the scales are set (`set_scales`), or a checkpoint
+            says it.
         output_scale: ``"auto"`` adds a learnable output scale where a quantizer needs it (its
             output grid is fixed) and no trainable norm is found to follow; ``"always"``;
             ``"never"`` (an error where ``"auto"`` would add one).
@@ -91,7 +93,7 @@ class QuantConfig:
     weight_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     act_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     learn_weight_scale: bool = False
-    signed_input: bool = False
+    signed_input: bool | None = None
     output_scale: str = "auto"
     recompute_inputs: bool = False
     rules: tuple[QuantRule, ...] = field(default=())
@@ -100,9 +102,11 @@ class QuantConfig:
         """Check every field."""
         check_bits("weight_bits", self.weight_bits)
         check_bits("act_bits", self.act_bits)
-        for key in ("learn_weight_scale", "signed_input", "recompute_inputs"):
+        for key in ("learn_weight_scale", "recompute_inputs"):
             value = getattr(self, key)
             check(key, value, isinstance(value, bool), "True or False")
+        known = self.signed_input is None or isinstance(self.signed_input, bool)
+        check("signed_input", self.signed_input, known, "True, False or None")
         check_among("output_scale", self.output_scale, OUTPUT_SCALE_POLICIES)
         for part, role in (("weight", "weight"), ("act", "input")):
             self._check_quantizer(part, role)
@@ -115,7 +119,7 @@ class QuantConfig:
         fits = role in cls.roles
         others = [known for known in sorted(QUANTIZERS) if role in QUANTIZERS[known].roles]
         check(f"{part}_quantizer", name, fits, f"one of {others}, which quantize a layer's {role}")
-        signed = role == "weight" or self.signed_input
+        signed = role == "weight" or bool(self.signed_input)
         channels = 1 if role == "weight" else None
         try:
             QUANTIZERS.check(name, options)
@@ -146,12 +150,12 @@ class LayerChoice:
         skip: pattern of the rule that leaves the layer in full precision, or None.
         weight_bits: 1 to 8 or 32.
         act_bits: 1 to 8 or 32.
-        signed_input: whether the input can be negative.
+        signed_input: whether the input can be negative; None: to be found.
         output_scale: whether a rule gives it an output scale; None: the config's policy decides.
     """
 
     skip: str | None
     weight_bits: int
     act_bits: int
-    signed_input: bool
+    signed_input: bool | None
     output_scale: bool | None

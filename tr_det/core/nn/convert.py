@@ -60,7 +60,8 @@ def quantize_model(model: nn.Module, config: QuantConfig, prefix: str = "") -> Q
     """Replace a model's convolution and linear layers by quantized ones, in place.
 
     Layers that are already quantized as the config says are left as they are and reported. Scales
-    are set later (`set_scales`, `attach`), so weights may be loaded after this call.
+    are set later (`set_scales`, `attach`), so weights may be loaded after this call. So are the
+    signs of inputs that the config does not give: a second call reports what was found.
 
     Args:
         model: any module. A layer used several times, such as a detector's shared head, is one
@@ -144,10 +145,17 @@ def _plan(
         size,
         FULL_PRECISION if weight_quantizer is None else weight_quantizer.bits,
         FULL_PRECISION if input_quantizer is None else input_quantizer.bits,
-        input_quantizer is not None and input_quantizer.signed,
+        *_sign(input_quantizer),
         output_scale is not None,
     )
     return report, parts
+
+
+def _sign(quantizer: Quantizer | None) -> tuple[bool | None, bool]:
+    """Return whether an input is signed (None: still to be found), and whether that was given."""
+    if quantizer is None:
+        return False, True
+    return None if quantizer.sign_is_open else quantizer.signed, quantizer.sign_options is None
 
 
 def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: QuantConfig) -> None:
@@ -173,7 +181,7 @@ def _specs(choice: LayerChoice, layer: nn.Module | None = None) -> tuple[Spec | 
     quantized = (choice.weight_bits != FULL_PRECISION, choice.act_bits != FULL_PRECISION)
     return (
         Spec(choice.weight_bits, True, "weight", channels) if quantized[0] else None,
-        Spec(choice.act_bits, choice.signed_input, "input") if quantized[1] else None,
+        Spec(choice.act_bits, bool(choice.signed_input), "input") if quantized[1] else None,
     )
 
 
@@ -217,6 +225,8 @@ def _quantizers(
             allowed = f"another one for layer {name!r} ({error})"
             raise ConfigError(f"{part}_quantizer", kind, allowed) from None
     weight_quantizer, input_quantizer = made
+    if input_quantizer is not None and choice.signed_input is None:
+        input_quantizer.follow_sign(config.act_options)
     return weight_quantizer, input_quantizer
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FULL_PRECISION = 32
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -15,7 +17,8 @@ class LayerReport:
         num_weights: elements of its weight.
         weight_bits: 1 to 8, or 32.
         act_bits: of its input, 1 to 8, or 32.
-        signed_input: whether the input's grid is signed.
+        signed_input: whether the input's grid is signed; None: not found yet.
+        sign_given: whether the config gives the sign; otherwise it is found by looking at data.
         output_scale: whether it has a learnable output scale.
         reason: why it was left alone; empty if it was quantized.
         tied_to: the earlier layer with the same weight, or empty.
@@ -26,10 +29,20 @@ class LayerReport:
     num_weights: int
     weight_bits: int = 32
     act_bits: int = 32
-    signed_input: bool = False
+    signed_input: bool | None = False
+    sign_given: bool = True
     output_scale: bool = False
     reason: str = ""
     tied_to: str = ""
+
+    def sign(self) -> str:
+        """Return the sign of the input's grid, and who said so, as text."""
+        if self.act_bits == FULL_PRECISION:
+            return "input in full precision"
+        if self.signed_input is None:
+            return "input's sign to be found"
+        kind = "signed" if self.signed_input else "unsigned"
+        return f"{kind} input, {'given' if self.sign_given else 'found'}"
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,8 @@ class QuantReport:
             if layer.reason:
                 what = f"left alone: {layer.reason}"
             else:
-                sign = "signed input" if layer.signed_input else "unsigned input"
                 scale = ", output scale" if layer.output_scale else ""
-                what = f"W{layer.weight_bits}A{layer.act_bits}  {sign}{scale}"
+                what = f"W{layer.weight_bits}A{layer.act_bits}  {layer.sign()}{scale}"
             lines.append(f"{layer.name:<{width}}  {layer.num_weights:>9,}  {what}")
         lines.append(
             f"{len(self.quantized)} of {len(self.layers)} layers quantized; storage "

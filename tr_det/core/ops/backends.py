@@ -66,10 +66,10 @@ def applied(function: type[Function], *arguments: Any) -> Tensor:
     return out
 
 
-def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers as a vector on a device, without synchronising with it."""
-    vector = torch.tensor(numbers, dtype=dtype)
-    pinned = vector.pin_memory() if device.type == "cuda" else vector
+def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers, or rows of them, as a tensor on a device, without synchronising with it."""
+    tensor = torch.tensor(numbers, dtype=dtype)
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
 
 

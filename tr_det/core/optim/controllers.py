@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,13 +78,14 @@ class TransitionMetrics:
 
 
 class _Constants(NamedTuple):
-    """Vectors of shape (active layers,) on their device: float32, the last one bool."""
+    """Of the active layers, on their device; vectors of shape (layers,), float32 but for one."""
 
     root_bits: Tensor  # sqrt(b)
     base: Tensor  # base learning rate
     gain: Tensor  # eta
     share: Tensor  # of all active weights
-    measured: Tensor  # whether a layer has had an update
+    measured: Tensor  # whether a layer has had an update, bool
+    replay: Tensor  # TALRs to play back, shape (layers, updates); without any (layers, 0)
 
 
 class Controllers:
@@ -91,10 +93,15 @@ class Controllers:
 
     Args:
         settings: of the TR scheme.
+        replay: name of a weight -> its TALR at each update, to be played back instead of
+            controlled; rates are measured all the same.
     """
 
-    def __init__(self, settings: TransitionSettings) -> None:
+    def __init__(
+        self, settings: TransitionSettings, replay: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
         self.settings = settings
+        self.replay = replay
         self._constants_key: tuple[Any, ...] = ()
         self._constants: _Constants
 
@@ -103,6 +110,11 @@ class Controllers:
         device = group["params"][0].device
         group[BITS] = group[QUANTIZER].bits
         group[BASE_LR] = float(group["lr"])
+        if self.replay is not None:
+            curve = self.replay.get(group[NAME], ())
+            fits, total = len(curve) == self.settings.total_steps, self.settings.total_steps
+            given = f"{len(curve)} numbers for {group[NAME]}"
+            check("tr_replay", given, fits, f"the TALRs of {total} updates for each weight")
         if self.settings.granularity == "model" and others:
             first = others[0]
             check(
@@ -149,7 +161,9 @@ class Controllers:
             # A rate needs two updates; this step's is not counted yet.
             now = set(map(id, active))
             self._choose_factor([g for g in groups if g[UPDATES] + (id(g) in now) > 1], groups)
-        if active[0][FACTOR] is not None:  # else the base learning rate stays
+        if self.replay is not None:  # past the end the last one is held
+            unstack(active, TALR, constants.replay[:, min(step, self.settings.total_steps - 1)])
+        elif active[0][FACTOR] is not None:  # else the base learning rate stays
             self._follow(active, constants, step, [running, correction, *previous])
         if self.settings.granularity == "model":
             for group in groups:  # those without gradient share the controller
@@ -237,7 +251,9 @@ class Controllers:
             ]
             root_bits, base_lr, eta, share = (send(row, torch.float32, device) for row in rows)
             on_device = send(measured, torch.bool, device)
-            self._constants = _Constants(root_bits, base_lr, eta, share, on_device)
+            curves = [list(self.replay[g[NAME]]) if self.replay else [] for g in active]
+            replay = send(curves, torch.float32, device)
+            self._constants = _Constants(root_bits, base_lr, eta, share, on_device, replay)
             self._constants_key = key
         return self._constants
 

@@ -85,6 +85,7 @@ def tr_param_groups(
     *,
     norm_weight_decay: float | None = None,
     scale_lr_factor: float = 0.1,
+    quant_weight_lr_factor: float = 1.0,
 ) -> list[Group]:
     """Return optimizer groups of a quantized model: the rest, quantized weights, quantizers.
 
@@ -98,6 +99,8 @@ def tr_param_groups(
         norm_weight_decay: of norm layers' parameters; None means the same as weight_decay.
         scale_lr_factor: learning rate of quantizers' parameters relative to lr (the paper: a
             tenth, S4.1); they get no decay.
+        quant_weight_lr_factor: learning rate of quantized weights relative to lr; under TR
+            scheduling also of what their TALR begins with and grows by.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -107,9 +110,11 @@ def tr_param_groups(
         ("weight_decay", weight_decay),
         ("norm_weight_decay", norm_weight_decay or 0.0),
         ("scale_lr_factor", scale_lr_factor),
+        ("quant_weight_lr_factor", quant_weight_lr_factor),
     ):
         check(name, value, 0 <= value < math.inf, "finite and not negative")
-    weights = quantized_weight_groups(model, lr=lr, weight_decay=weight_decay)
+    rate = lr * quant_weight_lr_factor
+    weights = quantized_weight_groups(model, lr=rate, weight_decay=weight_decay)
     scales = quantizer_groups(model, lr * scale_lr_factor, weight_decay=0.0)
     taken = {p for group in weights + scales for p in group["params"]}
     norms = {p for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}

@@ -7,7 +7,7 @@ torch optimizer's own. Groups without a ``quantizer`` train exactly like the tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +92,7 @@ def make_optimizer(
     total_steps: int,
     transition: Mapping[str, Any],
     arguments: Mapping[str, Any],
+    replay: Mapping[str, Sequence[float]] | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer by name.
@@ -103,6 +104,7 @@ def make_optimizer(
         transition: a config's settings of TR scheduling by name, for optimizers that have it.
         arguments: what the config has for some optimizers (``momentum``, ``nesterov``,
             ``betas``); each takes its own.
+        replay: ``tr_replay`` of optimizers that have TR scheduling.
         **options: for every optimizer, e.g. ``lr`` and ``weight_decay``.
 
     Raises:
@@ -112,5 +114,5 @@ def make_optimizer(
     entry = OPTIMIZERS[name]
     own = {key: arguments[key] for key in entry.arguments}
     if entry.transition:
-        own |= {"total_steps": total_steps, **arguments_from(transition)}
+        own |= {"total_steps": total_steps, "tr_replay": replay, **arguments_from(transition)}
     return entry.make(groups, **options, **own)

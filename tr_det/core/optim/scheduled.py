@@ -28,7 +28,7 @@ Choices where the paper is silent:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class TransitionScheduled(torch.optim.Optimizer):
             after each step.
         *args: the torch optimizer's own.
         total_steps: T, length of the run in optimizer steps.
+        tr_replay: name of a quantized weight -> its TALR at each of the ``total_steps`` updates.
+            They are played back instead of controlled.
         **kwargs: ``tr_factor``, ``tr_momentum`` and so on, the fields of `TransitionSettings`
             (listed in ``tr_det/docs/tr_settings.md``), and the torch optimizer's own, e.g. ``lr``,
             ``momentum``, ``weight_decay``.
@@ -75,14 +77,21 @@ class TransitionScheduled(torch.optim.Optimizer):
         made_update: whether the last call of ``step`` made an update.
 
     Raises:
-        ConfigError: an argument out of range, a group whose quantizer is trained (unless
-            ``tr_scales`` allows it) or that holds more than one parameter, a quantized weight in an
-            ordinary group, or ``differentiable=True``.
+        ConfigError: an argument out of range, a weight without curve in ``tr_replay``, a group
+            whose quantizer is trained (unless ``tr_scales`` allows it) or that holds more than one
+            parameter, a quantized weight in an ordinary group, or ``differentiable=True``.
     """
 
     _device_update: type[DeviceUpdate] = DeviceUpdate
 
-    def __init__(self, params: Iterable[Any], *args: Any, total_steps: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *args: Any,
+        total_steps: int,
+        tr_replay: Mapping[str, Sequence[float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         differentiable = kwargs.get("differentiable", False)
         allowed = "False: a transition has no gradient"
         check("differentiable", differentiable, not differentiable, allowed)
@@ -92,6 +101,9 @@ class TransitionScheduled(torch.optim.Optimizer):
             check(key, value, key in known, f"left out; there are {sorted(known)}")
         settings = {known[key]: value for key, value in given.items()}
         self._tr = TransitionSettings(total_steps=total_steps, **settings)
+        layers = tr_replay is None or self._tr.granularity == "layer"
+        check("tr_granularity", self._tr.granularity, layers, "'layer' with tr_replay")
+        self._replay = tr_replay
         self._guard = GradientGuard(self._tr.nonfinite)
         self._start()
         super().__init__(params, *args, **kwargs)
@@ -99,7 +111,7 @@ class TransitionScheduled(torch.optim.Optimizer):
 
     def _start(self) -> None:
         """Create what neither checkpoints nor copies hold."""
-        self._controllers = Controllers(self._tr)
+        self._controllers = Controllers(self._tr, self._replay)
         if not hasattr(self, "codes"):  # loading keeps it: methods read it as well
             self.codes = CodeBook()
             if self._tr.scales == "sum":  # refits of the levels after the step count as well
@@ -256,7 +268,7 @@ class TransitionScheduled(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and deepcopy copy; methods and codes belong to the run."""
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "_tr": self._tr, "_guard": self._guard}
+        return {**state, "_tr": self._tr, "_replay": self._replay, "_guard": self._guard}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; torch calls this from load_state_dict as well."""

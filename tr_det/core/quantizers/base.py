@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from tr_det.core.errors import check
 from tr_det.core.ops import FREE, Affine
-from tr_det.core.quantizers.calibrated import Calibrated
 from tr_det.core.quantizers.pool import Pool, alone
+from tr_det.core.quantizers.sign import OpenSign
 from tr_det.core.quantizers.spec import ROLES, Grid, Rounding, Spec
 
 _IDENTITY_SIZE = 64
 
 
-class Quantizer(Calibrated):
+class Quantizer(OpenSign):
     """A map from real values to integer codes, and from codes to levels.
 
     A subclass defines `quantize`, `discretise`, `values`, `normalized`, `centres` and
@@ -252,16 +252,11 @@ class Quantizer(Calibrated):
             pool: `over_processes` for inputs; all processes must then call this at the same point.
 
         Raises:
-            ValueError: x has NaN or inf, or negative values for unsigned codes.
+            ValueError: x has NaN or inf, or negative values for codes that are to be unsigned.
         """
         if not torch.isfinite(x).all():
             raise ValueError(f"{self.label}: cannot set the scale from data with NaN or inf")
-        if not self.signed and x.numel() and x.min() < 0:
-            raise ValueError(
-                f"{self.label}: the input has negative values (min {x.min().item():.4g}) but the "
-                "grid is unsigned; set signed_input for this layer by a rule, or put a ReLU "
-                "before it"
-            )
+        self.look_at_sign(x, pool)
         self.calibrate_from(x.detach(), pool)
 
     def own_tensors(self) -> list[Tensor]:
@@ -323,8 +318,7 @@ class Quantizer(Calibrated):
 
     def problem_of(self, state_dict: dict[str, Any], prefix: str) -> str:
         """Return why a state dict is not for this quantizer, or an empty string."""
-        own, state = self.identity(), state_dict.get(f"{prefix}_extra_state")
-        saved = own if state is None else bytes(state.tolist()).decode().strip()
+        own, saved = self.identity(), self.saved_identity(state_dict, prefix)
         if saved == own:
             return super().problem_of(state_dict, prefix)
         return (
@@ -333,6 +327,7 @@ class Quantizer(Calibrated):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.take_sign_of(self.saved_identity(state_dict, prefix))
         held = state_dict.get(f"{prefix}held")
         if held is None:
             self.held = None

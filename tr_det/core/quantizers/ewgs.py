@@ -85,8 +85,11 @@ class EWGS(AffineQuantizer):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return u - l and l."""
-        lower = -self.upper if self.lower is None else self.lower
-        return self.upper - lower, lower
+        upper: Tensor = self.upper
+        for former in self.unused:  # lower: DistributedDataParallel waits for its gradient
+            upper = upper + 0.0 * former
+        lower = -upper if self.lower is None else self.lower
+        return upper - lower, lower
 
     def param_options(self) -> dict[str, Any]:
         """Return a smaller learning rate for the intervals of weights."""

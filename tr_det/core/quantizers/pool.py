@@ -22,9 +22,14 @@ def alone(tensor: Tensor, how: str) -> Tensor:
     return _drawn(tensor) if how == "sample" else tensor
 
 
+def alone_here() -> bool:
+    """Return whether this process has no others beside it."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
 def over_processes(tensor: Tensor, how: str) -> Tensor:
     """Pool over all processes of ``torch.distributed``, which must call this at the same point."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if alone_here():
         return alone(tensor, how)
     if how == "sample":
         own = _drawn(tensor)

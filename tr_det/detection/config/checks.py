@@ -12,6 +12,7 @@ from tr_det.core import ConfigError
 from tr_det.core.errors import check, check_among
 from tr_det.core.transition.settings import TransitionSettings, arguments_from
 from tr_det.detection.config.quantization import quant_config_from
+from tr_det.detection.config.timm_input import check_timm, has_timm_backbone
 from tr_det.detection.config.values import VALUES, check_value, value_of
 from tr_det.detection.engine.amp import amp_dtype
 from tr_det.detection.modeling.resnet import check_resnet
@@ -61,6 +62,8 @@ def check_config(cfg: CfgNode) -> None:
         amp_dtype(cfg)
     if "resnet" in cfg.MODEL.BACKBONE.NAME:
         check_resnet(cfg)
+    if has_timm_backbone(cfg):
+        check_timm(cfg)
     if cfg.MODEL.QUANT.ENABLED:
         quant_config_from(cfg)
 
@@ -99,6 +102,10 @@ def _check_input(cfg: CfgNode) -> None:
 
 
 def _check_transition(cfg: CfgNode) -> None:
+    factor, name = cfg.SOLVER.QUANT_WEIGHT_LR_FACTOR, cfg.SOLVER.OPTIMIZER
+    fits = factor == 1 or not OPTIMIZER_REGISTRY.get(name).transition
+    allowed = f"1 with SOLVER.OPTIMIZER={name}, whose TALR is the rate of quantized weights"
+    check("SOLVER.QUANT_WEIGHT_LR_FACTOR", factor, fits, allowed)
     arguments = arguments_from(transition_from(cfg))
     settings = {key.removeprefix("tr_"): value for key, value in arguments.items()}
     try:
@@ -132,7 +139,8 @@ def _check_device(cfg: CfgNode) -> None:
         raise ConfigError("MODEL.DEVICE", name, "'cpu', 'cuda' or 'cuda:N'") from None
     visible = device.type != "cuda" or torch.cuda.is_available()
     check("MODEL.DEVICE", name, visible, "'cpu', as no GPU is visible")
-    for part in ("RESNETS", "FPN") if device.type == "cpu" and comm.get_world_size() > 1 else ():
+    parts = ("RESNETS", "FPN", *["TIMM"] * has_timm_backbone(cfg))
+    for part in parts if device.type == "cpu" and comm.get_world_size() > 1 else ():
         norm = cfg.MODEL[part].NORM
         allowed = "'naiveSyncBN' or 'BN' with several processes on a CPU"
         check(f"MODEL.{part}.NORM", norm, norm != "SyncBN", allowed)

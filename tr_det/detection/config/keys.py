@@ -64,6 +64,29 @@ def add_tr_det_config(cfg: CN) -> None:
     # Of res2 to res5, named by their strides as a ResNet's.
     cfg.MODEL.MOBILENETV2.OUT_FEATURES = ["res3", "res4", "res5"]
 
+    # ---- any model of timm with feature maps, for backbones with that name ----
+    cfg.MODEL.TIMM = CN()
+    # timm's name, with or without a tag, e.g. "tf_efficientnet_lite0", "resnet18d.ra2_in1k".
+    cfg.MODEL.TIMM.NAME = ""
+    # Arguments of timm.create_model, "key=value" each, e.g. ["drop_path_rate=0.1"].
+    cfg.MODEL.TIMM.OPTIONS = []
+    # Weights of the backbone alone: a file with timm's names, or "library" for timm's download;
+    # "": random. Those of a whole detector (MODEL.WEIGHTS, --resume) come after and replace them.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Batch norms: "BN" (the model's own norms), "SyncBN", or "FrozenBN".
+    cfg.MODEL.TIMM.NORM = "BN"
+    # Of res2 to res5, named by their strides as a ResNet's.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res3", "res4", "res5"]
+    # "weights": MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT are those that the model's
+    # published weights expect (RGB); "config": as these keys say.
+    cfg.MODEL.TIMM.NORMALIZATION = "weights"
+
+    # ---- data ----
+    # COCO-format datasets to register, a text each: "NAME ANNOTATIONS.json IMAGES", or
+    # "NAME FOLDER" of a folder of tools/prepare_dataset.py. The number of classes is their files'
+    # unless it is given.
+    cfg.DATASETS.REGISTER = []
+
     # ---- checkpoints ----
     # Allow MODEL.WEIGHTS to lack keys, have others or other shapes, e.g. to start from an ImageNet
     # backbone.
@@ -85,6 +108,9 @@ def add_tr_det_config(cfg: CN) -> None:
     cfg.SOLVER.BETAS = (0.9, 0.999)
     # Learning rate of quantizers' parameters, relative to BASE_LR; they get no weight decay.
     cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+    # Learning rate of quantized weights under a plain optimizer, relative to BASE_LR. Under TR
+    # scheduling, whose TALR is their rate, it must be 1.
+    cfg.SOLVER.QUANT_WEIGHT_LR_FACTOR = 1.0
     # What accompanies training: names of files in tr_det/core/methods with their options, e.g.
     # ["freezing threshold=0.02", "weight_average decay=0.999"].
     cfg.SOLVER.METHODS = []
@@ -96,3 +122,8 @@ def add_tr_det_config(cfg: CN) -> None:
     # Iterations between two records of the curves in EventStorage, with any optimizer (reading
     # them synchronises with the device).
     cfg.SOLVER.TR.LOG_PERIOD = 20
+    # A run's folder: each layer's TALR is played back from its metrics.json instead of controlled.
+    cfg.SOLVER.TR.REPLAY = ""
+    # What is played back: "curve", the TALRs themselves, or "cosine", which falls from twice their
+    # mean to 0.
+    cfg.SOLVER.TR.REPLAY_AS = "curve"

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode as CN  # noqa: N817  Detectron2's own habi
 from tr_det.core import ConfigError, QuantConfig, QuantRule
 from tr_det.core.errors import check
 from tr_det.detection.config.keys import FIRST_AND_LAST
-from tr_det.runtime import mobilenet_v2
+from tr_det.detection.config.timm_input import has_timm_backbone, timm_first_layers
 from tr_det.runtime.options import parse_pairs
 
 OTHERS_FIRST_AND_LAST = (
@@ -27,18 +27,6 @@ OTHERS_FIRST_AND_LAST = (
 """The same of Detectron2's other backbones and detectors; they go with the default of
 ``MODEL.QUANT.SKIP``."""
 
-SIGNED_INPUTS = ("*stem.conv1", "*stem.conv", "*fpn_output*")
-"""The image, and sums of FPN features."""
-
-MOBILENET_SIGNED_INPUTS = (
-    "*bottom_up.features.0.0",
-    *(f"*bottom_up.{name}" for name in mobilenet_v2.SIGNED_INPUTS),
-    "*fpn_lateral2",
-    "*fpn_lateral3",
-    "*fpn_lateral4",
-)
-"""The image, and what reads a linear bottleneck."""
-
 
 def quant_config_from(cfg: CN) -> QuantConfig:
     """Return the core's config from ``cfg.MODEL.QUANT``.
@@ -51,8 +39,7 @@ def quant_config_from(cfg: CN) -> QuantConfig:
         return retinanet_quant_config(
             node.SKIP,
             node.RULES,
-            head_input_relu=node.HEAD_INPUT_RELU,
-            mobilenet="mobilenet" in cfg.MODEL.BACKBONE.NAME,
+            first=timm_first_layers(cfg) if has_timm_backbone(cfg) else (),
             weight_bits=node.WEIGHT_BITS,
             act_bits=node.ACT_BITS,
             weight_quantizer=node.WEIGHT_QUANTIZER,
@@ -87,8 +74,7 @@ def retinanet_quant_config(
     skip: Sequence[str],
     rules: Sequence[str],
     *,
-    head_input_relu: bool,
-    mobilenet: bool = False,
+    first: Sequence[str] = (),
     **options: Any,
 ) -> QuantConfig:
     """Return the core's config of a RetinaNet.
@@ -97,20 +83,13 @@ def retinanet_quant_config(
         skip: globs of layers to keep in full precision; of the default, `FIRST_AND_LAST`, some may
             match nothing.
         rules: exceptions, as in ``MODEL.QUANT.RULES``.
-        head_input_relu: whether the head has a ReLU on its inputs.
-        mobilenet: whether the backbone is MobileNetV2, with its linear bottlenecks.
+        first: globs of the first layers of a backbone that the default does not know.
         **options: fields of `QuantConfig`.
     """
     is_default = tuple(skip) == FIRST_AND_LAST
     if is_default:
-        skip = (*FIRST_AND_LAST, *OTHERS_FIRST_AND_LAST)
-    signed = list(SIGNED_INPUTS)
-    if mobilenet:
-        signed += MOBILENET_SIGNED_INPUTS
-    if not head_input_relu:
-        signed += ["head.cls_subnet.0", "head.bbox_subnet.0"]
+        skip = (*FIRST_AND_LAST, *OTHERS_FIRST_AND_LAST, *first)
     made = [QuantRule(pattern=pattern, skip=True, optional=is_default) for pattern in skip]
-    made += [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in signed]
     made += [parse_rule(text) for text in rules]
     return QuantConfig(rules=tuple(made), **options)
 

@@ -15,6 +15,8 @@ from detectron2.utils.file_io import PathManager
 from tr_det.core.errors import check
 from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
+from tr_det.detection.config.timm_input import follow_timm_weights
+from tr_det.detection.data.register import follow_register
 from tr_det.runtime.configs import PlainLoader, config_files, overlaid
 
 OCTAVES = "[[x,x*2**(1.0/3),x*2**(2.0/3)]forxin[32,64,128,256,512]]"
@@ -39,6 +41,8 @@ ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", ZooLoade
 
 def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     """Return the checked config of a YAML file and the ``KEY VALUE`` pairs of a command line.
+
+    The datasets that it lists are registered.
 
     Pairs win over the file, later ones over earlier ones; an integer will do where a number is
     wanted.
@@ -69,6 +73,8 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     check("VERSION", cfg.VERSION, version == cfg.VERSION, str(version))
     given = cfg.MODEL.LOAD_PROPOSALS
     check("MODEL.LOAD_PROPOSALS", given, given is False, "False; their files can hold code to run")
+    follow_register(cfg)
+    follow_timm_weights(cfg)
     check_config(cfg)
     return cfg
 

@@ -1,4 +1,6 @@
-"""What each value of a config may be: one table for YAML configs, stock tools and LazyConfigs.
+"""What each value of a config may be: one table for YAML configs, also in Detectron2's own tools.
+
+Of a LazyConfig the arguments of its RetinaNet are checked by it.
 
 What depends on other keys, on the machine or on what is registered is checked in
 `tr_det.detection.config.checks`; ``MODEL.QUANT``, ``SOLVER.TR`` and ``METHODS`` by the core.
@@ -63,6 +65,9 @@ VALUES: dict[str, Range] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": SIZE,
     "MODEL.RESNETS.RES5_DILATION": _integer(1, 2),
     "MODEL.MOBILENETV2.WIDTH": POSITIVE,
+    "MODEL.TIMM.NORM": _one_of("BN", "SyncBN", "FrozenBN"),
+    "MODEL.TIMM.OUT_FEATURES": _list(_one_of("res2", "res3", "res4", "res5")),
+    "MODEL.TIMM.NORMALIZATION": _one_of("weights", "config"),
     "MODEL.FPN.OUT_CHANNELS": SIZE,
     "MODEL.FPN.FUSE_TYPE": _one_of("sum", "avg"),
     "MODEL.ANCHOR_GENERATOR.SIZES": ANCHORS,
@@ -108,6 +113,7 @@ VALUES: dict[str, Range] = {
     "DATALOADER.NUM_WORKERS": _integer(0, 128),  # each holds a hundred megabytes or more
     "DATALOADER.REPEAT_THRESHOLD": SHARE,
     "SOLVER.MAX_ITER": SIZE,
+    "SOLVER.TR.REPLAY_AS": _one_of("curve", "cosine"),
     "SOLVER.IMS_PER_BATCH": SIZE,
     "SOLVER.CHECKPOINT_PERIOD": SIZE,
     "SOLVER.KEEP_CHECKPOINTS": COUNT,
@@ -115,6 +121,7 @@ VALUES: dict[str, Range] = {
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.BIAS_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.SCALE_LR_FACTOR": NOT_NEGATIVE,
+    "SOLVER.QUANT_WEIGHT_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.MOMENTUM": BELOW_1,
     "SOLVER.BETAS": _list(BELOW_1, 2),
     "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,

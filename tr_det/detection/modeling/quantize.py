@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
 import tr_det.detection.modeling.layers  # noqa: F401  registers the quantized Conv2d
@@ -17,24 +16,10 @@ from tr_det.core import (
     ConfigError,
     QuantConfig,
     QuantReport,
-    QuantRule,
     quantize_model,
     quantized_layers,
 )
 from tr_det.detection.config.quantization import quant_config_from, under_quant_key
-
-FPN_READERS = (
-    "proposal_generator.rpn_head.conv",
-    "proposal_generator.rpn_head.conv.conv0",
-    "roi_heads.box_head*.fc1",
-    "roi_heads.box_head*.conv1",
-    "roi_heads.mask_head.mask_fcn1",
-    "roi_heads.keypoint_head.conv_fcn1",
-    "head.cls_subnet.0",
-    "head.bbox_subnet.0",
-)
-"""Layers that read FPN levels with no ReLU between. After a C4 backbone's ReLU, or behind another
-layer, the signed grid costs them a bit, no more."""
 
 
 def build_detector(cfg: CfgNode, build_model: Callable[[CfgNode], nn.Module]) -> nn.Module:
@@ -96,8 +81,7 @@ def quantize_detector(model: nn.Module, cfg: CfgNode) -> QuantReport | None:
         backbone = model.get_submodule("backbone")
         report = quantize_logged(backbone, replace(config, rules=tuple(rules)), "backbone")
     else:
-        own = (*_signed_inputs(model), *config.rules)  # the user's come last and win
-        report = quantize_logged(model, replace(config, rules=own))
+        report = quantize_logged(model, config)
     model.quant_report = report  # type: ignore[assignment]
     return report
 
@@ -139,13 +123,3 @@ def _quantize(model: nn.Module, config: QuantConfig, prefix: str) -> QuantReport
         if not layer.weight.requires_grad:
             layer.requires_grad_(False)
     return report
-
-
-def _signed_inputs(model: nn.Module) -> list[QuantRule]:
-    """Return rules for the layers whose inputs can be negative."""
-    patterns = list(FPN_READERS)
-    for name, module in model.named_modules():
-        # p6 reads a ReLU's output, the backbone's, or an FPN level.
-        if isinstance(module, LastLevelP6P7) and module.in_feature.startswith("p"):
-            patterns.append(f"{name}.p6")
-    return [QuantRule(pattern=pattern, signed_input=True, optional=True) for pattern in patterns]

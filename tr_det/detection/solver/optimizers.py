@@ -15,6 +15,7 @@ from tr_det import core
 from tr_det.core.errors import ConfigError, check_among
 from tr_det.core.optim.optimizers import OPTIMIZERS, make_optimizer
 from tr_det.detection.solver.methods import attach_from
+from tr_det.detection.solver.replay import replayed_talr
 
 OPTIMIZER_REGISTRY = Registry("OPTIMIZER")
 OPTIMIZER_REGISTRY.__doc__ = """
@@ -30,8 +31,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``cfg.SOLVER.OPTIMIZER`` and attach ``SOLVER.METHODS``, clipping and the curves to it.
 
     Groups: first Detectron2's own for all ordinary parameters (norm and bias options respected);
-    then, for optimizers with TR scheduling, one per quantized weight; last the quantizers'
-    parameters at ``SCALE_LR_FACTOR`` times the learning rate.
+    then, for optimizers with TR scheduling or a learning rate of their own, one per quantized
+    weight; last the quantizers' parameters at ``SCALE_LR_FACTOR`` times the learning rate.
 
     Raises:
         ConfigError: an unknown name, or a value out of range.
@@ -49,6 +50,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         scale_lr_factor=solver.SCALE_LR_FACTOR,
+        quant_weight_lr_factor=solver.QUANT_WEIGHT_LR_FACTOR,
     )
     optimizer: torch.optim.Optimizer = builder(cfg, groups)
     attach_from(cfg, model, optimizer)
@@ -63,6 +65,7 @@ def optimizer_groups(
     weight_decay: float,
     weight_decay_norm: float | None = 0.0,
     scale_lr_factor: float = 0.1,
+    quant_weight_lr_factor: float = 1.0,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Return an optimizer's groups: Detectron2's own, quantized weights, quantizers.
@@ -76,11 +79,14 @@ def optimizer_groups(
         weight_decay_norm: of norms' parameters; None means the same.
         scale_lr_factor: learning rate of quantizers' parameters, relative to base_lr; they get no
             decay.
+        quant_weight_lr_factor: learning rate of quantized weights, relative to base_lr.
         **options: of biases, as for Detectron2's ``get_default_optimizer_params``.
     """
     own = core.quantizer_groups(model, base_lr * scale_lr_factor, weight_decay=0.0)
-    if transition:
-        own = core.quantized_weight_groups(model, lr=base_lr, weight_decay=weight_decay) + own
+    if transition or quant_weight_lr_factor != 1:
+        rate = base_lr * quant_weight_lr_factor
+        weights = core.quantized_weight_groups(model, lr=rate, weight_decay=weight_decay)
+        own = (weights if transition else core.without_transition(weights)) + own
     taken = {p for group in own for p in group["params"]}
     options |= {"base_lr": base_lr, "weight_decay": weight_decay}
     groups = get_default_optimizer_params(model, weight_decay_norm=weight_decay_norm, **options)
@@ -96,6 +102,7 @@ def optimizer_groups(
 def _register(name: str) -> None:
     def build(cfg: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         solver = cfg.SOLVER
+        is_replay = OPTIMIZERS[name].transition and solver.TR.REPLAY
         try:
             return make_optimizer(
                 name,
@@ -104,6 +111,7 @@ def _register(name: str) -> None:
                 weight_decay=solver.WEIGHT_DECAY,
                 total_steps=solver.MAX_ITER,
                 transition=transition_from(cfg),
+                replay=replayed_talr(cfg) if is_replay else None,
                 arguments={
                     "momentum": solver.MOMENTUM,
                     "nesterov": solver.NESTEROV,
