@@ -1,36 +1,46 @@
 #!/usr/bin/env python
 """Run the demo: RetinaNet before and after 4-bit QAT on the embedded dataset, in one table.
 
+With --data bccd=FOLDER the same on photographs: FOLDER is what tools/prepare_dataset.py wrote,
+of BCCD or of images of your own. The full-precision model is trained first.
+
 tools/demo.sh installs what is needed first. The phases are in tr_det/detection/demo.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 SHORT, FULL = 1000, 5000
+BCCD_CONFIGS = ROOT / "configs/BCCD"
+BCCD_SHORT = 400
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bits", type=int, default=4, help="of weights and activations, 1 to 8")
     parser.add_argument("--optimizer", default="SGDT", help="SGD, SGDT, Adam, AdamT, AdamW, ...")
-    parser.add_argument("--iters", type=int, default=SHORT, help="QAT iterations")
+    parser.add_argument(
+        "--iters",
+        type=int,
+        help=f"QAT iterations (default: {SHORT}; with --data {BCCD_SHORT})",
+    )
     parser.add_argument(
         "--full",
         dest="iters",
         action="store_const",
         const=FULL,
-        default=argparse.SUPPRESS,
         help=f"train longer, for a better result: {FULL} iterations",
     )
     parser.add_argument(
@@ -38,7 +48,13 @@ def main() -> None:
         action="store_true",
         help="export the trained model to ONNX, too, prove it and evaluate the files",
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
+    parser.add_argument("--data", metavar="bccd=FOLDER", help="photographs, prepared")
+    parser.add_argument(
+        "--fp-iters", type=int, default=0, help="with --data: of the full-precision training"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder (default: output/demo; with --data output/demo_bccd)"
+    )
     parser.add_argument(
         "opts", nargs="*", default=[], metavar="KEY VALUE", help="e.g. SOLVER.BASE_LR 0.02"
     )
@@ -51,19 +67,41 @@ def main() -> None:
     from tr_det.runtime.cli import one_line_errors
 
     with one_line_errors():
+        own: dict[str, Any] = {"config_file": CONFIG, "output": Path("output/demo")}
+        iterations = SHORT
+        if args.data is not None:
+            own = data_options(args.data)
+            iterations = BCCD_SHORT
+        elif args.fp_iters:
+            raise ValueError("--fp-iters: must be given with --data")
+        if args.output is not None:
+            own["output"] = args.output
         options = DemoOptions(
-            config_file=CONFIG,
+            **own,
             weights=WEIGHTS,
-            output=args.output,
             bits=args.bits,
             optimizer=args.optimizer,
-            iterations=args.iters,
+            iterations=iterations if args.iters is None else args.iters,
             overrides=tuple(args.opts),
             export=args.export,
+            fp_iterations=args.fp_iters,
         )
         results = run_demo(options, say=partial(print, flush=True))
     if results.get("export", {}).get("failures"):
         raise SystemExit(1)
+
+
+def data_options(text: str) -> dict[str, Any]:
+    """Return the options that follow from ``--data bccd=FOLDER``."""
+    name, _, folder = text.partition("=")
+    if name != "bccd" or not folder:
+        raise ValueError(f"--data={text}: must be bccd=FOLDER, a folder of prepare_dataset.py")
+    return {
+        "config_file": BCCD_CONFIGS / "retinanet_R18_half_w4a4_sgdt.yaml",
+        "fp_config_file": BCCD_CONFIGS / "retinanet_R18_half_fp.yaml",
+        "data": f"{name} {shlex.quote(folder)}",
+        "output": Path(f"output/demo_{name}"),
+    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from tests.detection.solver import test_methods as methods
@@ -46,7 +47,16 @@ def plain_train_net(tiny, scenes, tmp_path_factory, full_precision):
 
 def command_lines(script, tiny, folder, weights):
     """Return three command lines: train from the weights, resume to the end, evaluate."""
-    pairs = {**tiny.SMALL, "OUTPUT_DIR": folder, "SOLVER.CLIP_GRADIENTS.ENABLED": True}
+    data = {name: MetadataCatalog.get(name) for name in (tiny.TRAIN, tiny.VAL)}
+    pairs = {
+        **tiny.SMALL,
+        "OUTPUT_DIR": folder,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "DATASETS.REGISTER": [f"own_{k} {d.json_file} {d.image_root}" for k, d in data.items()],
+        "DATASETS.TRAIN": (f"own_{tiny.TRAIN}",),
+        "DATASETS.TEST": (f"own_{tiny.VAL}",),
+        "MODEL.RETINANET.NUM_CLASSES": 80,  # Detectron2's default, so that the files' is taken
+    }
     words = [str(word) for pair in pairs.items() for word in pair]
     start = [script, "--config-file", "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"]
     return [

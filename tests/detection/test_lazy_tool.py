@@ -22,7 +22,8 @@ optimizer, lr_multiplier, train = cfg.optimizer, cfg.lr_multiplier, cfg.train
 model.num_classes = 10
 model.backbone.bottom_up.stages.depth = 18
 model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
-dataloader.train.dataset.names, dataloader.test.dataset.names = {train!r}, {val!r}
+dataloader.register = {register!r}
+dataloader.train.dataset.names, dataloader.test.dataset.names = "lazy_train", "lazy_val"
 dataloader.train.mapper.augmentations[0].short_edge_length = (64,)
 dataloader.test.mapper.augmentations[0].short_edge_length = 64
 dataloader.train.total_batch_size = 2
@@ -42,6 +43,14 @@ def load(path):
     return module
 
 
+def registered(scenes):
+    folder = scenes / "digit_scenes"
+    return [
+        f"lazy_{split} {folder}/annotations/instances_{split}.json {folder}/{split}"
+        for split in ("train", "val")
+    ]
+
+
 @pytest.fixture
 def run(tiny, scenes, tmp_path, monkeypatch):
     """Return ``run(*arguments)``, which runs the tool in this process."""
@@ -51,7 +60,7 @@ def run(tiny, scenes, tmp_path, monkeypatch):
     )
     config = tmp_path / "small.py"
     config.write_text(
-        SMALL.format(config=str(CONFIG), train=tiny.TRAIN, val=tiny.VAL, output=str(tmp_path))
+        SMALL.format(config=str(CONFIG), register=registered(scenes), output=str(tmp_path))
     )
 
     def call(*arguments):

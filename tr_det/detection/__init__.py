@@ -25,6 +25,11 @@ from tr_det.detection.modeling.resnet import (
     build_retinanet_quant_resnet_fpn_backbone,
 )
 from tr_det.detection.modeling.retinanet import QuantRetinaNet
+from tr_det.detection.modeling.timm_backbone import (
+    TimmBackbone,
+    build_quant_timm_backbone,
+    build_retinanet_quant_timm_fpn_backbone,
+)
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY, build_optimizer
 
 register_digit_scenes()
@@ -38,12 +43,15 @@ __all__ = [
     "QuantConv2dNorm",
     "QuantRetinaNet",
     "QuantTrainer",
+    "TimmBackbone",
     "add_tr_det_config",
     "build_optimizer",
     "build_quant_mobilenetv2_backbone",
     "build_quant_resnet_backbone",
+    "build_quant_timm_backbone",
     "build_retinanet_quant_resnet_fpn_backbone",
     "build_retinanet_quant_mobilenetv2_fpn_backbone",
+    "build_retinanet_quant_timm_fpn_backbone",
     "calibrate",
     "quant_config_from",
     "quantize_detector",

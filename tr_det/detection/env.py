@@ -6,6 +6,7 @@ The variable is Detectron2's one injection point: `setup_environment` runs while
 imported, so what follows is in place before any script has read a name:
 
   * our keys are among the defaults of ``get_cfg``;
+  * the datasets of ``DATASETS.REGISTER`` are registered when a config is frozen, as all tools do;
   * what is in configs and pickles is not run when they are read;
   * backbones, ``QuantRetinaNet`` and the embedded datasets are registered;
   * ``build_optimizer`` is ours, wherever Detectron2 has it by name;
@@ -46,6 +47,7 @@ def setup_environment() -> None:
     from tr_det.detection.solver.optimizers import build_optimizer
 
     _read_configs_without_running_them()
+    _register_datasets_of_frozen_configs()
     _unpickle_arrays_only()
     _replace("build_optimizer", _OPTIMIZER_PLACES, build_optimizer)
     evaluate_through_methods()
@@ -68,6 +70,22 @@ def _read_configs_without_running_them() -> None:
         return read_tree(filename)
 
     CfgNode.load_yaml_with_base = classmethod(load_yaml_with_base)
+
+
+def _register_datasets_of_frozen_configs() -> None:
+    """Follow ``DATASETS.REGISTER`` where a config is complete and nothing has read it yet."""
+    from detectron2.config import CfgNode
+
+    from tr_det.detection.data.register import follow_register
+
+    inner = CfgNode.freeze
+
+    def freeze(self: Any) -> None:
+        if "REGISTER" in self.get("DATASETS", ()):
+            follow_register(self)
+        inner(self)
+
+    CfgNode.freeze = freeze
 
 
 def _unpickle_arrays_only() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.model_zoo import get_config
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -27,6 +28,8 @@ from tr_det.core.errors import check, check_among
 from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.detection.config.keys import FIRST_AND_LAST
 from tr_det.detection.config.quantization import retinanet_quant_config
+from tr_det.detection.data.register import check_categories_alike
+from tr_det.detection.data.register import register as register_datasets
 from tr_det.detection.modeling.retinanet import QuantRetinaNet
 from tr_det.detection.solver.methods import attach_all, evaluate_through_methods
 from tr_det.detection.solver.optimizers import optimizer_groups
@@ -51,7 +54,6 @@ def quant_config(
     protocol: str = "paper",
     optimizer: str = "SGDT",
     learn_weight_scale: bool | None = None,
-    head_input_relu: bool = True,
     weight_quantizer: str = "fixed_grid",
     act_quantizer: str = "fixed_grid",
     weight_options: Mapping[str, Any] | None = None,
@@ -68,7 +70,6 @@ def quant_config(
         optimizer: its name.
         learn_weight_scale: whether the scales of weight quantizers are trained; None: unless the
             optimizer schedules transition rates.
-        head_input_relu: whether the head has a ReLU on its inputs.
         weight_quantizer: name of the quantizer.
         act_quantizer: the same for inputs.
         weight_options: options of the quantizer.
@@ -87,7 +88,6 @@ def quant_config(
     return retinanet_quant_config(
         FIRST_AND_LAST,
         eight_bits if protocol == "all" else [],
-        head_input_relu=head_input_relu,
         weight_bits=weight_bits,
         act_bits=act_bits,
         learn_weight_scale=learn_weight_scale,
@@ -229,12 +229,43 @@ def cosine() -> DictConfig:
 
 
 def coco_loaders() -> DictConfig:
-    """Return Detectron2's loaders of COCO 2017 and its evaluation, with RGB images and no masks."""
+    """Return Detectron2's loaders of COCO 2017 and its evaluation, with RGB images and no masks.
+
+    ``register`` lists other datasets, whose names ``train.dataset.names`` and so on can be.
+    """
     loaders = get_config("common/data/coco.py").dataloader
     loaders.train.mapper.image_format = "RGB"
     loaders.train.mapper.use_instance_mask = False
     loaders.evaluator.use_fast_impl = False
+    loaders.register = []
+    for part in (loaders.train, loaders.test):
+        part.dataset._target_ = registered_dicts
+        part.dataset.register = "${dataloader.register}"
+        part.dataset.num_classes = "${model.num_classes}"
     return loaders
+
+
+def registered_dicts(
+    names: str | Sequence[str], register: Sequence[str], num_classes: int, **options: Any
+) -> list[dict[str, Any]]:
+    """Return Detectron2's dicts of datasets.
+
+    Args:
+        names: of one or several.
+        register: datasets that are registered before, as in ``DATASETS.REGISTER``.
+        num_classes: of the model.
+        **options: of Detectron2's ``get_detection_dataset_dicts``.
+
+    Raises:
+        ConfigError: an entry of another form, or a model with another number of classes.
+    """
+    wanted = {names} if isinstance(names, str) else {*names}
+    entries = [entry for entry in register_datasets(register) if entry.name in wanted]
+    classes = len(check_categories_alike(entries)) or num_classes
+    allowed = f"{classes}, the number of categories of {', '.join(sorted(wanted))}"
+    check("model.num_classes", num_classes, num_classes == classes, allowed)
+    dicts: list[dict[str, Any]] = get_detection_dataset_dicts(names, **options)
+    return dicts
 
 
 def train_options() -> DictConfig:

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from tr_det.detection import QuantCheckpointer
+from tr_det.detection.config.reading import load_config
 from tr_det.detection.demo import export
 from tr_det.detection.demo import run as demo_module
 from tr_det.detection.demo.run import DemoOptions, build_config, run_demo
@@ -154,9 +156,26 @@ def test_without_its_packages_an_export_is_refused_before_any_work(make_options,
         make_options(export=True)
 
 
-def test_a_plain_optimizer_has_no_target(make_options):
-    said = []
-    results = run_demo(make_options(optimizer="SGD"), say=said.append)
+def test_on_other_data_full_precision_is_trained_first(make_options, make_config, tiny, tmp_path):
+    """With a plain optimizer, which has no target."""
+    data, said = MetadataCatalog.get(tiny.TRAIN), []
+    full = make_config("MODEL.QUANT.ENABLED", False, "SOLVER.OPTIMIZER", "SGD")
+    (tmp_path / "full.yaml").write_text(full.dump())
+    options = make_options(
+        optimizer="SGD",
+        data=f"other {data.json_file} {data.image_root}",
+        weights=Path("nowhere"),
+        fp_config_file=tmp_path / "full.yaml",
+        fp_iterations=20,
+        overrides=("SOLVER.BASE_LR", "0.02", "SEED", "4", "DATASETS.TRAIN", "('other',)"),
+    )
+    results = run_demo(options, say=said.append)
+    assert "[1/5] Training in full precision for 20 iterations" in said
+    trained = load_config(tmp_path / "demo/runs" / options.fp_name / "config.yaml")
+    assert trained.DATASETS.TRAIN == ("other",)
+    assert (trained.SOLVER.MAX_ITER, trained.SEED) == (20, 4)
+    assert trained.SOLVER.BASE_LR == full.SOLVER.BASE_LR  # the solver's overrides are of QAT
+    assert results["seconds"]["fp_training"] > 0
     assert results["tr"]["target"] == []
     assert "SGD: no target" in "\n".join(said)
     assert build_config(make_options(optimizer="SGD")).MODEL.QUANT.LEARN_WEIGHT_SCALE

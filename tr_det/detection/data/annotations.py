@@ -40,7 +40,7 @@ def check_boxes(dicts: Dicts, dataset: str) -> None:
 
 def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
     """Raise ValueError if an annotation has a class that the model does not have."""
-    key, classes = _classes(cfg)
+    key, classes = classes_of(cfg)
     if classes is None:
         return
     highest = max(
@@ -55,7 +55,7 @@ def check_categories(dicts: Dicts, cfg: CfgNode) -> None:
 def check_scoring(dataset: str, cfg: CfgNode) -> None:
     """Raise ValueError if a model has classes that a test dataset does not have."""
     metadata = MetadataCatalog.get(dataset)
-    key, classes = _classes(cfg)
+    key, classes = classes_of(cfg)
     known = len(metadata.get("thing_dataset_id_to_contiguous_id", ()))  # what the scores go by
     if known and classes is not None:
         allowed = f"at most {known}, the number of categories of DATASETS.TEST {dataset!r}"
@@ -115,7 +115,7 @@ def _is_box(values: Any, mode: BoxMode | None) -> bool:
     )
 
 
-def _classes(cfg: CfgNode) -> tuple[str, int | None]:
+def classes_of(cfg: CfgNode) -> tuple[str, int | None]:
     """Return the key of the model's number of classes and the number, None if we do not know."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if "Retina" in architecture or "FCOS" in architecture:

@@ -84,9 +84,10 @@ def draw_detections(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(4 * len(columns), 4 * len(rows)), layout="constrained")
+    heights = [image.shape[0] / image.shape[1] for image, _ in rows]
+    figure = Figure(figsize=(4 * len(columns), 4 * sum(heights)), layout="constrained")
     figure.supxlabel(f"detections with a score of at least {score_threshold:g}")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     for axes, heading in zip(grid[0], columns, strict=True):
         axes.set_title(heading)
     for line, (image, lists) in zip(grid, rows, strict=True):

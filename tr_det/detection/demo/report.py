@@ -11,6 +11,7 @@ from tr_det.export.runtimes import TITLES
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PHASES = {
     "dataset": "dataset",
+    "fp_training": "FP training",
     "fp": "FP",
     "before_qat": "before QAT",
     "qat": "QAT",

@@ -5,12 +5,10 @@ Each phase leaves its result in ``state.json``, so that an interrupted run resum
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, TensorboardXWriter
-from PIL import Image
 from torch import nn
 
-from tr_det.core.errors import check, check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
-from tr_det.detection.config.reading import load_config
-from tr_det.detection.data.datasets import datasets_root
-from tr_det.detection.demo.export import check_packages, export_phase
+from tr_det.detection.data.datasets import check_datasets, datasets_root
+from tr_det.detection.demo.export import export_phase
+from tr_det.detection.demo.options import DemoOptions, build_config, full_precision_config
 from tr_det.detection.demo.output import (
     ProgressLine,
     inference_progress,
@@ -39,90 +35,14 @@ from tr_det.detection.demo.report import results_table, tr_series
 from tr_det.detection.engine.calibration import calibrate
 from tr_det.detection.engine.trainer import QuantTrainer
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
-from tr_det.digits.dataset import CLASS_NAMES, build_digit_scenes
+from tr_det.digits.dataset import build_digit_scenes
+from tr_det.export.images import opened
 from tr_det.runtime.files import write_json, write_text
 from tr_det.runtime.metrics import read_records
 from tr_det.runtime.processes import only_writer
 from tr_det.runtime.signals import held
 
-LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
-"""Base learning rates of the demo; those of Adam's family have 1e-3."""
-
 PICTURE_IMAGES = 4
-
-OWN_KEYS = {
-    "OUTPUT_DIR": "use --output",
-    "MODEL.QUANT.ENABLED": "for full precision use tools/train_net.py",
-    "MODEL.QUANT.WEIGHT_BITS": "use --bits",
-    "MODEL.QUANT.ACT_BITS": "use --bits",
-    "SOLVER.MAX_ITER": "use --iters",
-    "SOLVER.OPTIMIZER": "use --optimizer",
-}
-"""Config keys that the demo sets from its own options -> what to use instead."""
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """The demo's command line.
-
-    Attributes:
-        config_file: YAML of the W4A4 run.
-        weights: full-precision checkpoint.
-        output: folder of results and checkpoints.
-        bits: of weights and activations, 1 to 8.
-        optimizer: name in OPTIMIZER_REGISTRY.
-        iterations: QAT iterations, >= 20.
-        overrides: more ``KEY VALUE`` pairs of the config.
-        export: whether the trained model is exported, too.
-    """
-
-    config_file: Path
-    weights: Path
-    output: Path
-    bits: int = 4
-    optimizer: str = "SGDT"
-    iterations: int = 1000
-    overrides: tuple[str, ...] = ()
-    export: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an option that cannot be followed."""
-        check("--bits", self.bits, 1 <= self.bits <= 8, "an integer from 1 to 8")
-        check_among("--optimizer", self.optimizer, [name for name, _ in OPTIMIZER_REGISTRY])
-        check("--iters", self.iterations, self.iterations >= 20, "at least 20")
-        for key in self.overrides[::2]:
-            if key in OWN_KEYS:
-                raise ValueError(f"{key}: the demo sets it itself; {OWN_KEYS[key]}")
-        if self.export:
-            check_packages()
-
-    @property
-    def run_name(self) -> str:
-        """Folder name that tells runs with different options apart."""
-        words = " ".join(self.overrides).encode()
-        extra = f"_{hashlib.sha256(words).hexdigest()[:8]}" if words else ""
-        return f"w{self.bits}a{self.bits}_{self.optimizer}_{self.iterations}{extra}"
-
-
-def build_config(options: DemoOptions) -> CfgNode:
-    """Return the frozen config of the quantized run."""
-    scheduled = OPTIMIZER_REGISTRY.get(options.optimizer).transition
-    plain_name = options.optimizer.removesuffix("T") if scheduled else options.optimizer
-    own = {
-        "SOLVER.OPTIMIZER": options.optimizer,
-        "SOLVER.BASE_LR": LEARNING_RATES.get(plain_name, 1e-3),
-        "SOLVER.MAX_ITER": options.iterations,
-        "SOLVER.CHECKPOINT_PERIOD": options.iterations // 10,  # what an interruption can cost
-        "MODEL.QUANT.WEIGHT_BITS": options.bits,
-        "MODEL.QUANT.ACT_BITS": options.bits,
-        "MODEL.QUANT.LEARN_WEIGHT_SCALE": not scheduled,
-        "MODEL.DEVICE": "cuda" if torch.cuda.is_available() else "cpu",
-        "OUTPUT_DIR": str(options.output / "runs" / options.run_name),
-    }
-    pairs = [word for pair in own.items() for word in pair]
-    cfg = load_config(options.config_file, [*pairs, *options.overrides])
-    cfg.freeze()
-    return cfg
 
 
 def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -138,7 +58,14 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
 
 def _run_phases(options: DemoOptions, cfg: CfgNode, say: Callable[[str], None]) -> dict[str, Any]:
     run = _Run(options, cfg, say)
-    run.phase("dataset", "Building the embedded dataset", run.build_dataset)
+    if options.data is None:
+        run.phase("dataset", "Building the embedded dataset", run.build_dataset)
+    else:
+        run.phase(
+            "fp_training",
+            f"Training in full precision for {run.fp.SOLVER.MAX_ITER} iterations",
+            run.train_full_precision,
+        )
     run.phase("fp", "Evaluating the full-precision model", run.evaluate_full_precision)
     run.phase(
         "before_qat",
@@ -165,6 +92,11 @@ class _Run:
 
     def __init__(self, options: DemoOptions, cfg: CfgNode, say: Callable[[str], None]) -> None:
         self.options, self.cfg, self.say = options, cfg, say
+        self.weights = options.weights
+        if options.data is not None:
+            check_datasets(cfg)
+            self.fp = full_precision_config(options)
+            self.weights = Path(self.fp.OUTPUT_DIR) / "model_final.pth"
         self.folder = Path(cfg.OUTPUT_DIR)
         self.state_file = self.folder / "state.json"
         self.done, self.phases = 0, 6 if options.export else 5
@@ -210,16 +142,25 @@ class _Run:
 
         return str(build_digit_scenes(datasets_root(), progress=progress).root)
 
+    def train_full_precision(self) -> int:
+        """Train the model that everything starts from, or take that of another run."""
+        if self.weights.exists():
+            self.say(f"      {self.weights} is there")
+        else:
+            write_text(self.weights.with_name("config.yaml"), self.fp.dump())
+            self._train(self.fp)
+        return int(self.fp.SOLVER.MAX_ITER)
+
     def evaluate_full_precision(self) -> dict[str, float]:
         """Evaluate the checkpoint that everything starts from."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.QUANT.ENABLED = False
-        return self._evaluate(self._load(cfg, self.options.weights), "fp")
+        return self._evaluate(self._load(cfg, self.weights), "fp")
 
     def quantize_and_evaluate(self) -> dict[str, float]:
         """Quantize the full-precision model, calibrate it, save it and evaluate it."""
-        model = self._load(self.cfg, self.options.weights)
+        model = self._load(self.cfg, self.weights)
         report: Any = model.quant_report
         self.state["storage_mb"] = {
             "fp": report.storage_mb(quantized=False),
@@ -236,14 +177,8 @@ class _Run:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = str(self.folder / "calibrated.pth")
-        cfg.DATASETS.TEST = ()  # evaluated as a phase of its own
-        trainer = _DemoTrainer(cfg, self.say)
-        trainer.resume_or_load(resume=True)
-        if trainer.start_iter:
-            self.say(f"      resuming at iteration {trainer.start_iter}")
-        with held():
-            trainer.train()
-        return cfg.SOLVER.MAX_ITER
+        self._train(cfg)
+        return int(cfg.SOLVER.MAX_ITER)
 
     def evaluate_after(self) -> dict[str, float]:
         """Evaluate the trained model."""
@@ -284,6 +219,17 @@ class _Run:
         write_json(self.complete, results)
         return results
 
+    def _train(self, cfg: CfgNode) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = ()  # evaluated as a phase of its own
+        trainer = _DemoTrainer(cfg, self.say)
+        trainer.resume_or_load(resume=True)
+        if trainer.start_iter:
+            self.say(f"      resuming at iteration {trainer.start_iter}")
+        with held():
+            trainer.train()
+
     def _load(self, cfg: CfgNode, weights: Path) -> nn.Module:
         model = QuantTrainer.build_model(cfg)
         QuantCheckpointer(model).load(str(weights))
@@ -303,13 +249,14 @@ class _Run:
         fp, quantized = self._detections("fp"), self._detections("after_qat")
         rows = []
         for scene in scenes[:: max(1, len(scenes) // PICTURE_IMAGES)][:PICTURE_IMAGES]:
-            image = np.asarray(Image.open(scene["file_name"]).convert("RGB"))
+            image = np.asarray(opened(scene["file_name"]).convert("RGB"))
             truth: list[Detection] = [
                 (a["bbox"], a["category_id"], None) for a in scene["annotations"]
             ]
             rows.append((image, [truth, fp[scene["image_id"]], quantized[scene["image_id"]]]))
         titles = ("ground truth", "full precision", f"{self.options.bits}-bit")
-        draw_detections(self.options.output / "detections.png", rows, CLASS_NAMES, titles)
+        classes = MetadataCatalog.get(self.cfg.DATASETS.TEST[0]).thing_classes
+        draw_detections(self.options.output / "detections.png", rows, classes, titles)
 
     def _detections(self, phase: str) -> dict[int, list[Detection]]:
         """Return an evaluated phase's detections by image."""

@@ -1,0 +1,197 @@
+"""VOC, YOLO and COCO: what is read of each, and what is wrong with a file of each."""
+
+import json
+
+import pytest
+
+from tr_det.detection.data.prepare.coco import read_coco
+from tr_det.detection.data.prepare.source import Box, Faults
+from tr_det.detection.data.prepare.voc import read_voc
+from tr_det.detection.data.prepare.yolo import read_yolo
+
+READERS = {"voc": read_voc, "yolo": read_yolo, "coco": read_coco}
+
+
+def by_name(source):
+    return {photo.path.stem: photo for photo in source.photos}
+
+
+def test_voc_takes_the_lists_of_splits(voc):
+    lists = voc / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("a0\na1 1\n\na2\n")
+    (lists / "train.txt").write_text("a0\na1\n")
+    (lists / "test.txt").write_text("a3\na4\n")
+    (lists / "cat_test.txt").write_text("a5\n")  # of a class, in the challenge's own files
+    source = read_voc(voc, Faults())
+    assert {name: photo.split for name, photo in by_name(source).items()} == {
+        **dict.fromkeys(("a0", "a1", "a2"), "train"),
+        **dict.fromkeys(("a3", "a4"), "test"),
+    }
+    assert source.classes == ("ant", "cat")
+    assert source.notes == ["1 images are in no list of ImageSets/Main"]
+    assert by_name(source)["a3"].boxes == (Box("cat", 5, 5, 18, 20), Box("ant", 1, 2, 11, 12))
+
+
+def test_voc_files_may_lie_beside_their_images_and_difficult_ones_are_marked(paint, annotate):
+    path = paint("one/x.1.jpg")
+    paint("two/x.1.jpg")
+    paint("two/unlabelled.jpg")
+    annotate("one/x.1.xml", [("cat", 1, 2, 3, 4)], difficult=1)
+    annotate("two/x.1.xml", [])
+    source = read_voc(path.parents[1], Faults())
+    assert [photo.path.parent.name for photo in source.photos] == ["one", "two"]
+    assert source.photos[0].boxes == (Box("cat", 1, 2, 3, 4, crowd=True),)
+    assert source.notes == ["1 images have no .xml file"]
+
+
+def yolo(paint, root_file, text, folders, lines="1 0.5 0.5 0.2 0.4\n"):
+    """Write YAML or names, and an image with labels in each folder; return the source's folder."""
+    for number, folder in enumerate(folders):
+        path = paint(f"{folder}/y{number}.png")
+        labels = path.parent.parent / path.parent.name.replace("images", "labels")
+        if "images/" in folder:
+            labels = path.parents[2] / "labels" / path.parent.name
+        labels.mkdir(parents=True, exist_ok=True)
+        (labels / f"y{number}.txt").write_text(lines)
+    root = path.parents[len(folder.split("/"))]
+    (root / root_file).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("root_file", "text", "folders", "splits"),
+    [
+        ("data.yaml", "{train: images/train, val: images/val, names: {0: ant, 1: cat}}",
+         ["images/train", "images/val"], ["train", "val"]),
+        ("data.yaml", "{train: ../train/images, val: ../valid/images, test: ../test/images, nc: 2, "
+         "names: [ant, cat]}", ["train/images", "valid/images", "test/images"],
+         ["train", "val", "test"]),
+        ("classes.txt", "ant\ncat\n", ["all"], [""]),
+        ("classes.txt", "ant\ncat\n", ["images/test", "images/train"], ["test", "train"]),
+    ],
+)  # fmt: skip
+def test_yolo_in_its_layouts(paint, root_file, text, folders, splits):
+    source = read_yolo(yolo(paint, root_file, text, folders), Faults())
+    assert [photo.split for photo in source.photos] == splits
+    assert source.classes == ("ant", "cat")
+    for photo in source.photos:
+        assert photo.relative
+        assert photo.boxes[0].label == "cat"
+        assert photo.boxes[0][1:5] == pytest.approx((0.4, 0.3, 0.6, 0.7))
+
+
+def test_yolos_polygons_become_boxes_and_images_without_labels_have_none(paint):
+    root = yolo(paint, "classes.txt", "ant\n", ["a"], "0 0.1 0.2 0.5 0.3 0.2 0.9\n")
+    paint("a/empty.png")
+    source = read_yolo(root, Faults())
+    assert by_name(source)["y0"].boxes == (Box("ant", 0.1, 0.2, 0.5, 0.9),)
+    assert by_name(source)["empty"].boxes == ()
+    assert "1 images have no file of labels" in source.notes[0]
+
+
+def coco(folder, name, categories, file_names, **changes):
+    """Write a COCO file with one box of each category in each image."""
+    ids = {category: number for number, category in enumerate(categories, start=7)}
+    notes = [
+        {"id": n, "image_id": n, "category_id": number, "bbox": [1, 2, 10, 11], **changes}
+        for n, _ in enumerate(file_names)
+        for number in ids.values()
+    ]
+    images = [
+        {"id": n, "file_name": file, "width": 40, "height": 30} for n, file in enumerate(file_names)
+    ]
+    table = {"images": images, "annotations": notes}
+    table["categories"] = [{"id": number, "name": label} for label, number in ids.items()]
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table))
+    return path
+
+
+def test_several_coco_files_are_one_source(paint, tmp_path):
+    for split in ("train", "valid"):
+        paint(f"{split}/same.png")
+    root = tmp_path / "source"
+    coco(root, "train/_annotations.coco.json", ["ant", "cat"], ["same.png"])
+    coco(root, "valid/_annotations.coco.json", ["cat", "dog"], ["same.png"])
+    (root / "other.json").write_text("{}")
+    source = read_coco(root, Faults())
+    assert source.classes == ("ant", "cat", "dog")
+    assert [(p.split, p.path.parent.name) for p in source.photos] == [
+        ("train", "train"),
+        ("val", "valid"),
+    ]
+    assert source.photos[1].boxes == (Box("cat", 1, 2, 11, 13), Box("dog", 1, 2, 11, 13))
+
+
+def test_coco_files_apart_from_their_images_take_those_of_their_split(paint, tmp_path):
+    for split in ("train", "val"):
+        paint(f"{split}2017/1.png")
+        name = f"annotations/instances_{split}2017.json"
+        coco(tmp_path / "source", name, ["a"], ["1.png"])
+    source = read_coco(tmp_path / "source", Faults())
+    assert [(p.split, p.path.parent.name) for p in source.photos] == [
+        ("train", "train2017"),
+        ("val", "val2017"),
+    ]
+
+
+def test_a_coco_file_finds_images_in_coco_s_own_layout(paint, tmp_path):
+    paint("val2017/1.png")
+    file = coco(tmp_path / "source", "annotations/instances_val2017.json", ["a"], ["1.png"])
+    (photo,) = read_coco(file, Faults()).photos
+    assert photo.path.is_file()
+    assert photo.split == ""  # one file is split anew
+
+
+BROKEN = {
+    "cut off": ("voc", "a.xml", "<annotation><object>", "a.xml: no element found"),
+    "no annotation": ("voc", "a.xml", "<html></html>", "is <html>; must be <annotation>"),
+    "no image": ("voc", "b.xml", "<annotation></annotation>", "there is no image b"),
+    "no name": ("voc", "a.xml", "<annotation><object/></annotation>", "<object> has no <name>"),
+    "no number": (
+        "voc",
+        "a.xml",
+        "<annotation><object><name>x</name><bndbox><xmin>1,5</xmin></bndbox></object></annotation>",
+        "bndbox/xmin='1,5'; must be a number",
+    ),
+    "words": ("yolo", "a.txt", "cat 1 2 3 4", "line 1: 'cat 1 2 3 4' must be numbers"),
+    "three": ("yolo", "a.txt", "0 1 2 3", "line 1: must be a class and four numbers"),
+    "class": ("yolo", "a.txt", "0 1 1 1 1\n2 1 1 1 1", "line 2: class 2 of the 1 that are named"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named_or_left_out(paint, case):
+    form, name, text, message = BROKEN[case]
+    root = paint("a.png").parent
+    (root / "classes.txt").write_text("ant\n")
+    (root / name).write_text(text)
+    faults = Faults()
+    READERS[form](root, faults)
+    with pytest.raises(ValueError, match="--skip-broken") as caught:
+        faults.settle()
+    assert f"{name}: " in str(caught.value)
+    assert message in str(caught.value)
+    faults.skip = True
+    assert "1 broken files are left out" in faults.settle()
+
+
+def test_a_broken_coco_file_is_named(paint, tmp_path):
+    paint("a.png")
+    root = tmp_path / "source"
+    faults = Faults()
+    coco(root, "a.json", ["ant"], ["a.png", "gone.png"], bbox=[1, 2])
+    read_coco(root, faults)
+    assert len(faults.found) == 3
+    (root / "a.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"a\.json: no JSON"):
+        read_coco(root, Faults())
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_a_folder_without_labels_is_refused(paint, form):
+    root = paint("a.png").parent
+    with pytest.raises(ValueError, match="must hold"):
+        READERS[form](root, Faults())

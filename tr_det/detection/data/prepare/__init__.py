@@ -1,0 +1,1 @@
+"""Labelled images in common formats -> COCO files with a fixed split, checked."""

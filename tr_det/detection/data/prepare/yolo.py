@@ -1,0 +1,155 @@
+"""YOLO: a text file for each image, a line for each box: class, centre, width, height as shares.
+
+The names of the classes are in ``data.yaml``, which also says where the splits are, or in
+``classes.txt`` or ``obj.names``, a line each. A line with more numbers is a polygon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tr_det.detection.data.prepare.source import (
+    SPLIT_NAMES,
+    Box,
+    Faults,
+    Photo,
+    Source,
+    split_of,
+)
+from tr_det.export.images import IMAGE_SUFFIXES
+
+NAME_FILES = ("classes.txt", "obj.names")
+
+
+def read_yolo(source: Path, faults: Faults) -> Source:
+    """Read the images and labels of a folder.
+
+    Args:
+        source: a folder, or the YAML file in it.
+        faults: takes the label files that cannot be used.
+
+    Raises:
+        ValueError: the names of the classes, the images or all labels are missing.
+    """
+    root = source if source.is_dir() else source.parent
+    file = source if source.is_file() else _yaml_in(root)
+    if file is not None:
+        table = _read_yaml(file)
+        classes = _names(table.get("names"), file)
+        images = list(_listed_images(table, file))
+    else:
+        classes = _names_file(root)
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [(path, split_of(path, root)) for path in paths]
+    photos, without = [], 0
+    for path, split in images:
+        labels = _labels_of(path)
+        without += labels is None
+        try:
+            boxes = tuple(_boxes(labels, classes)) if labels else ()
+        except ValueError as error:
+            faults.add(labels or path, error)
+            continue
+        photos.append(Photo(path, boxes, split, relative=True))
+    if without == len(images):
+        raise ValueError(f"{source}: has {len(images)} images, and no .txt file of labels for them")
+    note = f"{without} images have no file of labels: taken as images without objects"
+    return Source(photos, classes, [note] if without else [])
+
+
+def _yaml_in(root: Path) -> Path | None:
+    files = [file for suffix in ("yaml", "yml") for file in sorted(root.glob(f"*.{suffix}"))]
+    named = [file for file in files if file.stem in ("data", "dataset")]
+    return next(iter(named or files), None)
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: no YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{file}: must be a mapping with 'names'")
+    return table
+
+
+def _names(given: Any, file: Path) -> tuple[str, ...]:
+    if isinstance(given, dict):
+        given = [given[key] for key in sorted(given, key=int)]
+    if not (isinstance(given, list) and given):
+        raise ValueError(f"{file}: names={given!r}: must be a list of the names of the classes")
+    return tuple(str(name).strip() for name in given)
+
+
+def _names_file(root: Path) -> tuple[str, ...]:
+    for file in (path for name in NAME_FILES for path in sorted(root.rglob(name))):
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+        if names:
+            return names
+    raise ValueError(f"{root}: must hold data.yaml, or the names of the classes in classes.txt")
+
+
+def _listed_images(table: Mapping[str, Any], file: Path) -> Iterator[tuple[Path, str]]:
+    base = file.parent / str(table.get("path") or "")
+    if not base.is_dir():  # that of another machine
+        base = file.parent
+    seen = set()
+    for split in ("train", "val", "valid", "test"):
+        given = table.get(split) or []
+        for place in given if isinstance(given, list) else [given]:
+            for path in _images_at(base, str(place), file):
+                if path not in seen:
+                    seen.add(path)
+                    yield path, SPLIT_NAMES[split]
+    if not seen:
+        raise ValueError(f"{file}: must name folders of images by 'train', 'val' or 'test'")
+
+
+def _images_at(base: Path, place: str, file: Path) -> list[Path]:
+    """Return the images of a folder, or those that a text file lists."""
+    # Exports of some services say "../train/images" of a folder beside data.yaml.
+    for folder in (base / place, file.parent / place, file.parent / place.removeprefix("../")):
+        if folder.is_dir():
+            return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if folder.is_file():
+            lines = folder.read_text(encoding="utf-8-sig").split("\n")
+            return [folder.parent / line.strip() for line in lines if line.strip()]
+    raise ValueError(f"{file}: names {place!r}, which does not exist")
+
+
+def _labels_of(image: Path) -> Path | None:
+    """Return the file of an image's labels: in ``labels`` for ``images``, or beside it."""
+    name = image.with_suffix(".txt").name
+    folders = [image.parent, image.parent / "labels"]
+    parts = image.parent.parts
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        folders.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _boxes(file: Path, classes: tuple[str, ...]) -> Iterator[Box]:
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            index, *values = map(float, line.split())
+        except ValueError:
+            raise ValueError(f"line {number}: {line[:60]!r} must be numbers") from None
+        if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
+            raise ValueError(f"line {number}: must be a class and four numbers, or a polygon")
+        if not all(map(math.isfinite, values)) or index not in range(len(classes)):
+            raise ValueError(f"line {number}: class {index:g} of the {len(classes)} that are named")
+        if len(values) == 4:
+            x, y, w, h = values
+            edges = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        else:
+            xs, ys = values[::2], values[1::2]
+            edges = (min(xs), min(ys), max(xs), max(ys))
+        yield Box(classes[int(index)], *edges)
