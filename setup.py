@@ -32,6 +32,8 @@ def read_readme() -> str:
 DEMO = ["scikit-learn>=1.2"]
 TIMM = ["timm>=1.0,<2"]  # DeiT and EfficientNet-lite0 of the classification companion
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0", "safetensors>=0.4"]
+STUDY = ["scipy>=1.9", "submitit>=1.5,<2"]  # tools/run_study.py: intervals, clusters
+STUDY += ["jinja2>=3.1"]  # report.html of tools/report.py
 VIDEO = ["av>=12"]  # frames of video files for tools/predict.py
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "pytest-cov>=5", "hypothesis>=6.80"]
 TEST += ["ruff>=0.9", "mypy>=1.11", "torchao>=0.18,<1"]
@@ -51,7 +53,14 @@ setup(
     ],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["tr_det", "tr_det.*"]),
-    package_data={"tr_det": ["py.typed", "core/ops/*.c", "digits/weights/*.pth"]},
+    package_data={
+        "tr_det": [
+            "py.typed",
+            "core/ops/*.c",
+            "digits/weights/*.pth",
+            "study/page/templates/*",
+        ]
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -76,8 +85,9 @@ setup(
     extras_require={
         "demo": DEMO,
         "export": EXPORT,
+        "study": STUDY,
         "timm": TIMM,
         "video": VIDEO,
-        "test": TEST + DEMO + EXPORT + TIMM + VIDEO,
+        "test": TEST + DEMO + EXPORT + STUDY + TIMM + VIDEO,
     },
 )

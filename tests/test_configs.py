@@ -1,5 +1,6 @@
 """Every detection config builds its model and optimizer, without storage."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,10 +19,12 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PATHS = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
-    if not path.name.startswith("Base") and path.relative_to(CONFIGS).parts[0] != "classification"
+    if not path.name.startswith("Base")
+    and path.relative_to(CONFIGS).parts[0] not in ("classification", "studies")
 )
 COCO = CONFIGS / "COCO-Detection"
-FIRST_AND_LAST = {"backbone.bottom_up.stem.conv1", "head.cls_score", "head.bbox_pred"}
+LAST = {"head.cls_score", "head.bbox_pred"}
+TIMM = importlib.util.find_spec("timm")
 
 
 def name_of(path):
@@ -32,6 +35,9 @@ def load(path):
     cfg = get_cfg()
     add_tr_det_config(cfg)
     cfg.merge_from_file(str(path))
+    if cfg.MODEL.TIMM.NAME and not TIMM:
+        pytest.skip("needs timm")
+    cfg.MODEL.TIMM.WEIGHTS = ""  # no download
     return cfg
 
 
@@ -48,7 +54,9 @@ def test_a_config_builds_what_its_name_says(path):
         assert model.quant_report is None
     else:
         bits = {x.name: (x.weight_bits, x.act_bits) for x in model.quant_report.layers}
-        assert {bits.pop(name) for name in FIRST_AND_LAST} == {(32, 32)}
+        first = "body.conv_stem" if cfg.MODEL.TIMM.NAME else "stem.conv1"
+        outer = {f"backbone.bottom_up.{first}", *LAST}
+        assert {bits.pop(name) for name in outer} == {(32, 32)}
         assert set(bits.values()) == {(4, 4)}
         # TR scheduling needs frozen weight scales, the paper's plain baselines train them.
         learned = {layer.weight_quantizer.scale.requires_grad for layer in quantized(model)}
@@ -56,7 +64,10 @@ def test_a_config_builds_what_its_name_says(path):
     scheduled = any("talr" in group for group in optimizer.param_groups)
     assert scheduled == path.stem.endswith("_sgdt")
     depth = re.search(r"_R_?(\d+)", path.stem)
-    assert int(depth[1]) == cfg.MODEL.RESNETS.DEPTH
+    if depth:
+        assert int(depth[1]) == cfg.MODEL.RESNETS.DEPTH
+    else:
+        assert cfg.MODEL.TIMM.NAME.removeprefix("tf_") in path.stem
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
 
 
@@ -78,8 +89,12 @@ def test_a_coco_config_has_the_papers_hyperparameters(path):
 
 
 def test_output_folders_are_all_different():
-    folders = [load(path).OUTPUT_DIR for path in PATHS]
+    folders = [output_of(path) for path in PATHS]
     assert len(set(folders)) == len(folders) > 10
+
+
+def output_of(path):
+    return yaml.safe_load(path.read_text())["OUTPUT_DIR"]
 
 
 def keys_in(path):

@@ -11,7 +11,7 @@ run.eval_period set how fine they are; run.checkpoint_period and run.keep_checkp
 are latent weights (four times at most).
 
 Writes NAME.png and NAME.json to output/studies; runs that are made here are in folders below
-output/studies/NAME and are made once. Table S3 is `tools/study.py step-decay`.
+output/studies/NAME and are made once. Table S3 is configs/studies/digits/step_decay.yaml.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ import torch
 from tr_det.core.transition import AUTO
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_json
+from tr_det.study.figure_runs import run_cell, settings
 from tr_det.study.figures import COLOURS, FIGURES, draw
-from tr_det.study.grid import settings
 from tr_det.study.history import History, read_history
-from tr_det.study.runner import run_cell
 
 OWN = ("steps", "bits", "optimizer", "factor", "seed")
 """Options of the runs that are made here."""

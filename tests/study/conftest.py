@@ -3,8 +3,8 @@
 import pytest
 
 from tr_det.core.transition import AUTO
-from tr_det.study import runner
-from tr_det.study.grid import settings
+from tr_det.study import figure_runs
+from tr_det.study.figure_runs import settings
 
 TINY = """
 model: {name: resnet_cifar, options: {depth: 8, width: 4}}
@@ -20,7 +20,7 @@ def output(tmp_path_factory):
     (configs / "resnet8_fp.yaml").write_text(TINY)
     (configs / "resnet8_sgd.yaml").write_text("_BASE_: resnet8_fp.yaml")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "CONFIGS", configs)
+        patch.setattr(figure_runs, "CONFIGS", configs)
         yield tmp_path_factory.mktemp("studies")
 
 
@@ -31,5 +31,5 @@ def cells(output):
     keys |= {"run.keep_checkpoints": 0, "tr.factor": AUTO}
     folders = {name: output / name for name in ("SGD", "SGDT")}
     for name, folder in folders.items():
-        runner.run_cell(folder, settings(name, more=keys), 0, output)
+        figure_runs.run_cell(folder, settings(name, more=keys), 0, output)
     return folders

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tr_det.study import figures, runner
+from tr_det.study import figure_runs, figures
 from tr_det.study.history import read_history
 
 
@@ -19,7 +19,7 @@ def test_pictures_are_drawn(cells, tmp_path, figure):
         assert len(set(image.convert("L").resize((50, 30)).get_flattened_data())) > 10
 
 
-@pytest.mark.parametrize("module", [figures, runner])
+@pytest.mark.parametrize("module", [figures, figure_runs])
 def test_examples_in_docstrings_give_what_they_show(module):
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted

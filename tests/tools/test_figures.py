@@ -6,7 +6,7 @@ import figures
 import pytest
 
 from tr_det.classification.config.reading import load_config
-from tr_det.study import runner
+from tr_det.study import figure_runs
 
 NAMES = ("SGDT", "SGD")
 DIGITS = Path(__file__).parents[2] / "configs/classification/digits"
@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
         text = f"_BASE_: {DIGITS}/resnet8_{name}.yaml\n{text}"
         (output / f"resnet8_{name}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "CONFIGS", output)
+        patch.setattr(figure_runs, "CONFIGS", output)
         call(patch, "step-decay", "--steps", 40, "--factor", 0.01, "--output", output)
     found = {name: output / f"step-decay/{name}_w2_lambda_0.01_40_updates_seed0" for name in NAMES}
     return output, found

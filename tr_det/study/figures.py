@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.study.history import Curve, History
+from tr_det.study.curves import Curve
+from tr_det.study.history import History
 
 INK, BLUE, RED, GREEN = "#222222", "#1f5fa8", "#c8452e", "#2b8a57"
 COLOURS = (BLUE, RED, GREEN, "#7a4fa3", "#d98e04", "#3aa6b9", "#8c564b", "#7f7f7f")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -18,37 +17,12 @@ from torch import Tensor
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.classification.config.reading import from_tree
 from tr_det.classification.engine.run import CONFIG
-from tr_det.core import Quantizer, build_quantizer
-from tr_det.core.optim.keys import FACTOR
-from tr_det.runtime.checkpoints import FINAL, numbered_checkpoints
-from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.metrics import METRICS, read_records
+from tr_det.study.curves import Curve, curve, layer_curve
+from tr_det.study.latents import StoredWeights, WeightQuantizer, training_checkpoints
 
 MOST_LATENTS = 4
 """Checkpoints whose weights are read; histograms of more hide each other."""
-
-_PART = ".weight_quantizer."
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A quantity over a run.
-
-    Attributes:
-        updates: number of updates made at each record, shape (records,).
-        values: shape (records, layers); one column for what layers play no part in.
-    """
-
-    updates: Tensor
-    values: Tensor
-
-    def mean(self) -> Tensor:
-        """Return means over layers, shape (records,)."""
-        return self.values.mean(1)
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-        return len(self.updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,31 +92,32 @@ def read_history(folder: Path) -> History:
     except ValueError:
         raise ValueError(f"{folder / CONFIG}: not the config of a classifier's run") from None
     rows = read_records(_file(folder, METRICS))
-    step_size = _layers(rows, "step_size")
+    step_size = layer_curve(rows, "step_size")
     if not len(step_size):
         raise ValueError(
             f"{folder / METRICS}: has no effective step sizes (quant.bits={config.quant.bits}); "
             "must be of a run with quantized weights that has logged an update"
         )
-    end = folder / f"{FINAL}.pth"
-    checkpoints = [*numbered_checkpoints(folder), *([end] if end.is_file() else [])]
+    quant = config.quant
+    quantizer = WeightQuantizer(quant.weight_quantizer, quant.weight_bits, quant.weight_options)
     latents, layer, factor = {}, "", math.nan
-    for path in _spread(checkpoints):
-        update, layer, weights, factor = _read_checkpoint(path, config)
-        latents[update] = weights
+    for path in training_checkpoints(folder, MOST_LATENTS):
+        stored = StoredWeights(path, quantizer)
+        layer, factor = stored.layers[len(stored.layers) // 2], stored.factor
+        latents[stored.updates] = stored.normalized(layer)
     return History(
         config=config,
-        running=_layers(rows, "running"),
-        target=_layers(rows, "target"),
-        talr=_layers(rows, "talr"),
-        lr=_curve(rows, ["lr"]),
+        running=layer_curve(rows, "running"),
+        target=layer_curve(rows, "target"),
+        talr=layer_curve(rows, "talr"),
+        lr=curve(rows, ["lr"]),
         step_size=step_size,
-        distance=_layers(rows, "distance"),
-        accuracy=_curve(rows, ["test/accuracy"]),
+        distance=layer_curve(rows, "distance"),
+        accuracy=curve(rows, ["test/accuracy"]),
         factor=factor,
         latents=latents,
         layer=layer,
-        transition_points=_quantizer(config, 1).transition_points(),
+        transition_points=quantizer.build(1).transition_points(),
     )
 
 
@@ -151,51 +126,3 @@ def _file(folder: Path, name: str) -> Path:
         allowed = "must be run.output_dir of tools/train_classifier.py"
         raise FileNotFoundError(f"{folder}: has no {name}; {allowed}")
     return folder / name
-
-
-def _layers(rows: list[dict[str, Any]], name: str) -> Curve:
-    """Return the curve of a quantity of every layer, of the records that have it."""
-    keys = {key for row in rows for key in row if key.startswith("tr_layers/")}
-    return _curve(rows, sorted(key for key in keys if key.endswith(f"/{name}")))
-
-
-def _curve(rows: list[dict[str, Any]], keys: list[str]) -> Curve:
-    """Return the curve of some scalars, one a column, of the records that have them all."""
-    points = [row for row in rows if keys and all(key in row for key in keys)]
-    values = torch.tensor([[row[key] for key in keys] for row in points], dtype=torch.float64)
-    updates = torch.tensor([row["iteration"] + 1 for row in points])
-    return Curve(updates, values.reshape(len(points), max(1, len(keys))))
-
-
-def _quantizer(config: ClassifierConfig, channels: int) -> Quantizer:
-    """Return the quantizer of a weight with that many output channels."""
-    quant = config.quant
-    return build_quantizer(
-        quant.weight_quantizer, quant.weight_bits, True, channels=channels, **quant.weight_options
-    )
-
-
-def _read_checkpoint(path: Path, config: ClassifierConfig) -> tuple[int, str, Tensor, float]:
-    """Return a checkpoint's update, its middle layer, that one's normalised latents, and lambda."""
-    # Mapped, so that only the one layer is read.
-    stored = read_checkpoint(path, mmap=True)
-    weights = stored["model"]
-    end = f"{_PART}_extra_state"
-    names = [key.removesuffix(end) for key in weights if key.endswith(end)]
-    layer = names[len(names) // 2]
-    weight, prefix = weights[f"{layer}.weight"], f"{layer}{_PART}"
-    quantizer = _quantizer(config, len(weight))
-    own = {key: value for key, value in weights.items() if key.startswith(prefix)}
-    quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
-    groups = [group for group in stored["optimizer"]["param_groups"] if FACTOR in group]
-    factor = groups[0][FACTOR] if groups else None  # None while it is being sought
-    factor = math.nan if factor is None else factor
-    return stored["iteration"], layer, quantizer.normalized(weight).flatten(), factor
-
-
-def _spread(paths: list[Path]) -> list[Path]:
-    """Return the first, the last and some between, at most `MOST_LATENTS`."""
-    if len(paths) <= MOST_LATENTS:
-        return paths
-    step = (len(paths) - 1) / (MOST_LATENTS - 1)
-    return [paths[round(place * step)] for place in range(MOST_LATENTS)]

@@ -118,3 +118,17 @@ def test_digits_are_shifted_in_training_only():
     torch.manual_seed(0)
     assert len({data.train[0][0].numpy().tobytes() for _ in range(200)}) == 9
     assert len({data.test[0][0].numpy().tobytes() for _ in range(5)}) == 1
+
+
+def test_a_share_of_the_training_images_is_held_out_whole_and_plain():
+    whole, held = load_data(DataConfig()), load_data(DataConfig(hold_out=0.25))
+    assert len(held.test) == round(len(whole.train) / 4)
+    assert len(held.train) + len(held.test) == len(whole.train)
+    plain = whole.load_plain()
+    images = {image.numpy().tobytes(): label for image, label in plain}
+    tested = [image.numpy().tobytes() for image, _ in held.test]
+    kept = [image.numpy().tobytes() for image, _ in held.load_plain()]
+    assert sorted([*tested, *kept]) == sorted(image.numpy().tobytes() for image, _ in plain)
+    assert {images[image] for image in tested} == set(range(10))
+    again = load_data(DataConfig(hold_out=0.25)).test
+    assert tested == [image.numpy().tobytes() for image, _ in again]

@@ -131,6 +131,9 @@ class DataConfig:
     interpolation: str = "bilinear"
     # Side of the central crop of a scaled ImageNet test image, relative to its side: 224 of 256.
     crop_ratio: float = 0.875
+    # Share of the training images that are not trained on but tested on, in the place of the test
+    # images, e.g. 0.2 to choose a learning rate by; the same ones for every seed.
+    hold_out: float = 0.0
     # Download CIFAR if the folder does not have it.
     download: bool = False
     # Processes that read images; 0 reads in the training process. Changes no number.
@@ -140,6 +143,7 @@ class DataConfig:
         """Check every key."""
         check("data.image_size", self.image_size, 0 <= self.image_size <= 4096, "from 0 to 4096")
         check_among("data.interpolation", self.interpolation, INTERPOLATIONS)
+        check("data.hold_out", self.hold_out, 0 <= self.hold_out <= 0.5, "in [0, 0.5]")
         check("data.crop_ratio", self.crop_ratio, 0.1 <= self.crop_ratio <= 1, "in [0.1, 1]")
         # Each holds a hundred megabytes or more.
         check("data.workers", self.workers, 0 <= self.workers <= 128, "from 0 to 128")
@@ -163,6 +167,9 @@ class SolverConfig:
     no_decay: tuple[str, ...] = ()
     # Learning rate of all scales, relative to lr (S4.1: a tenth).
     scale_lr_factor: float = 0.1
+    # Learning rate of quantized weights under a plain optimizer, relative to lr. Under TR
+    # scheduling, whose TALR is their rate, it must be 1.
+    quant_weight_lr_factor: float = 1.0
     # Images per update, over all processes.
     batch_size: int = 256
     # Length of the run: epochs, or updates where iterations is above 0.
@@ -192,7 +199,11 @@ class SolverConfig:
         check_among("solver.loss", self.loss, LOSSES)
         methods_from(self.methods, "solver.methods")
         check("solver.lr", self.lr, 0 < self.lr < float("inf"), "positive and finite")
-        for key in ("weight_decay", "scale_lr_factor", "clip_norm", "warmup", "iterations"):
+        factor, fits = self.quant_weight_lr_factor, not self.scheduled
+        allowed = f"1 with solver.optimizer={self.optimizer}, whose TALR is their rate"
+        check("solver.quant_weight_lr_factor", factor, fits or factor == 1, allowed)
+        rates = ("scale_lr_factor", "quant_weight_lr_factor")
+        for key in (*rates, "weight_decay", "clip_norm", "warmup", "iterations"):
             value = getattr(self, key)
             check(f"solver.{key}", value, 0 <= value < float("inf"), "finite and not negative")
         for key in ("momentum", "label_smoothing"):

@@ -6,6 +6,7 @@ draw from torch's state, which the loader sets for every sample.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tr_det.classification.config.keys import DataConfig
 from tr_det.core.errors import ConfigError, check, check_among
@@ -33,6 +34,7 @@ class Data:
 
     Attributes:
         load_train: gives the images to train on, with augmentation; evaluation needs none.
+        load_plain: gives the same without, for ``data.hold_out``.
         test: without augmentation.
         num_classes: labels are 0 to num_classes - 1.
         channels: of an image.
@@ -40,6 +42,7 @@ class Data:
     """
 
     load_train: Callable[[], Images]
+    load_plain: Callable[[], Images]
     test: Images
     num_classes: int
     channels: int
@@ -76,6 +79,7 @@ def _digits(config: DataConfig) -> Data:
     data = load_digit_images()
     return Data(
         lambda: ShiftedDigits(data.train_images, data.train_labels, shift=True),
+        lambda: ShiftedDigits(data.train_images, data.train_labels, shift=False),
         ShiftedDigits(data.test_images, data.test_labels, shift=False),
         num_classes=10,
         channels=1,
@@ -101,8 +105,8 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
                 kind(config.root, download=True)
             wait_for_all()
 
-        def images(train: bool) -> Images:
-            steps = [*resize, *(augment if train else []), *convert]
+        def images(train: bool, augmented: bool) -> Images:
+            steps = [*resize, *(augment if augmented else []), *convert]
             try:
                 found: Images = kind(config.root, train, transforms.Compose(steps))
             except RuntimeError:
@@ -113,7 +117,14 @@ def _cifar(num_classes: int) -> Callable[[DataConfig], Data]:
                 raise ConfigError("data.root", config.root, allowed) from None
             return found
 
-        return Data(lambda: images(True), images(False), num_classes, channels=3, image_size=size)
+        return Data(
+            lambda: images(True, augmented=True),
+            lambda: images(True, augmented=False),
+            images(False, augmented=False),
+            num_classes,
+            channels=3,
+            image_size=size,
+        )
 
     return build
 
@@ -133,14 +144,21 @@ def _imagenet(config: DataConfig) -> Data:
     plain = [transforms.Resize(whole, scale), transforms.CenterCrop(size)]
     test = _folder(config.root, "val", transforms.Compose([*plain, *convert]))
 
-    def load_train() -> Images:
-        train = _folder(config.root, "train", transforms.Compose([*augment, *convert]))
+    def load_train(steps: list[Any]) -> Images:
+        train = _folder(config.root, "train", transforms.Compose([*steps, *convert]))
         if train.classes != test.classes:
             allowed = "a folder whose train/ and val/ have folders of the same names"
             raise ConfigError("data.root", config.root, allowed)
         return cast(Images, train)
 
-    return Data(load_train, test, len(test.classes), channels=3, image_size=size)
+    return Data(
+        lambda: load_train(augment),
+        lambda: load_train(plain),
+        test,
+        len(test.classes),
+        channels=3,
+        image_size=size,
+    )
 
 
 def _folder(root: str, name: str, transform: Callable[[Any], Any]) -> Any:
@@ -164,8 +182,25 @@ DATASETS: dict[str, Callable[[DataConfig], Data]] = {
 def load_data(config: DataConfig) -> Data:
     """Return the dataset that the config names.
 
+    With ``data.hold_out`` a share of the training images is tested on and not trained on.
+
     Raises:
         ConfigError: unknown name, or files that are not there.
     """
     check_among("data.name", config.name, DATASETS)
-    return DATASETS[config.name](config)
+    data = DATASETS[config.name](config)
+    return _held_out(data, config.hold_out) if config.hold_out else data
+
+
+def _held_out(data: Data, share: float) -> Data:
+    """Return data whose test images are some of the training images, the same ones every time."""
+    plain = data.load_plain()
+    order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
+    held = round(share * len(order))
+    rest = sorted(order[held:])
+    return dataclasses.replace(
+        data,
+        load_train=lambda: Subset(data.load_train(), rest),
+        load_plain=lambda: Subset(plain, rest),
+        test=Subset(plain, sorted(order[:held])),
+    )

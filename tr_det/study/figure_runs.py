@@ -1,22 +1,43 @@
-"""Runs on the embedded digits, each an ordinary run of the classification trainer in its folder."""
+"""Runs of the classification trainer on the embedded digits, for tools/figures.py to draw."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tr_det.classification.config.reading import load_config, to_yaml
 from tr_det.classification.engine.run import run
+from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.runtime.files import write_text
-from tr_det.study.grid import COMPARED, groups
 from tr_det.study.history import History, read_history
-from tr_det.study.report import Row, add_differences, row_of
 
 CONFIGS = Path(__file__).parents[2] / "configs/classification/digits"
+LEARNING_RATES = {"SGD": 0.1, "Adagrad": 1e-2}
+"""Base learning rates (Table S8 for SGD); 1e-3 for those not named. Adagrad's is our choice."""
+
+
+def settings(
+    optimizer: str = "SGDT", bits: int = 2, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the settings of a run: dotted config key -> value.
+
+    Args:
+        optimizer: one of the classification config's.
+        bits: of weights and activations.
+        more: what differs from lambda 0.005 and the rule ``pi``, and other keys.
+    """
+    plain = OPTIMIZERS[optimizer].plain
+    return {
+        "solver.optimizer": optimizer,
+        "solver.lr": LEARNING_RATES.get(plain, 1e-3),
+        "solver.weight_decay": 1e-2 if plain == "AdamW" else 1e-4,  # supplement, S2.4
+        "quant.bits": f"W{bits}A{bits}",
+        "tr.factor": 5e-3,
+        "tr.update": "pi",
+        "tr.momentum": -1,
+        **(more or {}),
+    }
 
 
 def run_cell(folder: Path, settings: Mapping[str, Any], seed: int, output: Path) -> History:
@@ -52,27 +73,3 @@ def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     ['solver.lr', '1e-05', 'tr.update', 'pi']
     """
     return [str(part) for pair in settings.items() for part in pair]
-
-
-def run_study(study: str, lengths: Sequence[int], seeds: int, output: Path) -> list[Row]:
-    """Make the runs of a study that are not there yet; return a row for each setting.
-
-    Args:
-        study: one of `STUDIES`.
-        lengths: numbers of updates; the study is made for each.
-        seeds: runs of each setting.
-        output: parent of the study's folder, which has a folder for each run.
-    """
-    rows: list[Row] = []
-    for updates, group in [(n, group) for n in lengths for group in groups(study, n)]:
-        found = []
-        for label, settings in tqdm(group.items(), desc=f"{study}, {updates} updates"):
-            name = re.sub(r"[^\w.-]+", "_", f"{label} {updates} updates").strip("_")
-            keys = {**settings, "solver.iterations": updates}
-            cells = [output / study / name / f"seed{seed}" for seed in range(seeds)]
-            histories = [run_cell(cell, keys, seed, output) for seed, cell in enumerate(cells)]
-            found.append(row_of(label, histories))
-        if study in COMPARED:
-            add_differences(found)
-        rows += found
-    return rows

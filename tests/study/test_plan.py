@@ -1,0 +1,167 @@
+"""Which runs a study makes, decided without running any: outcomes are given."""
+
+import doctest
+
+import pytest
+
+from tr_det.study import cells, reading, sides, states
+from tr_det.study.cells import CANDIDATE, ROW, RUN
+from tr_det.study.check import check_study
+from tr_det.study.definition import read_study
+from tr_det.study.outcomes import DIVERGED, DONE, Outcome
+from tr_det.study.plan import Plan
+
+STUDY = """
+SIDE: classification
+CONFIG: base.yaml
+SETTINGS: {model.weights: "{fp}/model_final.pth"}
+SEEDS: [0, 1]
+RUNS:
+  fp: {CONFIG: base.yaml}
+  fp_part: {CONFIG: base.yaml, SETTINGS: {data.hold_out: 0.2}, SEEDS: [0]}
+  recorded: {ROW: {way: TR}, SEED: next}
+AXES:
+  way:
+    plain: {solver.optimizer: SGD, quant.bits: W2A2}
+    TR: {solver.optimizer: SGDT, quant.bits: W2A2}
+BASELINE: {way: plain}
+SEARCH:
+  - WHERE: {way: TR}
+    KEYS: {solver.lr: [0.1, 0.2, 0.4]}
+    EXTEND: 2
+    SEEDS: [7]
+    SETTINGS: {data.hold_out: 0.2, model.weights: "{fp_part}/model_final.pth"}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return ``write(**replaced) -> study``, with other texts in the file."""
+    (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
+
+    def write(*pairs):
+        text = STUDY
+        for old, new in zip(pairs[::2], pairs[1::2]):
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "study.yaml").write_text(text)
+        return read_study(tmp_path / "study.yaml")
+
+    return write
+
+
+def outcome_by(value_of):
+    """Return how runs have ended: as ``value_of(cell)`` says; None: not yet."""
+
+    def look(cell):
+        value = value_of(cell)
+        if value is None:
+            return None
+        return Outcome(DIVERGED) if value == "diverged" else Outcome(DONE, value)
+
+    return look
+
+
+def lr(cell):
+    return cell.settings["solver.lr"]
+
+
+def test_runs_come_after_those_that_they_need_and_rows_after_their_search(write):
+    plan = Plan(write(), outcome_by(lambda cell: None))
+    order = [(cell.kind, cell.seed) for cell in plan.cells()]
+    assert order == [(RUN, 0), *[(CANDIDATE, 7)] * 3, (RUN, 0), (ROW, 0), (RUN, 1), (ROW, 1)]
+    assert plan.cells()[0].labels == {"run": "fp_part"}
+    assert plan.rows[1] == ({"way": "TR"}, {0: None, 1: None})
+    assert plan.searches[0].chosen is None
+
+
+def test_a_grid_is_extended_until_its_best_value_has_neighbours(write):
+    peak = {0.1: 1.0, 0.2: 2.0, 0.4: 3.0, 0.8: 5.0, 1.6: 4.0}
+    known = {}
+    for tried in ([0.1, 0.2, 0.4], [0.8], [1.6], []):
+        values = dict(known)
+        plan = Plan(
+            write(), outcome_by(lambda c, v=values: v.get(lr(c)) if c.kind == CANDIDATE else 1)
+        )
+        new = [lr(c) for c in plan.cells() if c.kind == CANDIDATE and lr(c) not in known]
+        assert new == tried
+        known |= {value: peak[value] for value in new}
+    assert plan.searches[0].chosen == {"solver.lr": 0.8}
+    assert plan.searches[0].edges == []
+    rows = list(plan.rows[1][1].values())
+    assert [lr(cell) for cell in rows] == [0.8, 0.8]
+    assert all(cell.settings["model.weights"] == "{fp}/model_final.pth" for cell in rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "edges"),
+    [
+        ([2.0, 3.0, 3.0], 0.2, []),  # the first of equals
+        (["diverged", 3.0, "diverged"], 0.2, []),
+        ([3.0, 2.0, 1.0], 0.1, ["solver.lr"]),
+    ],
+)
+def test_the_best_is_adopted_and_an_end_of_the_grid_is_told(write, values, chosen, edges):
+    given = dict(zip([0.1, 0.2, 0.4], values))
+    study = write("EXTEND: 2", "EXTEND: 0")
+    plan = Plan(study, outcome_by(lambda c: given[lr(c)] if c.kind == CANDIDATE else None))
+    assert plan.searches[0].chosen == {"solver.lr": chosen}
+    assert plan.searches[0].edges == edges
+
+
+def test_a_search_in_which_all_diverge_gives_no_rows(write):
+    look = outcome_by(lambda c: "diverged" if c.kind == CANDIDATE else None)
+    plan = Plan(write("EXTEND: 2", "EXTEND: 0"), look)
+    assert plan.searches[0].chosen is None
+    assert [cell.labels["way"] for cell in plan.own_cells() if cell.kind == ROW] == ["plain"] * 2
+
+
+def test_a_run_of_another_row_may_be_needed_of_the_next_seed(write):
+    plain = "plain: {solver.optimizer: SGD"
+    study = write(plain, f'{plain}, data.root: "{{recorded}}"', "EXTEND: 2", "EXTEND: 0")
+    plan = Plan(study, outcome_by(lambda cell: 1.0 if cell.kind == CANDIDATE else None))
+    for seed, other in ((0, 1), (1, 0)):
+        cell = plan.rows[0][1][seed]
+        assert cell.needs["recorded"] is not None
+        assert cell.needs["recorded"].identity == plan.rows[1][1][other].identity
+        assert f"/{cell.needs['recorded'].name}" in " ".join(cell.pairs(study.path.parent))
+
+
+def test_what_changes_a_number_makes_another_cell(write):
+    def identities(*pairs):
+        plan = Plan(write(*pairs), outcome_by(lambda cell: 1.0))
+        return {tuple(cell.labels.values()) + (cell.seed,): cell.identity for cell in plan.cells()}
+
+    first = identities()
+    assert len(set(first.values())) == len(first)
+    assert identities("SETTINGS: {model", "SETTINGS: {run.device: cpu, model") == first
+    start = identities(
+        "fp: {CONFIG: base.yaml}", "fp: {CONFIG: base.yaml, SETTINGS: {solver.lr: 1}}"
+    )
+    changed = {key for key in first if start[key] != first[key]}
+    assert changed == {("fp", 0), ("fp", 1), ("plain", 0), ("plain", 1), ("TR", 0), ("TR", 1)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("SEEDS: [0, 1]", "SEED: [0, 1]", "SEEDS=None: must be given"),
+        ("BASELINE:", "BASLINE:", "key='BASLINE': must be one of .*; did you mean 'BASELINE'"),
+        ("BASELINE: {way: plain}", "BASELINE: {way: plan}", "BASELINE.way='plan': must be one of"),
+        ("{way: TR}\n    KEYS", "{way: TR}\n    KEY", r"SEARCH\[0\]: KEYS=None: must be given"),
+        ("EXTEND: 2", "EXTEND: 0.5", r"SEARCH\[0\]: EXTEND=0.5: must be a factor above 1"),
+        ("solver.optimizer: SGDT", "solver.optimizer: SGDX", "solver.optimizer='SGDX': must be"),
+        ("solver.lr: [0.1, 0.2", "solver.lr: [0.1, -0.2", "solver.lr=-0.2: must be positive"),
+        ("{fp}/", "{pf}/", r"RUNS='\{pf\}': must be one of"),
+        ("SETTINGS: {data.hold_out: 0.2, model", "SETTINGS: {model", "data.hold_out=0.0: must be"),
+        ("SIDE: classification", "SIDE: segmentation", "SIDE='segmentation': must be one of"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(write, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        check_study(write(old, new))
+
+
+@pytest.mark.parametrize("module", [cells, reading, sides, states])
+def test_examples_in_docstrings_give_what_they_show(module):
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,164 @@
+#!/usr/bin/env python
+"""Make the runs of a study that are missing, and its table.
+
+    tools/run_study.py STUDY.yaml                run what is missing
+    tools/run_study.py STUDY.yaml --dry-run      what would be run, and for how long
+    tools/run_study.py STUDY.yaml --status       how far it has come
+    tools/run_study.py STUDY.yaml --from FILE    take the results of another study.json
+    tools/run_study.py STUDY.yaml --slurm partition=gpu timeout_min=600
+
+STUDY.yaml is one of configs/studies, or one of your own. Every run is one of tools/train_net.py or
+tools/train_classifier.py in a folder of its own below --output, which is output/studies/NAME by
+default and also gets study.json, table.md and table.csv. A study that was stopped or killed goes on
+when the same command is given again. Exit status: 1 if runs failed. Keys of a study's file:
+tr_det/docs/studies.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.files import write_text
+from tr_det.runtime.processes import only_writer
+from tr_det.runtime.signals import held
+from tr_det.study.check import check_study
+from tr_det.study.definition import Study, read_study
+from tr_det.study.jobs import Place, Processes, share
+from tr_det.study.outcomes import FAILED, Outcome, Outcomes
+from tr_det.study.plan import Plan
+from tr_det.study.progress import Progress, cells_table, summary
+from tr_det.study.record import (
+    STUDY,
+    environment,
+    make_record,
+    read_elsewhere,
+    write_record,
+)
+from tr_det.study.run import Runner
+from tr_det.study.states import Clock, needed
+from tr_det.study.table import csv_text, markdown
+
+TOOLS = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run, or tell about, a study."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("--output", type=Path, help="the study's folder")
+    parser.add_argument(
+        "--workers", type=int, help="runs at once (default: what there is room for)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default 1)")
+    parser.add_argument("--gpus", type=int, help="GPUs of a run (default 1, if there are any)")
+    parser.add_argument("--dry-run", action="store_true", help="list runs and estimated hours")
+    parser.add_argument("--status", action="store_true", help="list the state of each run")
+    parser.add_argument(
+        "--from", dest="others", type=Path, nargs="+", default=[], metavar=STUDY.upper(),
+        help="results of the same runs made elsewhere count",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="submit runs by submitit, with these options",
+    )
+    args = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Detectron2's
+    with one_line_errors():
+        study = read_study(args.study)
+        check_study(study)
+        folder = args.output or Path("output/studies") / study.name
+        outcomes, others = known(study, folder, args.others)
+        if args.dry_run or args.status:
+            tell(study, folder, outcomes, args)
+            return
+        with only_writer(folder, "--output"), held():
+            failed = run(study, folder, outcomes, others, args)
+    raise SystemExit(1 if failed else 0)
+
+
+def known(study: Study, folder: Path, paths: list[Path]) -> tuple[Outcomes, dict[str, Any]]:
+    """Return how runs have ended here and elsewhere, and the environments of the latter."""
+    elsewhere: dict[str, Outcome] = {}
+    others: dict[str, Any] = {}
+    own = folder / STUDY
+    if own.is_file():  # it keeps what was taken from elsewhere before
+        kept, _ = read_elsewhere(own)
+        elsewhere = {key: found for key, found in kept.items() if found.origin != str(own)}
+        others = json.loads(own.read_text())["others"]
+    for path in paths:
+        found, others[str(path)] = read_elsewhere(path)
+        elsewhere |= found
+    used = {outcome.origin for outcome in elsewhere.values()}
+    others = {path: other for path, other in others.items() if path in used}
+    return Outcomes(folder, study.metric, study.measures, elsewhere), others
+
+
+def tell(study: Study, folder: Path, outcomes: Outcomes, args: argparse.Namespace) -> None:
+    """Print the runs and their states, or only those that are missing."""
+    plan = Plan(study, outcomes)
+    running = []
+    if (folder / STUDY).is_file():
+        tree = json.loads((folder / STUDY).read_text())
+        cells = [
+            *tree["cells"],
+            *tree["runs"],
+            *(c for s in tree["searches"] for c in s["candidates"]),
+        ]
+        running = [cell["identity"] for cell in cells if cell["state"] == "running"]
+    print(cells_table(plan, outcomes, running, missing_only=args.dry_run))
+    workers = args.workers or share(None, args.threads, args.gpus).workers
+    print(summary(plan, outcomes, Clock(study, folder), workers))
+
+
+def run(
+    study: Study, folder: Path, outcomes: Outcomes, others: dict[str, Any], args: argparse.Namespace
+) -> bool:
+    """Make the missing runs and write the tables; return whether any run failed."""
+    place: Place
+    if args.slurm is None:
+        place = Processes(TOOLS, share(args.workers, args.threads, args.gpus))
+    else:
+        from tr_det.study.cluster import Cluster, options_from
+
+        place = Cluster(TOOLS, folder, options_from(args.slurm), args.workers, args.gpus or 0)
+    words = sys.argv if sys.argv[0].endswith("run_study.py") else ["tools/run_study.py"]
+    command = shlex.join(["python", "tools/run_study.py", *words[1:]])
+    made: dict[str, Any] = {
+        "command": command,
+        "environment": environment(args.threads),
+        "others": others,
+    }
+    clock = Clock(study, folder)
+    with Progress(clock, place.slots) as progress:
+
+        def write(runner: Runner) -> None:
+            record = make_record(runner.plan, outcomes, running=runner.running, **made)
+            write_record(folder, record)
+            write_text(folder / "table.md", markdown(record))
+            write_text(folder / "table.csv", csv_text(record))
+            progress.show(runner)
+
+        runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
+        runner.run()
+    print(markdown(make_record(runner.plan, outcomes, **made)))
+    left = needed(runner.plan, outcomes)
+    for cell in left:
+        outcome = outcomes(cell)
+        why = outcome.error if outcome is not None and outcome.state == FAILED else "not run"
+        print(f"{cell.name}: {why}", file=sys.stderr)
+    return bool(left)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Runs as jobs of SLURM, or of another scheduler that submitit knows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from tr_det.runtime.options import parse_pairs
+from tr_det.study.cells import Cell
+from tr_det.study.jobs import OUTPUT, Job, command, threads
+
+JOBS = "jobs"
+"""Folder of submitit's files, below the study's."""
+CLUSTER = "cluster"
+"""Option that names another scheduler than the one found: slurm, local (processes, for trials)."""
+_NOTE = ".job"
+MOST = 100
+"""Jobs at once unless --workers says how many."""
+
+
+def options_from(words: Sequence[str]) -> dict[str, Any]:
+    """Return the options of ``--slurm``.
+
+    >>> options_from(["partition=gpu", "timeout_min=600"])
+    {'partition': 'gpu', 'timeout_min': 600}
+    """
+    known = {"partition": "slurm_partition", "qos": "slurm_qos", "account": "slurm_account"}
+    pairs = parse_pairs(words, "--slurm")
+    return {known.get(key, key): value for key, value in pairs.items()}
+
+
+class Run:
+    """What a job calls: a run's command, which goes on where it was when the job is requeued.
+
+    Args:
+        words: after ``python``.
+        folder: of the run.
+        cores: CPU threads.
+    """
+
+    def __init__(self, words: list[str], folder: Path, cores: int) -> None:
+        self.words, self.folder, self.cores = words, folder, cores
+
+    def __call__(self) -> int:
+        """Run; return the exit status."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        child = [sys.executable, "-m", "tr_det.study.child", str(os.getpid()), str(self.folder)]
+        with (self.folder / OUTPUT).open("ab") as output:
+            return subprocess.call(
+                [*child, *self.words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **threads(self.cores)},
+            )
+
+    def checkpoint(self) -> Any:
+        """Return what is submitted when the scheduler takes the machine away: the same again."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class Submitted:
+    """A job of the scheduler."""
+
+    def __init__(self, job: Any, note: Path) -> None:
+        self._job, self._note = job, note
+
+    def status(self) -> int | None:
+        """Return the exit status, None while it waits or runs; 1 where the job was lost."""
+        if not self._job.done():
+            return None
+        self._note.unlink(missing_ok=True)
+        return 1 if self._job.exception() is not None else int(self._job.result())
+
+    def stop(self) -> None:
+        """Cancel it."""
+        self._job.cancel(check=False)
+
+    def wait(self) -> None:
+        """Do not wait: a cancelled job ends by itself, and its successor waits for the folder."""
+        self._note.unlink(missing_ok=True)
+
+
+class Cluster:
+    """Jobs of a scheduler. Those that a killed study has left are found again.
+
+    Args:
+        tools: folder of the tools.
+        folder: of the study.
+        options: of submitit's executor; those of SLURM alone begin with ``slurm_``.
+        workers: jobs at once.
+        gpus: of each.
+        cores: CPU threads of each.
+    """
+
+    def __init__(
+        self,
+        tools: Path,
+        folder: Path,
+        options: dict[str, Any],
+        workers: int | None,
+        gpus: int,
+        cores: int = 1,
+    ) -> None:
+        self.tools, self.gpus, self.cores = tools, gpus, cores
+        self.slots = workers or MOST
+        options = dict(options)
+        self._jobs = folder.resolve() / JOBS
+        self._executor = submitit.AutoExecutor(self._jobs, cluster=options.pop(CLUSTER, None))
+        usual: dict[str, Any] = {
+            "cpus_per_task": cores,
+            "timeout_min": 24 * 60,
+            "name": folder.name,
+        }
+        usual |= {"gpus_per_node": gpus} if gpus else {}
+        self._executor.update_parameters(**{**usual, **options})
+
+    def start(self, cell: Cell, folder: Path) -> Job:
+        """Submit a run, unless its job is still there."""
+        own = cell.folder(folder)
+        note = own / _NOTE
+        if note.is_file() and self._executor.cluster == "slurm":
+            left: Any = submitit.SlurmJob(self._jobs, note.read_text().strip())
+            if not left.done(force_check=True):
+                return Submitted(left, note)
+        words = command(cell, folder, self.tools, self.gpus)
+        job = self._executor.submit(Run(words, own.absolute(), self.cores))
+        own.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{job.job_id}\n")
+        return Submitted(job, note)

@@ -1,0 +1,83 @@
+"""Latent weights in the checkpoints of a run of either side, without its network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tr_det.core import Quantizer, build_quantizer
+from tr_det.core.methods.attach import KEY as STATE
+from tr_det.core.optim.keys import FACTOR
+from tr_det.runtime.checkpoints import FINAL, numbered_checkpoints
+from tr_det.runtime.damage import read_checkpoint
+
+_PART = ".weight_quantizer."
+_IDENTITY = f"{_PART}_extra_state"
+
+
+class WeightQuantizer(NamedTuple):
+    """What a config says of the quantizers of weights."""
+
+    name: str
+    bits: int
+    options: Mapping[str, Any]
+
+    def build(self, channels: int) -> Quantizer:
+        """Return that of a weight with so many output channels."""
+        return build_quantizer(self.name, self.bits, True, channels=channels, **self.options)
+
+
+class StoredWeights:
+    """The quantized weights of a checkpoint, which is mapped: a layer is read when asked for.
+
+    Args:
+        path: the checkpoint.
+        quantizer: of its run's config.
+
+    Attributes:
+        updates: that were made before.
+        factor: lambda; NaN while it is being sought, and without TR scheduling.
+        layers: names of the layers with a quantized weight, in the model's order.
+
+    Raises:
+        ValueError: not a checkpoint of a run of ours.
+    """
+
+    def __init__(self, path: Path, quantizer: WeightQuantizer) -> None:
+        stored = read_checkpoint(path, mmap=True)
+        try:
+            self._tensors: Mapping[str, Tensor] = stored["model"]
+            # Detectron2's trainer has the optimizer's state in its own.
+            holder = stored["trainer"]["_trainer"] if "trainer" in stored else stored
+            optimizer = holder["optimizer"]
+            self.updates: int = optimizer[STATE]["step"]
+            groups = [group for group in optimizer["param_groups"] if FACTOR in group]
+        except (KeyError, TypeError, IndexError):
+            raise ValueError(f"{path}: not a checkpoint of a run's training") from None
+        factor = groups[0][FACTOR] if groups else None
+        self.factor: float = math.nan if factor is None else factor
+        names = [key for key in self._tensors if key.endswith(_IDENTITY)]
+        self.layers = [name.removesuffix(_IDENTITY) for name in names]
+        self._quantizer = quantizer
+
+    def normalized(self, layer: str) -> Tensor:
+        """Return a layer's latent weights in units of codes, within their range; flat, float32."""
+        weight, prefix = self._tensors[f"{layer}.weight"], f"{layer}{_PART}"
+        quantizer = self._quantizer.build(len(weight))
+        own = {key: value for key, value in self._tensors.items() if key.startswith(prefix)}
+        quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
+        return quantizer.normalized(weight).flatten()
+
+
+def training_checkpoints(folder: Path, most: int) -> list[Path]:
+    """Return the checkpoints in a run's folder: the first, the last, and some between."""
+    end = folder / f"{FINAL}.pth"
+    paths = [*numbered_checkpoints(folder), *([end] if end.is_file() else [])]
+    if len(paths) <= most:
+        return paths
+    step = (len(paths) - 1) / (most - 1)
+    return [paths[round(place * step)] for place in range(most)]

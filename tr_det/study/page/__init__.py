@@ -1,0 +1,1 @@
+"""The page of a run or of a study: one HTML file that needs nothing else."""

@@ -1,0 +1,92 @@
+"""How far a study has come, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+from tqdm import tqdm
+
+from tr_det.study.outcomes import DIVERGED, DONE, FAILED, Outcomes
+from tr_det.study.plan import Plan
+from tr_det.study.run import Runner
+from tr_det.study.states import Clock, in_words, needed, state_of, waiting
+
+
+class Progress:
+    """One line on a terminal; in a log a line whenever a run has ended.
+
+    Args:
+        clock: says how long the rest takes.
+        slots: runs at once.
+    """
+
+    def __init__(self, clock: Clock, slots: int) -> None:
+        self.clock, self.slots = clock, slots
+        self._line = tqdm(bar_format="{desc}", disable=not sys.stderr.isatty())
+        self._ended = -1
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._line.close()
+
+    def show(self, runner: Runner) -> None:
+        """Show how far a study has come."""
+        outcomes = runner.outcomes
+        ended = sum(outcomes(cell) is not None for cell in runner.plan.cells())
+        text = summary(runner.plan, outcomes, self.clock, self.slots, runner.running)
+        self._line.set_description_str(text)
+        if self._line.disable and ended != self._ended:
+            self.say(text)
+        self._ended = ended
+
+    def say(self, text: str) -> None:
+        """Print a line for a user to read."""
+        self._line.write(f"{time.strftime('%H:%M')} {text}", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def summary(
+    plan: Plan, outcomes: Outcomes, clock: Clock, slots: int, running: Iterable[str] = ()
+) -> str:
+    """Return a line: runs that have ended, those that go on or failed, and when the rest ends."""
+    cells, left, going = plan.cells(), needed(plan, outcomes), len(list(running))
+    states = [state_of(cell, outcomes) for cell in cells]
+    done, unknown = states.count(DONE) + states.count(DIVERGED), waiting(plan)
+    failed = states.count(FAILED)
+    text = f"{plan.study.name}: {done}/{done + len(left) + unknown} runs done, {going} running"
+    text += f", {failed} failed" if failed else ""
+    seconds = clock.seconds(left, plan, outcomes)
+    if seconds is not None and left:
+        seconds += unknown * seconds / len(left)  # of those that wait for a search
+    if left or unknown:
+        text += f", {in_words(seconds)} of runs left"
+        if seconds is not None:
+            rest = seconds / slots
+            end = time.strftime("%a %H:%M", time.localtime(time.time() + rest))
+            text += f", {in_words(rest)} with {slots} at once (until {end})"
+    return text
+
+
+def cells_table(plan: Plan, outcomes: Outcomes, running: Iterable[str], missing_only: bool) -> str:
+    """Return a line for each run: its state, its value and its folder."""
+    running, lines = set(running), []
+    known = needed(plan, outcomes) if missing_only else plan.cells()
+    for cell in known:
+        outcome = outcomes(cell)
+        value = f"{outcome.value:8.2f}" if outcome and outcome.value is not None else " " * 8
+        error = f"  {outcome.error}" if outcome and outcome.error else ""
+        state = state_of(cell, outcomes, running)
+        lines.append(f"{state:<9}{value}  {cell.name}{error}")
+    for labels, cells in plan.rows:
+        unknown = [str(seed) for seed, cell in cells.items() if cell is None]
+        if unknown:
+            name = ", ".join(labels.values())
+            lines.append(f"{'searched':<17}  {name}, seed {', '.join(unknown)}")
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Means, spreads and paired differences over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values over seeds.
+
+    Attributes:
+        n: how many.
+        mean: of them.
+        std: sample standard deviation; None of one value.
+    """
+
+    n: int
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Difference(Spread):
+    """Differences of pairs.
+
+    Attributes:
+        low: end of the interval in which the mean difference over all seeds is expected, by
+            Student's t with n - 1 degrees of freedom; None of one pair.
+        high: its other end.
+    """
+
+    low: float | None
+    high: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and standard deviation of one or more values.
+
+    >>> spread([1.0, 3.0])
+    Spread(n=2, mean=2.0, std=1.4142135623730951)
+    """
+    several = len(values) > 1
+    return Spread(
+        len(values), statistics.fmean(values), statistics.stdev(values) if several else None
+    )
+
+
+def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
+    """Return how far values are from others of the same seeds, None where no seed has both.
+
+    >>> paired({0: 3.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0})
+    Difference(n=2, mean=2.5, std=0.7071067811865476, low=-3.853, high=8.853)
+    """
+    differences = [values[seed] - others[seed] for seed in values if seed in others]
+    if not differences:
+        return None
+    found = spread(differences)
+    if found.std is None:
+        return Difference(found.n, found.mean, None, None, None)
+    half = quantile(found.n - 1) * found.std / math.sqrt(found.n)
+    ends = round(found.mean - half, 3), round(found.mean + half, 3)
+    return Difference(found.n, found.mean, found.std, *ends)
+
+
+def quantile(freedom: int) -> float:
+    """Return the t by which a two-sided interval of `CONFIDENCE` reaches.
+
+    >>> round(quantile(2), 3)
+    4.303
+    """
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))

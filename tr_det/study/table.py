@@ -1,0 +1,198 @@
+"""A study's table, as Markdown and CSV, from what study.json holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tr_det.study.measures import title
+from tr_det.study.outcomes import DIVERGED, DONE, FAILED
+from tr_det.study.statistics import quantile
+
+Tree = Mapping[str, Any]
+NOT_RUN = "not run"
+
+
+def markdown(record: Tree) -> str:
+    """Return the table, what was searched, and how it was made."""
+    metric, seeds = record["metric"], record["seeds"]
+    parts = [f"# {record['name']}", "", f"{metric}, mean ± standard deviation over {len(seeds)} "]
+    parts[-1] += f"seed{'s' * (len(seeds) > 1)} ({_listed(seeds)})" + _difference_note(record)
+    parts += ["", *(_wide(record) if record["columns"] else _long(record)), ""]
+    parts += _supports(record)
+    for search in record["searches"]:
+        parts += [_searched(search), ""]
+    parts += _made(record)
+    return "\n".join(parts) + "\n"
+
+
+def csv_text(record: Tree) -> str:
+    """Return a line for each row of the table, with the values of its seeds."""
+    axes, seeds = list(record["axes"]), record["seeds"]
+    ends = ["mean", "std", "low", "high", "n"]
+    head = [*axes, "n", "mean", "std", *[f"seed {seed}" for seed in seeds]]
+    head += [f"difference {end}" for end in ends]
+    chosen = list(dict.fromkeys(key for row in record["rows"] for key in row["chosen"]))
+    costs = list(dict.fromkeys(key for row in record["rows"] for key in row["cost"]))
+    head += [*chosen, *costs, *record["measures"]]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for row in record["rows"]:
+        difference = row["difference"] or {}
+        line = [*(row["labels"][axis] for axis in axes), row["n"], row["mean"], row["std"]]
+        line += [row["values"].get(seed) for seed in seeds]
+        line += [difference.get(end) for end in ends]
+        for part, keys in (("chosen", chosen), ("cost", costs), ("measures", record["measures"])):
+            line += [row[part].get(key) for key in keys]
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def _wide(record: Tree) -> list[str]:
+    """Return a table with a line for what the labels but one axis' are, and a column for those."""
+    across = record["columns"]
+    axes = [axis for axis in record["axes"] if axis != across]
+    rows = {tuple(row["labels"].values()): row for row in record["rows"]}
+    compared = {
+        label
+        for label in record["axes"][across]
+        if any(r["difference"] for r in record["rows"] if r["labels"][across] == label)
+    }
+    head = list(axes)
+    for label in record["axes"][across]:
+        head += [label, *(["difference"] if label in compared else [])]
+    lines = []
+    for labels in dict.fromkeys(
+        tuple(row["labels"][axis] for axis in axes) for row in record["rows"]
+    ):
+        own = dict(zip(axes, labels, strict=True))
+        line = list(labels)
+        for label in record["axes"][across]:
+            whole = {**own, across: label}
+            found = rows.get(tuple(whole[axis] for axis in record["axes"]))
+            line.append(_value(found, record) if found else "")
+            if label in compared:
+                line.append(_difference(found["difference"]) if found else "")
+        lines.append(line)
+    return _table(head, lines)
+
+
+def _long(record: Tree) -> list[str]:
+    """Return a table with a line for each row, and columns for further measures."""
+    compared = any(row["difference"] for row in record["rows"])
+    head = [*record["axes"], record["metric"], *(["difference"] if compared else [])]
+    head += [title(name) for name in record["measures"]]
+    lines = []
+    for row in record["rows"]:
+        line = [*row["labels"].values(), _value(row, record)]
+        line += [_difference(row["difference"])] if compared else []
+        line += [_number(row["measures"].get(name)) for name in record["measures"]]
+        lines.append(line)
+    return _table(head, lines)
+
+
+def _table(head: list[str], lines: Iterable[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+
+
+def _value(row: Tree, record: Tree) -> str:
+    states = list(row["states"].values())
+    others = [state for state in (DIVERGED, FAILED) if state in states]
+    if row["mean"] is None:
+        return ", ".join(others) or NOT_RUN
+    text = f"{row['mean']:.2f}" + (f" ± {row['std']:.2f}" if row["std"] is not None else "")
+    notes = [f"n = {row['n']}"] if row["n"] < len(record["seeds"]) else []
+    notes += [f"{states.count(state)} {state}" for state in others]
+    return text + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _difference(found: Tree | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found['mean']:+.2f}"
+    if found["low"] is not None:
+        text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return text
+
+
+def _difference_note(record: Tree) -> str:
+    """Return what the differences are, and how far intervals of so few seeds reach."""
+    if not record["baseline"]:
+        return "."
+    name = ", ".join(f"{axis} {label}" for axis, label in record["baseline"].items())
+    text = f"; difference from {name}, seed by seed"
+    n = len(record["seeds"])
+    if n < 2:
+        return f"{text}: one seed, so nothing says how much of it is chance."
+    reach = quantile(n - 1) / math.sqrt(n)
+    text += ", with the 95 % interval of its mean (Student's t). "
+    text += f"With {n} seeds it reaches {reach:.1f} standard deviations of the differences to each "
+    return text + "side: where it holds 0, these seeds do not tell the two apart."
+
+
+def _supports(record: Tree) -> list[str]:
+    lines = []
+    for run in record["runs"]:
+        value = f"{run['value']:.2f}" if run["state"] == DONE else run["state"]
+        lines.append(f"- {run['labels']['run']}, seed {run['seed']}: {record['metric']} {value}")
+    return ["Runs that others start from or read:", "", *lines, ""] if lines else []
+
+
+def _searched(search: Tree) -> str:
+    """Return a list of what a search tried, the best in bold."""
+    rows = "; ".join(", ".join(row.values()) for row in search["rows"])
+    keys = list(search["keys"])
+    tried: dict[tuple[Any, ...], list[Any]] = {}
+    for cell in search["candidates"]:
+        tried.setdefault(tuple(cell["point"]), []).append(cell)
+    order = sorted(tried) if all(_numbers(point) for point in tried) else list(tried)
+    best = None if search["chosen"] is None else tuple(search["chosen"].values())
+    parts = []
+    for point in order:
+        cells = tried[point]
+        values = [cell["value"] for cell in cells if cell["state"] == DONE]
+        whole = len(values) == len(cells)
+        text = f"{sum(values) / len(values):.2f}" if whole else cells[0]["state"]
+        text = f"{_listed(point)}: {text}"
+        parts.append(f"**{text}**" if point == best else text)
+    line = f"Searched for {rows}: {' x '.join(keys)}, seed {_listed(search['seeds'])}: "
+    line += "; ".join(parts) + "."
+    if search["at_edge"]:
+        line += f" **The best is the last value tried of {_listed(search['at_edge'])}.**"
+    return line
+
+
+def _made(record: Tree) -> list[str]:
+    environment, hours = record["environment"], record["hours"]
+    names = ("tr_det", "torch", "python")
+    versions = ", ".join(f"{name} {environment[name]}" for name in names)
+    where = environment["gpu"] or environment["cpu"]
+    total = sum(hours.values())
+    lines = [f"`{record['command']}`", ""]
+    made = f"{where}, {environment['threads']} thread(s) a run; {versions}; {total:.2f} core hours "
+    made += f"of training ({', '.join(f'{key} {value:.2f}' for key, value in hours.items())})."
+    others = [f"{path}: {other['gpu'] or other['cpu']}" for path, other in record["others"].items()]
+    if others:
+        made += f" Some results were taken from {'; '.join(others)}."
+    problems = [
+        f"- {cell['folder']}: {cell['state']}: {cell['error']}"
+        for cell in [*record["runs"], *record["cells"]]
+        if cell["state"] in (DIVERGED, FAILED)
+    ]
+    return [*lines, made, *(["", *problems] if problems else [])]
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _numbers(point: Iterable[Any]) -> bool:
+    return all(type(value) in (int, float) for value in point)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
