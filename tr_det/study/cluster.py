@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# When it is imported it would set up logging, and close all handlers that there are.
+os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 import submitit
 
 from tr_det.runtime.options import parse_pairs
