@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.classification.config.reading import from_tree
 from tr_det.classification.engine.run import CONFIG
+from tr_det.runtime.configs import parse
 from tr_det.runtime.metrics import METRICS, read_records
 from tr_det.study.curves import Curve, curve, layer_curve
 from tr_det.study.latents import StoredWeights, WeightQuantizer, training_checkpoints
@@ -88,7 +88,7 @@ def read_history(folder: Path) -> History:
     """
     try:
         text = _file(folder, CONFIG).read_text()
-        config: ClassifierConfig = from_tree(ClassifierConfig, yaml.safe_load(text))
+        config: ClassifierConfig = from_tree(ClassifierConfig, parse(text))
     except ValueError:
         raise ValueError(f"{folder / CONFIG}: not the config of a classifier's run") from None
     rows = read_records(_file(folder, METRICS))
