@@ -91,7 +91,7 @@ def add_tr_det_config(cfg: CN) -> None:
     # Allow MODEL.WEIGHTS to lack keys, have others or other shapes, e.g. to start from an ImageNet
     # backbone.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
-    # How many of the newest checkpoints to keep beside the final one; 0: all, as Detectron2 does.
+    # How many checkpoints with a number to keep, the last ones written; 0: all, as Detectron2 does.
     cfg.SOLVER.KEEP_CHECKPOINTS = 2
 
     # ---- training ----
