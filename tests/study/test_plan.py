@@ -75,6 +75,14 @@ def test_runs_come_after_those_that_they_need_and_rows_after_their_search(write)
     assert plan.searches[0].chosen is None
 
 
+def test_what_rows_start_from_is_run_while_they_are_searched(write):
+    study = write("ROW: {way: TR}", "ROW: {way: plain}", "WHERE: {way: TR}", "WHERE: {}")
+    plan = Plan(study, outcome_by(lambda cell: None))
+    assert all(cell is None for _, cells in plan.rows for cell in cells.values())
+    order = [(cell.kind, cell.labels.get("run")) for cell in plan.cells()]
+    assert order == [(RUN, "fp_part"), *[(CANDIDATE, None)] * 6, *[(RUN, "fp")] * 2]
+
+
 def test_a_grid_is_extended_until_its_best_value_has_neighbours(write):
     peak = {0.1: 1.0, 0.2: 2.0, 0.4: 3.0, 0.8: 5.0, 1.6: 4.0}
     known = {}

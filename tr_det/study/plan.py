@@ -87,9 +87,18 @@ class Plan:
         return list(ordered.values())
 
     def own_cells(self) -> list[Cell]:
-        """Return the runs of searches and rows, as far as they are known."""
-        tried = [cell for s in self.searches for cells in s.points.values() for cell in cells]
-        return tried + [c for _, cells in self.rows for c in cells.values() if c is not None]
+        """Return the runs of searches and rows, as far as they are known.
+
+        Then those that the other rows will start from: nothing keeps them waiting.
+        """
+        own = [cell for s in self.searches for cells in s.points.values() for cell in cells]
+        own += [cell for _, cells in self.rows for cell in cells.values() if cell is not None]
+        for labels, cells in self.rows:
+            for seed in [seed for seed, cell in cells.items() if cell is None]:
+                names = names_in(self.study.base(labels))
+                needs = [self._needed(name, labels, seed, ()) for name in names]
+                own += [cell for cell in needs if cell is not None]
+        return own
 
     def _cell(self, labels: Labels, seed: int, above: tuple[Any, ...] = ()) -> Cell | None:
         settings = self._settings_of(labels)
