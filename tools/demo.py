@@ -21,6 +21,7 @@ WEIGHTS = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
 CONFIG = ROOT / "configs/digits/retinanet_R18_half_w4a4_sgdt.yaml"
 SHORT, FULL = 1000, 5000
 BCCD_CONFIGS = ROOT / "configs/BCCD"
+BACKBONES = ("R18_half", "efficientnet_lite0")
 BCCD_SHORT = 400
 
 
@@ -50,6 +51,12 @@ def main() -> None:
     )
     parser.add_argument("--data", metavar="bccd=FOLDER", help="photographs, prepared")
     parser.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        help="with --data: from scratch (default), or from ImageNet weights that timm downloads "
+        "unless MODEL.TIMM.WEIGHTS is their file",
+    )
+    parser.add_argument(
         "--fp-iters", type=int, default=0, help="with --data: of the full-precision training"
     )
     parser.add_argument(
@@ -70,10 +77,10 @@ def main() -> None:
         own: dict[str, Any] = {"config_file": CONFIG, "output": Path("output/demo")}
         iterations = SHORT
         if args.data is not None:
-            own = data_options(args.data)
+            own = data_options(args.data, args.backbone or BACKBONES[0])
             iterations = BCCD_SHORT
-        elif args.fp_iters:
-            raise ValueError("--fp-iters: must be given with --data")
+        elif args.fp_iters or args.backbone:
+            raise ValueError("--fp-iters, --backbone: must be given with --data")
         if args.output is not None:
             own["output"] = args.output
         options = DemoOptions(
@@ -91,14 +98,14 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def data_options(text: str) -> dict[str, Any]:
-    """Return the options that follow from ``--data bccd=FOLDER``."""
+def data_options(text: str, backbone: str) -> dict[str, Any]:
+    """Return the options that follow from ``--data bccd=FOLDER`` and ``--backbone``."""
     name, _, folder = text.partition("=")
     if name != "bccd" or not folder:
         raise ValueError(f"--data={text}: must be bccd=FOLDER, a folder of prepare_dataset.py")
     return {
-        "config_file": BCCD_CONFIGS / "retinanet_R18_half_w4a4_sgdt.yaml",
-        "fp_config_file": BCCD_CONFIGS / "retinanet_R18_half_fp.yaml",
+        "config_file": BCCD_CONFIGS / f"retinanet_{backbone}_w4a4_sgdt.yaml",
+        "fp_config_file": BCCD_CONFIGS / f"retinanet_{backbone}_fp.yaml",
         "data": f"{name} {shlex.quote(folder)}",
         "output": Path(f"output/demo_{name}"),
     }

@@ -41,7 +41,7 @@ class Runner:
         outcomes: how its runs have ended.
         place: where they are started.
         clock: is told how long they took.
-        tell: called whenever a run has started or ended, and now and then, with this object.
+        tell: called whenever a run has started or ended, with this object.
         said: called with what a user should read.
 
     Attributes:
@@ -74,19 +74,25 @@ class Runner:
             outcome = self.outcomes.here(cell)
             if outcome is not None and outcome.state == DONE:
                 self._tidy(cell)
+        ended = False
         try:
-            while self._start_some() or self.running:
+            while self._start_some(tell=ended) or self.running:
                 time.sleep(_POLL)
-                if self._ended():
+                ended = self._ended()
+                if ended:
                     self.plan = Plan(self.study, self.outcomes)
                 end_if_asked(self._stop)
-            self.tell(self)
         finally:
             self._stop()
+            self.tell(self)
 
-    def _start_some(self) -> bool:
-        """Start what can be, and tell; return whether a run can be started now or later."""
-        soon, started = False, False
+    def _start_some(self, tell: bool) -> bool:
+        """Start what can be; return whether a run can be started now or later.
+
+        Args:
+            tell: also where none is started.
+        """
+        soon = False
         for cell in needed(self.plan, self.outcomes):
             trials = self._trials.setdefault(cell.identity, _Trials())
             if cell.identity in self.running or self._has_failed(cell):
@@ -98,8 +104,8 @@ class Runner:
                 job = self.place.start(cell, self.folder)
                 self.running[cell.identity] = (cell, job)
                 trials.began = time.monotonic()
-                started = True
-        if started or not soon:
+                tell = True
+        if tell:
             self.tell(self)
         return soon
 

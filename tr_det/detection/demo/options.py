@@ -84,7 +84,7 @@ class DemoOptions:
     @property
     def fp_name(self) -> str:
         """The same of the full-precision run, which runs of other bits share."""
-        words = (str(self.data), *self.fp_overrides)
+        words = (str(self.data), self.fp_config_file.stem, *self.fp_overrides)
         return f"fp_{self.fp_iterations or 'default'}{_mark(words)}"
 
     @property
