@@ -30,7 +30,7 @@ def read_readme() -> str:
 
 
 DEMO = ["scikit-learn>=1.2"]
-TIMM = ["timm>=1.0,<2"]  # backbones of detectors by MODEL.TIMM; DeiT and EfficientNet-lite0 of classifiers
+TIMM = ["timm>=1.0,<2"]  # backbones by MODEL.TIMM; DeiT and EfficientNet-lite0 of classifiers
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0", "safetensors>=0.4"]
 STUDY = ["scipy>=1.9", "submitit>=1.5,<2"]  # tools/run_study.py: intervals, clusters
 STUDY += ["jinja2>=3.1"]  # report.html of tools/report.py
