@@ -6,25 +6,28 @@ from sklearn.datasets import load_digits
 
 from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import load_data
-from tr_det.classification.export import class_names, evaluate_exported, input_spec
+from tr_det.classification.export import evaluate_exported, input_spec
 from tr_det.digits.images import held_out
 from tr_det.export.images import prepared
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_an_image_becomes_what_the_test_data_make_of_it(folder, interpolation):
+@pytest.mark.parametrize(
+    ("name", "interpolation"),
+    [("imagenet", "bilinear"), ("imagenet", "bicubic"), ("folders", "bilinear")],
+)
+def test_an_image_becomes_what_the_test_data_make_of_it(folder, name, interpolation):
     random = np.random.default_rng(0)
-    for name in ("train/cat", "val/cat", "val/dog"):
-        (folder / name).mkdir(parents=True)
+    for part in ("train/cat", "val/cat", "val/dog"):
+        (folder / part).mkdir(parents=True)
         pixels = random.integers(0, 256, (57, 83, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name / "image.png")
-    pairs = ["data.name", "imagenet", "data.root", str(folder), "data.image_size", "32"]
+        Image.fromarray(pixels).save(folder / part / "image.png")
+    pairs = ["data.name", name, "data.root", str(folder), "data.image_size", "32"]
     config = load_config("fp.yaml", [*pairs, "data.interpolation", interpolation])
     data = load_data(config.data)
-    assert class_names(data) == ("cat", "dog")
+    assert data.classes == ("cat", "dog")
     spec = input_spec(config, data)
-    for number, name in enumerate(class_names(data)):
-        image = Image.open(folder / "val" / name / "image.png")
+    for number, label in enumerate(data.classes):
+        image = Image.open(folder / "val" / label / "image.png")
         found = prepared(image, spec).images[0]
         np.testing.assert_allclose(found, data.test[number][0].numpy(), atol=1e-6)
 

@@ -13,14 +13,8 @@ from torch.utils.data import Subset
 
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
 from tr_det.classification.config.reading import load_config, to_yaml
-from tr_det.classification.data.datasets import (
-    CIFAR_MEAN,
-    CIFAR_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Data,
-    load_data,
-)
+from tr_det.classification.data.datasets import load_data
+from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import evaluation_batches
 from tr_det.classification.engine.trainer import evaluate_model
 from tr_det.classification.models.build import build_network
@@ -80,7 +74,7 @@ def classifier_metadata(config: ClassifierConfig, data: Data) -> Metadata:
         format="torch",
         task="classification",
         input=input_spec(config, data),
-        classes=class_names(data),
+        classes=data.classes,
         config=to_yaml(config),
     )
 
@@ -99,34 +93,16 @@ def fresh_classifier(config: ClassifierConfig, data: Data) -> nn.Module:
 
 def input_spec(config: ClassifierConfig, data: Data) -> InputSpec:
     """Return how an image becomes the classifier's input, as the test images do."""
-    side, kind = data.image_size, config.data.interpolation
-    resize = CentreCrop(side, side, kind)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    if config.data.name == "digits":
-        mean, std = _digit_statistics(data)
-    elif config.data.name.startswith("cifar"):
-        mean, std = CIFAR_MEAN, CIFAR_STD
-    else:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        resize = CentreCrop(int(side / config.data.crop_ratio), side, kind)
+    mean, std = data.normalisation
     return InputSpec(
         channels=data.channels,
         color="L" if data.channels == 1 else "RGB",
         scale=1 / 255,
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         divisor=1,
-        resize=resize,
+        resize=CentreCrop(data.shorter_side, data.image_size, config.data.interpolation),
     )
-
-
-def class_names(data: Data) -> tuple[str, ...]:
-    """Return the names of the classes, or their numbers where the data names none."""
-    names = getattr(data.test, "classes", None)
-    if names and len(names) == data.num_classes:
-        return tuple(map(str, names))
-    return tuple(map(str, range(data.num_classes)))
 
 
 class ExportedClassifier(nn.Module):
@@ -171,10 +147,3 @@ def _images(data: Data, count: int) -> Iterator[Tensor]:
 def _first(data: Data, count: int) -> Any:
     test: Any = data.test
     return Subset(test, range(min(count, len(test))))
-
-
-def _digit_statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation that digits, from 0 to 1 before, were normalised by."""
-    images: Tensor = data.test.images  # type: ignore[attr-defined]
-    low, high = float(images.min()), float(images.max())
-    return (-low / (high - low),), (1 / (high - low),)

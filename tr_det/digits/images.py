@@ -20,12 +20,16 @@ class DigitImages:
         train_labels: (N,) int64.
         test_images: like the training images.
         test_labels: like the training labels.
+        mean: of the training images' pixels, which were 0 to 1 before.
+        std: likewise.
     """
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    mean: float
+    std: float
 
 
 def load_digit_images(test_share: float = 0.25) -> DigitImages:
@@ -47,7 +51,9 @@ def load_digit_images(test_share: float = 0.25) -> DigitImages:
     test = torch.from_numpy(held_out(digits.target, test_share))
     mean, std = images[~test].mean(), images[~test].std()
     images = (images - mean) / std
-    return DigitImages(images[~test], labels[~test], images[test], labels[test])
+    return DigitImages(
+        images[~test], labels[~test], images[test], labels[test], mean.item(), std.item()
+    )
 
 
 def held_out(labels: np.ndarray, share: float) -> np.ndarray:

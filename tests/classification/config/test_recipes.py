@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.classification.given import given_data
 from tr_det.classification.config.reading import load_config
-from tr_det.classification.data.datasets import Data
 from tr_det.classification.engine.losses import Distributional
 from tr_det.classification.engine.trainer import ClassifierTrainer
 from tr_det.classification.models.registry import build_model, quantize_network
@@ -119,7 +119,7 @@ def make_trainer(config):
     """Return the trainer of a recipe with a small network and four images."""
     torch.manual_seed(0)
     pairs = [(torch.randn(3, 32, 32), label) for label in (0, 1, 2, 1)]
-    data = Data(lambda: pairs, lambda: pairs, pairs, num_classes=3, channels=3, image_size=32)
+    data = given_data(pairs)
     small = SMALL.get(config.model.name, {})
     model = build_model(config.model.name, 3, **small)
     if config.model.name == "resnet18":

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from tr_det.classification.config.keys import DataConfig
-from tr_det.classification.data.datasets import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, load_data
+from tr_det.classification.data.datasets import load_data
+from tr_det.classification.data.images import IMAGENET_MEAN
+from tr_det.classification.data.library import CIFAR
 
 
 @pytest.fixture
@@ -88,11 +90,11 @@ def test_the_first_process_downloads_and_the_others_wait(cifar, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", recorded)
     monkeypatch.setattr(
-        "tr_det.classification.data.datasets.wait_for_all", lambda: calls.append("wait")
+        "tr_det.classification.data.library.wait_for_all", lambda: calls.append("wait")
     )
     for rank, expected in ((0, ["download", "wait", "open"]), (1, ["wait", "open"])):
         calls.clear()
-        monkeypatch.setattr("tr_det.classification.data.datasets.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("tr_det.classification.data.library.rank", lambda rank=rank: rank)
         load_data(DataConfig(name="cifar10", root=str(cifar), download=True))
         assert calls == expected
 
@@ -102,15 +104,76 @@ def test_cifar_is_shifted_and_flipped_in_training_only(cifar):
     assert (data.num_classes, len(data.train), len(data.test)) == (10, 25, 5)
     plain, label = data.test[4]
     assert label == 9
-    pixels = (plain * torch.tensor(CIFAR_STD)[:, None, None]) + torch.tensor(CIFAR_MEAN)[
-        :, None, None
-    ]
+    mean, std = (torch.tensor(values)[:, None, None] for values in CIFAR)
+    pixels = plain * std + mean
     torch.testing.assert_close((255 * pixels[0, :, 0]).round(), torch.arange(32.0))
     torch.manual_seed(0)
     seen = [data.train[0][0] for _ in range(20)]
     assert len({image.numpy().tobytes() for image in seen}) > 10
     left_to_right = [(image[1, 16, 20] > image[1, 16, 12]).item() for image in seen]
     assert 0 < sum(left_to_right) < 20
+
+
+def test_fashion_mnist_is_read_from_its_idx_files(tmp_path):
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
+    for part in ("train", "t10k"):
+        head = np.array([0x803, 3, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        head = np.array([0x801, 3], ">i4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + bytes([9, 0, 3]))
+    data = load_data(DataConfig(name="fashion_mnist", root=str(tmp_path), mean=(0.5,), std=(0.25,)))
+    assert (data.channels, data.image_size, data.classes[9]) == (1, 28, "Ankle boot")
+    image, label = data.test[0]
+    assert label == 9
+    np.testing.assert_allclose(image[0] * 0.25 + 0.5, pixels[0] / 255, atol=1e-6)
+    raw.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"data\.root=.*FashionMNIST in torchvision's layout"):
+        load_data(DataConfig(name="fashion_mnist", root=str(tmp_path)))
+
+
+def test_images_of_one_s_own_are_small_ones_as_cifar_or_larger_ones_as_imagenet(folders):
+    (folders / "val").rename(folders / "test")
+    config = {"name": "folders", "root": str(folders)}
+    with pytest.raises(
+        ValueError, match=r"data\.image_size=0: must be given: images are not square"
+    ):
+        load_data(DataConfig(**config))
+    small = load_data(DataConfig(**config, image_size=32))
+    assert (small.classes, small.image_size, len(small.test)) == (("n01", "n02"), 32, 4)
+    torch.manual_seed(0)
+    corners = [small.train[5][0][0, 0, 0].item() for _ in range(40)]
+    black = (0 - IMAGENET_MEAN[0]) / 0.229
+    assert 0 < sum(abs(corner - black) < 1e-4 for corner in corners) < 40  # shifted over the edge
+    large = load_data(DataConfig(**config, image_size=96))
+    assert (large.shorter_side, tuple(large.train[0][0].shape)) == (109, (3, 96, 96))
+    Image.new("RGB", (48, 48)).save(folders / "test/n01/0.png")
+    assert load_data(DataConfig(**config)).image_size == 48
+    (folders / "test/n02").rename(folders / "test/n03")
+    with pytest.raises(
+        ValueError, match=r"folders of the same names; only one has \['n02', 'n03'\]"
+    ):
+        load_data(DataConfig(**config)).train  # noqa: B018
+    shutil.rmtree(folders / "test/n03")
+    (folders / "test/n03").mkdir()
+    with pytest.raises(ValueError, match=r"data\.root=.*one folder of images per class.*n03"):
+        load_data(DataConfig(**config))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"mean": (0.5,)}, r"data\.std=\(\): must be"),
+        ({"mean": (0.5,), "std": (0.0,)}, r"data\.std=\(0\.0,\): must be in"),
+        ({"mean": (128.0,), "std": (64.0,)}, r"data\.mean=\(128\.0,\): must be in \[0, 1\]"),
+        ({"mean": (0.5,) * 2, "std": (0.5,) * 2, "name": "imagenet"}, "must be 3 numbers"),
+        ({"mean": (0.5,), "std": (0.5,)}, "for digits"),
+    ],
+)
+def test_a_normalisation_that_does_not_fit_is_refused(folders, keys, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(DataConfig(root=str(folders), **keys))
 
 
 def test_digits_are_shifted_in_training_only():

@@ -4,9 +4,9 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
+from tests.classification.given import given_data
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.classification.config.reading import from_tree
-from tr_det.classification.data.datasets import Data
 from tr_det.classification.models.build import build_network
 from tr_det.classification.models.registry import MODELS, build_model, quantize_network
 from tr_det.core import QuantConfig, quantized_layers, set_scales
@@ -126,7 +126,7 @@ def test_published_weights_may_get_a_new_last_layer(name, monkeypatch):
 
 @pytest.mark.skipif(NO_TIMM, reason="needs timm")
 def test_a_transformer_s_image_size_must_be_the_data_s():
-    data = Data(list, list, [], num_classes=3, channels=3, image_size=32)
+    data = given_data([])
     tree = {"model": {"name": "deit_tiny"}, "data": {"name": "imagenet", "image_size": 32}}
     with pytest.raises(ValueError, match=r"data\.image_size=32: must be 224, the pixels that deit"):
         build_network(from_tree(ClassifierConfig, tree), data, published=False)

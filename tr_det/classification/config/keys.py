@@ -123,18 +123,24 @@ class DataConfig:
 
     # Name in tr_det.classification.data.datasets.DATASETS.
     name: str = "digits"
-    # Folder of the dataset; the digits come with scikit-learn.
+    # Folder of the dataset; the digits come with scikit-learn. For "folders" and "imagenet" it has
+    # train/CLASS/*.jpg, and test/CLASS or val/CLASS.
     root: str = "datasets"
-    # Side of the training images in pixels; 0 takes the dataset's usual one.
+    # Side of the training images in pixels; 0 takes the dataset's usual one, of "folders" the first
+    # image's.
     image_size: int = 0
     # How images are scaled: bilinear or bicubic.
     interpolation: str = "bilinear"
     # Side of the central crop of a scaled ImageNet test image, relative to its side: 224 of 256.
     crop_ratio: float = 0.875
+    # Mean and standard deviation of each channel, of pixels from 0 to 1; [] takes the dataset's
+    # usual ones, of "folders" ImageNet's.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     # Share of the training images that are not trained on but tested on, in the place of the test
     # images, e.g. 0.2 to choose a learning rate by; the same ones for every seed.
     hold_out: float = 0.0
-    # Download CIFAR if the folder does not have it.
+    # Download CIFAR or Fashion-MNIST if the folder does not have it.
     download: bool = False
     # Processes that read images; 0 reads in the training process. Changes no number.
     workers: int = 0
@@ -143,6 +149,9 @@ class DataConfig:
         """Check every key."""
         check("data.image_size", self.image_size, 0 <= self.image_size <= 4096, "from 0 to 4096")
         check_among("data.interpolation", self.interpolation, INTERPOLATIONS)
+        check("data.mean", self.mean, all(0 <= mean <= 1 for mean in self.mean), "in [0, 1]")
+        fits = len(self.std) == len(self.mean) and all(0 < std <= 1 for std in self.std)
+        check("data.std", self.std, fits, "in (0, 1], as many numbers as data.mean")
         check("data.hold_out", self.hold_out, 0 <= self.hold_out <= 0.5, "in [0, 0.5]")
         check("data.crop_ratio", self.crop_ratio, 0.1 <= self.crop_ratio <= 1, "in [0.1, 1]")
         # Each holds a hundred megabytes or more.

@@ -13,7 +13,8 @@ from torch import nn
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig
 from tr_det.classification.config.pretraining import pretraining_of
 from tr_det.classification.config.reading import from_tree, to_tree, to_yaml
-from tr_det.classification.data.datasets import Data, load_data
+from tr_det.classification.data.datasets import load_data
+from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import check_batch_size, train_batches
 from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
 from tr_det.classification.models.build import build_loss, build_network

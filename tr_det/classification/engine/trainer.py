@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tr_det.classification.config.keys import ClassifierConfig
 from tr_det.classification.config.reading import to_yaml
-from tr_det.classification.data.datasets import Data
+from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import (
     check_batch_size,
     evaluation_batches,

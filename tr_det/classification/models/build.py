@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tr_det.classification.config.keys import LIBRARY, ClassifierConfig, under_quant_key
-from tr_det.classification.data.datasets import Data
+from tr_det.classification.data.images import Data
 from tr_det.classification.engine.losses import Distributional
 from tr_det.classification.models.registry import build_model, quantize_network
 from tr_det.core import ConfigError
