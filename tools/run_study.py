@@ -17,30 +17,25 @@ tr_det/docs/studies.md.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from tr_det.core.errors import check
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_text
-from tr_det.runtime.processes import only_writer
+from tr_det.runtime.processes import is_written, only_writer
 from tr_det.runtime.signals import held
+from tr_det.study.adopt import Elsewhere
 from tr_det.study.check import check_study
 from tr_det.study.definition import Study, read_study
 from tr_det.study.jobs import Place, Processes, share
-from tr_det.study.outcomes import FAILED, Outcome, Outcomes
+from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.progress import Progress, cells_table, summary
-from tr_det.study.record import (
-    STUDY,
-    environment,
-    make_record,
-    read_elsewhere,
-    write_record,
-)
+from tr_det.study.record import environment, make_record, write_record
 from tr_det.study.run import Runner
 from tr_det.study.states import Clock, needed
 from tr_det.study.table import csv_text, markdown
@@ -59,11 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--workers", type=int, help="runs at once (default: what there is room for)"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default 1)")
-    parser.add_argument("--gpus", type=int, help="GPUs of a run (default 1, if there are any)")
+    parser.add_argument(
+        "--gpus", type=int, help="GPUs of a run (default 1, if there are any; none with --slurm)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list runs and estimated hours")
     parser.add_argument("--status", action="store_true", help="list the state of each run")
     parser.add_argument(
-        "--from", dest="others", type=Path, nargs="+", default=[], metavar=STUDY.upper(),
+        "--from", dest="others", type=Path, nargs="+", default=[], metavar="STUDY.JSON",
         help="results of the same runs made elsewhere count",
     )  # fmt: skip
     parser.add_argument(
@@ -78,66 +75,43 @@ def main(arguments: list[str] | None = None) -> None:
         study = read_study(args.study)
         check_study(study)
         folder = args.output or Path("output/studies") / study.name
-        outcomes, others = known(study, folder, args.others)
+        outcomes = Outcomes(folder, study.metric, study.measures)
         if args.dry_run or args.status:
-            tell(study, folder, outcomes, args)
+            check("--from", str(args.others), not args.others, "given when runs are made")
+            tell(study, outcomes, args)
             return
         with only_writer(folder, "--output"), held():
-            failed = run(study, folder, outcomes, others, args)
+            failed = run(study, outcomes, args)
     raise SystemExit(1 if failed else 0)
 
 
-def known(study: Study, folder: Path, paths: list[Path]) -> tuple[Outcomes, dict[str, Any]]:
-    """Return how runs have ended here and elsewhere, and the environments of the latter."""
-    elsewhere: dict[str, Outcome] = {}
-    others: dict[str, Any] = {}
-    own = folder / STUDY
-    if own.is_file():  # it keeps what was taken from elsewhere before
-        kept, _ = read_elsewhere(own)
-        elsewhere = {key: found for key, found in kept.items() if found.origin != str(own)}
-        others = json.loads(own.read_text())["others"]
-    for path in paths:
-        found, others[str(path)] = read_elsewhere(path)
-        elsewhere |= found
-    used = {outcome.origin for outcome in elsewhere.values()}
-    others = {path: other for path, other in others.items() if path in used}
-    return Outcomes(folder, study.metric, study.measures, elsewhere), others
-
-
-def tell(study: Study, folder: Path, outcomes: Outcomes, args: argparse.Namespace) -> None:
+def tell(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> None:
     """Print the runs and their states, or only those that are missing."""
-    plan = Plan(study, outcomes)
-    running = []
-    if (folder / STUDY).is_file():
-        tree = json.loads((folder / STUDY).read_text())
-        cells = [
-            *tree["cells"],
-            *tree["runs"],
-            *(c for s in tree["searches"] for c in s["candidates"]),
-        ]
-        running = [cell["identity"] for cell in cells if cell["state"] == "running"]
-    print(cells_table(plan, outcomes, running, missing_only=args.dry_run))
-    workers = args.workers or share(None, args.threads, args.gpus).workers
-    print(summary(plan, outcomes, Clock(study, folder), workers))
+    plan, folder = Plan(study, outcomes), outcomes.folder
+    going = [cell.identity for cell in plan.cells() if is_written(cell.folder(folder))]
+    print(cells_table(plan, outcomes, going, missing_only=args.dry_run))
+    workers = args.workers if args.slurm is not None else None
+    workers = workers or share(args.workers, args.threads, args.gpus).workers
+    print(summary(plan, outcomes, Clock(study, folder), workers, going))
 
 
-def run(
-    study: Study, folder: Path, outcomes: Outcomes, others: dict[str, Any], args: argparse.Namespace
-) -> bool:
+def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
     """Make the missing runs and write the tables; return whether any run failed."""
     place: Place
+    folder, elsewhere = outcomes.folder, Elsewhere(args.others)
     if args.slurm is None:
         place = Processes(TOOLS, share(args.workers, args.threads, args.gpus))
     else:
         from tr_det.study.cluster import Cluster, options_from
 
-        place = Cluster(TOOLS, folder, options_from(args.slurm), args.workers, args.gpus or 0)
+        place = Cluster(
+            TOOLS, folder, options_from(args.slurm), args.workers, args.gpus or 0, args.threads
+        )
     words = sys.argv if sys.argv[0].endswith("run_study.py") else ["tools/run_study.py"]
     command = shlex.join(["python", "tools/run_study.py", *words[1:]])
     made: dict[str, Any] = {
         "command": command,
         "environment": environment(args.threads),
-        "others": others,
     }
     clock = Clock(study, folder)
     with Progress(clock, place.slots) as progress:
@@ -149,7 +123,7 @@ def run(
             write_text(folder / "table.csv", csv_text(record))
             progress.show(runner)
 
-        runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
+        runner = Runner(study, folder, outcomes, elsewhere, place, clock, write, progress.say)
         runner.run()
     print(markdown(make_record(runner.plan, outcomes, **made)))
     left = needed(runner.plan, outcomes)

@@ -1,6 +1,7 @@
 """Which runs a study makes, decided without running any: outcomes are given."""
 
 import doctest
+import json
 
 import pytest
 
@@ -117,6 +118,45 @@ def test_the_best_is_adopted_and_an_end_of_the_grid_is_told(write, values, chose
     assert plan.searches[0].edges == edges
 
 
+def test_a_grid_is_extended_downwards_at_most_three_times(write):
+    look = outcome_by(lambda c: -lr(c) if c.kind == CANDIDATE else None)
+    (search,) = Plan(write(), look).searches
+    assert sorted(search.points) == [(0.0125,), (0.025,), (0.05,), (0.1,), (0.2,), (0.4,)]
+    assert search.edges == ["solver.lr"]
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "tried"),
+    [
+        ("solver.batch_size", "[16, 32]", [16, 32, 64, 128, 256]),  # integers stay integers
+        ("solver.momentum", "[0.5, 0.9]", [0.5, 0.9]),  # 1.8 is no momentum
+    ],
+)
+def test_a_grid_is_extended_to_what_can_be(write, key, given, tried):
+    study = write("solver.lr: [0.1, 0.2, 0.4]", f"{key}: {given}")
+    look = outcome_by(lambda c: c.settings[key] if c.kind == CANDIDATE else None)
+    (search,) = Plan(study, look).searches
+    assert [repr(point[0]) for point in search.points] == [repr(value) for value in tried]
+    assert search.edges == [key]
+
+
+def test_an_axis_is_searched_separately_if_the_study_says_so(write):
+    axes = "AXES:\n  bits:\n    a: {quant.bits: W4A4}\n    b: {quant.bits: W3A3}\n"
+    for per, count in (("[bits]", 2), ("[]", 1), ("[way, bits]", 4)):
+        study = write("AXES:\n", axes, "WHERE: {way: TR}", f"WHERE: {{}}\n    PER: {per}")
+        plan = Plan(study, outcome_by(lambda cell: None))
+        assert len(plan.searches) == count
+
+
+def test_a_search_does_not_start_from_a_run_of_a_row(write):
+    study = write(
+        *("WHERE: {way: TR}", "WHERE: {}\n    PER: []"),
+        *("plain: {solver", 'plain: {data.root: "{recorded}", solver'),
+    )
+    with pytest.raises(ValueError, match=r"SEARCH=.*recorded.*no run of a row in a search"):
+        Plan(study, outcome_by(lambda cell: 1.0))
+
+
 def test_a_search_in_which_all_diverge_gives_no_rows(write):
     look = outcome_by(lambda c: "diverged" if c.kind == CANDIDATE else None)
     plan = Plan(write("EXTEND: 2", "EXTEND: 0"), look)
@@ -163,11 +203,69 @@ def test_what_changes_a_number_makes_another_cell(write):
         ("{fp}/", "{pf}/", r"RUNS='\{pf\}': must be one of"),
         ("SETTINGS: {data.hold_out: 0.2, model", "SETTINGS: {model", "data.hold_out=0.0: must be"),
         ("SIDE: classification", "SIDE: segmentation", "SIDE='segmentation': must be one of"),
+        ("BASELINE", "METRIC: accuracyy\nBASELINE", "METRIC='accuracyy': must be of the form"),
+        (
+            "BASELINE",
+            "METRIC: loss\nBASELINE",
+            "METRIC='loss': must be of the form",
+        ),  # less is better
+        ("BASELINE", "EXCLUDE: [{}]\nBASELINE", "EXCLUDE=.*must be parts that name labels"),
+        ("BASELINE", "EXCLUDE: [{way: [plain, TR]}]\nBASELINE", "EXCLUDE=.*that rows are left"),
+        ("SEEDS: [0, 1]", "SEEDS: [0]", r"RUNS.recorded: SEED='next': must be another one"),
+        (
+            "fp: {CONFIG: base.yaml}",
+            'fp: {CONFIG: base.yaml, SETTINGS: {data.root: "{recorded}"}}',
+            r"RUNS.fp=\['recorded'\]: must be settings without the run of a row",
+        ),
+        ("{data.hold_out: 0.2}", "{}", "data.hold_out=0.0: must be at least 0.2"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(write, old, new, message):
     with pytest.raises(ValueError, match=message):
         check_study(write(old, new))
+
+
+def test_a_label_that_yaml_reads_as_a_number_is_excluded(write):
+    study = write(
+        "TR: {solver",
+        "'2': {solver",
+        "way: TR",
+        "way: 2",
+        "BASELINE",
+        "EXCLUDE: [{way: 2}]\nBASELINE",
+    )
+    assert study.rows() == [{"way": "plain"}]
+
+
+def test_a_search_on_detection_data_keeps_off_the_test_images(tmp_path):
+    """By the files of the images, whatever the datasets are called."""
+    parts = {"train": "abcd", "test": "ef", "fit": "ab", "select": "cd", "same": "ef"}
+    lines = []
+    for name, letters in parts.items():
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps({"images": [{"file_name": f"{x}.jpg"} for x in letters]}))
+        lines.append(f"off_test_{name} {file} {tmp_path}")
+
+    def tree(train, test):
+        given = {"TRAIN": train.split(), "TEST": test.split()}
+        named = {key: [f"off_test_{name}" for name in names] for key, names in given.items()}
+        return {"DATASETS": {**named, "REGISTER": lines}}
+
+    side, own = sides.SIDES["detection"], tree("train", "test")
+    side.check_off_test(tree("fit", "select"), own)
+    side.check_start(tree("fit", "test"), tree("fit", "select"), own)
+    for train, test, key in (
+        ("fit", "", "TEST"),
+        ("fit", "test", "TEST"),
+        ("fit", "same", "TEST"),
+        ("train test", "select", "TRAIN"),
+        ("train", "select", "TRAIN"),
+        ("fit same", "select", "TRAIN"),
+    ):
+        with pytest.raises(ValueError, match=rf"SEARCH: DATASETS\.{key}="):
+            side.check_off_test(tree(train, test), own)
+    with pytest.raises(ValueError, match=r"SEARCH: DATASETS\.TRAIN=.*other images than"):
+        side.check_start(own, tree("fit", "select"), own)
 
 
 @pytest.mark.parametrize("module", [cells, reading, sides, states])

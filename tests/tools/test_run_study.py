@@ -71,10 +71,32 @@ def test_results_of_another_study_count(shared, tmp_path, capsys):
     study = tmp_path / "again"
     arguments = [shared.files / studies.STUDY, "--output", study]
     assert call(*arguments, "--from", shared.reference / "study.json") == 0
-    assert not list(study.glob("*seed*"))
+    assert all(folder.is_symlink() for folder in study.glob("*_seed*"))
     assert (study / "table.csv").read_bytes() == (shared.reference / "table.csv").read_bytes()
     assert f"Some results were taken from {shared.reference}" in capsys.readouterr().out
     assert call(*arguments) == 0  # they stay
+
+
+def test_of_a_study_on_another_machine_the_numbers_count(shared, tmp_path):
+    """By this study's own metric; a run that has begun here goes on here."""
+    there, study = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    record = record_of(shared.reference)
+    (there / "study.json").write_text(json.dumps(record))
+    keys = yaml.safe_load((shared.files / studies.STUDY).read_text())
+    path = shared.files / "top5.yaml"
+    path.write_text(yaml.safe_dump({**keys, "METRIC": "top5"}))
+    begun = next(cell for cell in record["cells"] if cell["labels"]["method"] == "SGDT")
+    (study / begun["folder"]).mkdir(parents=True)
+    started = studies.start(path, "--output", str(study), "--from", str(there / "study.json"))
+    assert in_child(started, tmp_path, studies.LIMIT).status == 0
+    made = [folder.parent.name for folder in study.glob("*/output.txt")]
+    (start,) = [run["folder"] for run in record["runs"]]
+    assert sorted(made) == sorted([start, begun["folder"]])  # whose files it needs
+    for cell in record_of(study)["cells"]:
+        assert cell["value"] == cell["results"]["metrics"]["top5"]
+        own = cell["folder"] not in made
+        assert (cell["origin"] == str(there / "study.json")) == own
 
 
 def test_a_run_of_another_study_is_read_where_it_is(shared, tmp_path):

@@ -44,7 +44,12 @@ _KEYS: dict[str, Any] = {
         "fp": {
             "CONFIG": tiny.CLASSIFIER,
             "SEEDS": [0],
-            "SETTINGS": {"quant.bits": "FP", "solver.optimizer": "SGD", "solver.methods": []},
+            "SETTINGS": {
+                "quant.bits": "FP",
+                "solver.optimizer": "SGD",
+                "solver.methods": [],
+                "data.hold_out": 0.3,  # it must not have seen what the search chooses by
+            },
         }
     },
     "AXES": {

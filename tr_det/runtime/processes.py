@@ -179,6 +179,16 @@ def only_writer(
         lock.release()
 
 
+def is_written(folder: str | Path) -> bool:
+    """Return whether a run writes to a folder (`only_writer`)."""
+    lock = FileLock(Path(folder) / ".lock")
+    if not Path(lock.lock_file).is_file():
+        return False
+    free = _acquire(lock)
+    lock.release()
+    return not free
+
+
 def _acquire(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=0)

@@ -18,17 +18,23 @@ def check_study(study: Study) -> None:
         ValueError: a config that cannot be, or a search that would be judged by the test set.
     """
     side = SIDES[study.side]
+    supports = {
+        name: side.load(run.config, side.pairs(run.settings))
+        for name, run in study.runs.items()
+        if isinstance(run, Support)
+    }
     for labels in study.rows():
         base = study.base(labels)
         own = _loaded(study, side, base)
         for search in study.searches:
             if search.takes(labels):
                 first = {key: values[0] for key, values in search.keys.items()}
-                tried = _loaded(study, side, {**base, **first, **search.settings})
+                settings = {**base, **first, **search.settings}
+                tried = _loaded(study, side, settings)
                 side.check_off_test(tried, own)
-    for run in study.runs.values():
-        if isinstance(run, Support):
-            side.load(run.config, side.pairs(run.settings))
+                for name in names_in(settings):
+                    if name in supports:
+                        side.check_start(supports[name], tried, own)
     for search in study.searches:
         _check_values(study, side, search)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,21 @@ from typing import Any
 from tr_det.core.errors import check, check_among
 from tr_det.runtime.configs import config_files, overlaid
 from tr_det.study import measures
-from tr_det.study.reading import Section, label_lists, labels_of, settings_of, text_of, with_names
+from tr_det.study.reading import (
+    Section,
+    label_lists,
+    labels_of,
+    names_in,
+    settings_of,
+    text_of,
+    with_names,
+)
 
-SIDES = {"detection": "bbox/AP", "classification": "accuracy"}
-"""Side -> what its runs are compared by, unless METRIC names another."""
+METRICS = {
+    "detection": ("bbox/AP", r"(bbox|segm|keypoints)/AP(50|75|s|m|l|-.+)?"),
+    "classification": ("accuracy", "accuracy|top5"),
+}
+"""Side -> what its runs are compared by, and what METRIC may name: more is better."""
 SAME, NEXT = "same", "next"
 """Seeds of supporting runs: the row's own, or the next one in SEEDS; the first follows the last."""
 
@@ -142,7 +154,11 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
 
 def _study(path: Path, section: Section) -> Study:
     side = section.take("SIDE", text_of)
-    check_among("SIDE", side, SIDES)
+    check_among("SIDE", side, METRICS)
+    usual, others = METRICS[side]
+    metric = section.take("METRIC", text_of, usual)
+    fits = re.fullmatch(others, metric) is not None
+    check("METRIC", metric, fits, f"of the form {others}")
     axes = section.take("AXES", _axes)
     seeds = section.take("SEEDS", _seeds)
     settings = section.take("SETTINGS", settings_of, {})
@@ -153,13 +169,19 @@ def _study(path: Path, section: Section) -> Study:
         measures.check_name(name)
     columns = section.take("COLUMNS", text_of, "" if chosen else last)
     check_among("COLUMNS", columns, ["", *axes])
+    check("COLUMNS", columns, not (chosen and columns), "'' with MEASURES, which are columns")
     parts = section.take("EXCLUDE", lambda key, value: _list_of(key, value, _labels), ())
     exclude = tuple(label_lists(part, axes, "EXCLUDE") for part in parts)
+    check("EXCLUDE", list(parts), all(exclude), "parts that name labels")
     baseline = labels_of(section.take("BASELINE", _labels, {}), axes, "BASELINE")
     runs = section.take("RUNS", lambda key, value: _runs(key, value, axes, seeds), {})
+    for name, run in runs.items():
+        needed = names_in(getattr(run, "settings", {}))
+        rows = [other for other in needed if isinstance(runs.get(other), Reference)]
+        check(f"RUNS.{name}", rows, not rows, "settings without the run of a row")
     searches = section.take("SEARCH", lambda key, value: _searches(key, value, axes), ())
     estimate = section.take("ESTIMATE", _estimate, None)
-    return Study(
+    study = Study(
         path=path,
         name=section.take("NAME", text_of, path.stem),
         side=side,
@@ -169,13 +191,15 @@ def _study(path: Path, section: Section) -> Study:
         axes=axes,
         exclude=exclude,
         baseline=baseline,
-        metric=section.take("METRIC", text_of, SIDES[side]),
+        metric=metric,
         measures=chosen,
         columns=columns,
         runs=runs,
         searches=searches,
         estimate=estimate,
     )
+    check("EXCLUDE", list(parts), bool(study.rows()), "such that rows are left")
+    return study
 
 
 def _axes(key: str, value: Any) -> dict[str, dict[str, Settings]]:
@@ -225,6 +249,8 @@ def _runs(
                 seed = section.take("SEED", lambda _, given: given, SAME)
                 fits = seed in (SAME, NEXT, *seeds)
                 check("SEED", seed, fits, f"{SAME}, {NEXT} or one of SEEDS")
+                fits = seed != NEXT or len(seeds) > 1
+                check("SEED", seed, fits, "another one where SEEDS has one seed")
                 runs[name] = Reference(row, seed)
             else:
                 config = Path(section.take("CONFIG", text_of))

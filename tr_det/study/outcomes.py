@@ -1,4 +1,4 @@
-"""How a run has ended: what its folder says, or another study that made the same run."""
+"""How a run has ended, as its folder says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
+from tr_det.study.adopt import ORIGIN, STUDY
 from tr_det.study.cells import Cell
-from tr_det.study.measures import measure
+from tr_det.study.measures import CURVES, measure
 from tr_det.study.sides import SIDES
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
@@ -30,8 +31,9 @@ class Outcome:
         results: what the run has written.
         measures: the study's further measures, by name; those that the run has.
         error: last line of what a run that failed has said.
-        origin: the study.json that it comes from; "" where the folder is here.
-        path: where the folder was when that was written.
+        origin: the study.json that it was taken from; "" if it was made here.
+        environment: that it was made in, if it was taken from elsewhere.
+        has_files: whether others can start from it: not where its results alone were taken.
     """
 
     state: str
@@ -40,7 +42,8 @@ class Outcome:
     measures: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     origin: str = ""
-    path: Path | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    has_files: bool = True
 
 
 class Outcomes:
@@ -50,48 +53,37 @@ class Outcomes:
         folder: of the study.
         metric: which is compared.
         measures: further ones.
-        elsewhere: outcomes of runs made elsewhere, by identity.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        metric: str,
-        measures: tuple[str, ...] = (),
-        elsewhere: Mapping[str, Outcome] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, metric: str, measures: tuple[str, ...] = ()) -> None:
         self.folder, self.metric, self.measures = folder, metric, measures
-        self.elsewhere = elsewhere or {}
         self._seen: dict[str, Outcome | None] = {}
 
     def __call__(self, cell: Cell) -> Outcome | None:
-        """Return how a run has ended, None if it has not, here or elsewhere."""
-        return self.here(cell) or self.elsewhere.get(cell.identity)
-
-    def here(self, cell: Cell) -> Outcome | None:
-        """Return how a run in this study's folder has ended."""
+        """Return how a run has ended, None if it has not."""
         if cell.identity not in self._seen:
             self._seen[cell.identity] = self._read(cell)
         return self._seen[cell.identity]
 
     def files(self, cell: Cell) -> Outcome | None:
-        """Return how a run has ended whose files others can read, None if there are none.
-
-        Those of another study on this machine are linked into this one's folder, if it is there.
-        """
-        other = self.elsewhere.get(cell.identity)
-        found = self.here(cell)
-        if found is not None or other is None or other.path is None or not other.path.is_dir():
-            return found
-        if self.folder.is_dir():
-            (self.folder / cell.name).symlink_to(other.path.resolve())
-            return self.look_again(cell)
-        return other
+        """Return how a run has ended, None also where its files are not here."""
+        found = self(cell)
+        return found if found is None or found.has_files else None
 
     def look_again(self, cell: Cell) -> Outcome | None:
         """Return how a run has ended that may have done so since it was looked up."""
         self._seen.pop(cell.identity, None)
-        return self.here(cell)
+        return self(cell)
+
+    def prepare(self, cell: Cell) -> None:
+        """Let a run be made here: forget what was taken from elsewhere."""
+        folder = cell.folder(self.folder)
+        if folder.is_symlink():
+            folder.unlink()
+        elif (folder / ORIGIN).is_file():
+            (folder / RESULTS).unlink(missing_ok=True)
+            (folder / ORIGIN).unlink()
+        self._seen.pop(cell.identity, None)
 
     def failed(self, cell: Cell, state: str, error: str) -> None:
         """Note that a run has failed; one that diverged is never tried again."""
@@ -102,13 +94,34 @@ class Outcomes:
     def _read(self, cell: Cell) -> Outcome | None:
         folder = cell.folder(self.folder)
         results = _json(folder / RESULTS)
-        if results:
-            value = SIDES[cell.side].value(results, self.metric)
-            found = {name: measure(name, folder, results) for name in self.measures}
-            known = {name: number for name, number in found.items() if number is not None}
-            return Outcome(DONE, value, results, known)
-        note = _json(folder / _FAILED)
-        return Outcome(DIVERGED, error=note["error"]) if note else None
+        if not results:
+            note = _json(folder / _FAILED)
+            return Outcome(DIVERGED, error=note["error"]) if note else None
+        origin = _origin(folder)
+        has_files = folder.is_symlink() or not origin
+        found = {
+            name: measure(name, folder, results)
+            if has_files or name not in CURVES
+            else origin["measures"].get(name)
+            for name in self.measures
+        }
+        return Outcome(
+            DONE,
+            SIDES[cell.side].value(results, self.metric),
+            results,
+            {name: number for name, number in found.items() if number is not None},
+            origin=origin.get("study", ""),
+            environment=origin.get("environment", {}),
+            has_files=has_files,
+        )
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """Return what origin.json holds, or would of a folder that is another study's."""
+    if not folder.is_symlink():
+        return _json(folder / ORIGIN)
+    path = folder.resolve().parent / STUDY
+    return {"study": str(path), "environment": _json(path).get("environment", {})}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tr_det.core.errors import check
 from tr_det.study.cells import CANDIDATE, ROW, RUN, Cell
 from tr_det.study.definition import NEXT, SAME, Labels, Reference, Search, Study
 from tr_det.study.outcomes import DIVERGED, DONE, Outcome
-from tr_det.study.reading import names_in
+from tr_det.study.reading import names_in, with_names
+from tr_det.study.sides import SIDES, Side
 
 Look = Callable[[Cell], Outcome | None]
 """Returns how a run has ended, None if it has not."""
@@ -48,7 +51,7 @@ class Found:
     @property
     def chosen(self) -> dict[str, Any] | None:
         """Settings that the rows adopt."""
-        return None if self.best is None else dict(zip(self.search.keys, self.best, strict=True))
+        return None if self.best is None else _at(self.search, self.best)
 
 
 class Plan:
@@ -152,18 +155,26 @@ class Plan:
                 return made  # some have not ended
             best = max(made.points, key=lambda point: made.values[point])
             made.edges = _edges(search, made.points, best)
-            waiting = _beyond(search, made.points, best) if search.extend else []
+            beyond = _beyond(search, made.points, best) if search.extend else []
+            waiting = [p for p in beyond if self._can_be({**settings, **_at(search, p)})]
         made.best = best if made.values[best] > -math.inf else None
         return made
 
+    def _can_be(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a config takes settings; those of the study's file have been checked."""
+        side = SIDES[self.study.side]
+        return _loads(side, self.study.config, tuple(side.pairs(settings)))
+
     def _try(self, found: Found, point: Point, settings: Mapping[str, Any]) -> None:
         search = found.search
-        own = {**settings, **dict(zip(search.keys, point, strict=True)), **search.settings}
+        labels = found.labels
+        others = with_names(search.settings, lambda name: labels.get(name, f"{{{name}}}"))
+        own = {**settings, **_at(search, point), **others}
         shown = {
             f"{key}": f"{key.rpartition('.')[2]}{_short(value)}"
             for key, value in zip(search.keys, point, strict=True)
         }
-        labels = {**found.labels, **shown}
+        labels = {**labels, **shown}
         cells = [self._made(CANDIDATE, labels, seed, own) for seed in search.seeds]
         found.points[point] = [cell for cell in cells if cell is not None]
         outcomes = [self.look(cell) for cell in found.points[point]]
@@ -185,6 +196,9 @@ class Plan:
         check("RUNS", here, here not in above, "no run that needs itself")
         needs = {}
         for name in names_in(settings):
+            is_other = isinstance(self.study.runs.get(name), Reference)
+            allowed = "no run of a row in a search: it has seen what candidates are judged by"
+            check("SEARCH", f"{{{name}}}", kind != CANDIDATE or not is_other, allowed)
             cell = self._needed(name, labels, seed, (*above, here))
             if cell is None:
                 return None
@@ -220,6 +234,20 @@ def _edges(search: Search, points: Mapping[Point, Any], best: Point) -> list[str
     return edges
 
 
+def _at(search: Search, point: Point) -> dict[str, Any]:
+    """Return the settings of a point."""
+    return dict(zip(search.keys, point, strict=True))
+
+
+@cache
+def _loads(side: Side, config: Path, pairs: tuple[str, ...]) -> bool:
+    try:
+        side.load(config, pairs)
+    except ValueError:
+        return False
+    return True
+
+
 def _beyond(search: Search, points: Mapping[Point, Any], best: Point) -> list[Point]:
     """Return the next points beyond the ends at which the best one is."""
     more = []
@@ -232,7 +260,8 @@ def _beyond(search: Search, points: Mapping[Point, Any], best: Point) -> list[Po
         steps = len([v for v in tried if (v > max(given) if up else v < min(given))])
         if steps < MOST_EXTENSIONS:
             value = best[place] * search.extend if up else best[place] / search.extend
-            more.append((*best[:place], float(f"{value:.3g}"), *best[place + 1 :]))
+            value = round(value) if type(best[place]) is int else float(f"{value:.3g}")
+            more.append((*best[:place], value, *best[place + 1 :]))
     return [point for point in more if point not in points]
 
 

@@ -87,7 +87,7 @@ def label_lists(
 ) -> dict[str, tuple[str, ...]]:
     """Return labels of some of the axes, of which one may be written without a list."""
     lists = {
-        axis: tuple(labels) if isinstance(labels, list) else (labels,)
+        axis: tuple(map(str, labels)) if isinstance(labels, list) else (str(labels),)
         for axis, labels in given.items()
     }
     for axis, labels in lists.items():

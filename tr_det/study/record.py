@@ -23,7 +23,6 @@ being searched, there is no folder yet. Numbers that are not there are null.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -35,16 +34,14 @@ from typing import Any
 import torch
 
 from tr_det import __version__
-from tr_det.core.errors import check
 from tr_det.runtime.files import write_json
+from tr_det.study.adopt import STUDY
 from tr_det.study.cells import RUN, Cell
 from tr_det.study.definition import Study
 from tr_det.study.outcomes import DONE, Outcome, Outcomes
 from tr_det.study.plan import Found, Plan
 from tr_det.study.states import SEARCHED, state_of
 from tr_det.study.statistics import paired, spread
-
-STUDY = "study.json"
 
 Tree = dict[str, Any]
 
@@ -72,7 +69,6 @@ def make_record(
     *,
     command: str,
     environment: Tree,
-    others: Mapping[str, Tree],
     running: Iterable[str] = (),
 ) -> Tree:
     """Return what study.json holds.
@@ -82,13 +78,13 @@ def make_record(
         outcomes: how they have ended.
         command: that makes the study.
         environment: of the runs that are made here.
-        others: those of the other ones.
         running: identities of the runs that go on.
     """
     study, running = plan.study, set(running)
 
     def entry(cell: Cell) -> Tree:
-        return _entry(cell, outcomes(cell), state_of(cell, outcomes, running))
+        state = state_of(cell, outcomes, running)
+        return _entry(cell, cell.folder(outcomes.folder).name, outcomes(cell), state)
 
     cells = [
         _unknown(labels, seed) if cell is None else entry(cell)
@@ -100,6 +96,7 @@ def make_record(
     tried = [cell for search in searches for cell in search["candidates"]]
     threads = environment["threads"]
     hours = {"runs": cells, "search": tried, "supports": runs}
+    found = [outcome for cell in plan.cells() if (outcome := outcomes(cell)) is not None]
     return {
         "name": study.name,
         "side": study.side,
@@ -111,7 +108,7 @@ def make_record(
         "measures": list(study.measures),
         "command": command,
         "environment": environment,
-        "others": dict(others),
+        "others": {o.origin: dict(o.environment) for o in found if o.origin},
         "hours": {key: threads * _hours(part) for key, part in hours.items()},
         "cells": cells,
         "runs": runs,
@@ -125,44 +122,14 @@ def write_record(folder: Path, record: Tree) -> None:
     write_json(folder / STUDY, record)
 
 
-def read_elsewhere(path: Path) -> tuple[dict[str, Outcome], Tree]:
-    """Return how the runs of another study.json have ended, by identity, and its environment.
-
-    Raises:
-        ValueError: it is no study.json.
-        OSError: there is no such file.
-    """
-    try:
-        tree = json.loads(path.read_text())
-        cells = [*tree["cells"], *tree["runs"]]
-        cells += [cell for search in tree["searches"] for cell in search["candidates"]]
-        found = {
-            cell["identity"]: Outcome(
-                cell["state"],
-                cell["value"],
-                cell["results"],
-                cell["measures"],
-                cell["error"],
-                cell["origin"] or str(path),
-                path.parent / cell["folder"],
-            )
-            for cell in cells
-            if cell["state"] == DONE
-        }
-        return found, dict(tree["environment"])
-    except (ValueError, KeyError, TypeError):
-        check("--from", str(path), False, f"a {STUDY} that tools/run_study.py has written")
-        raise
-
-
-def _entry(cell: Cell, outcome: Outcome | None, state: str) -> Tree:
+def _entry(cell: Cell, folder: str, outcome: Outcome | None, state: str) -> Tree:
     outcome = outcome or Outcome(state)
     results = {key: value for key, value in outcome.results.items() if key != "config"}
     return {
         "labels": dict(cell.labels),
         "seed": cell.seed,
         "identity": cell.identity,
-        "folder": cell.name,
+        "folder": folder,
         "state": state,
         "value": outcome.value,
         "settings": dict(cell.settings),
@@ -234,8 +201,12 @@ def _rows(study: Study, cells: list[Tree], searches: list[Tree]) -> list[Tree]:
 
 
 def _means(parts: list[Mapping[str, float]]) -> Tree:
-    keys = dict.fromkeys(key for part in parts for key in part)
-    return {key: statistics.fmean(p[key] for p in parts if p.get(key) is not None) for key in keys}
+    numbers: dict[str, list[float]] = {}
+    for part in parts:
+        for key, number in part.items():
+            if number is not None:
+                numbers.setdefault(key, []).append(number)
+    return {key: statistics.fmean(values) for key, values in numbers.items()}
 
 
 def _hours(cells: list[Tree]) -> float:

@@ -11,6 +11,7 @@ from tr_det.runtime.checkpoints import numbered_checkpoints
 from tr_det.runtime.cli import DIVERGED as DIVERGED_STATUS
 from tr_det.runtime.cli import MISTAKE
 from tr_det.runtime.signals import end_if_asked
+from tr_det.study.adopt import Elsewhere
 from tr_det.study.cells import CANDIDATE, Cell
 from tr_det.study.definition import Study
 from tr_det.study.jobs import Job, Place, last_line
@@ -39,6 +40,7 @@ class Runner:
         study: what is compared.
         folder: of the study, which no other one may write to.
         outcomes: how its runs have ended.
+        elsewhere: runs that need not be made.
         place: where they are started.
         clock: is told how long they took.
         tell: called whenever a run has started or ended, with this object.
@@ -54,14 +56,16 @@ class Runner:
         study: Study,
         folder: Path,
         outcomes: Outcomes,
+        elsewhere: Elsewhere,
         place: Place,
         clock: Clock,
         tell: Callable[[Runner], None],
         said: Callable[[str], None],
     ) -> None:
         self.study, self.folder, self.outcomes = study, folder, outcomes
+        self.elsewhere = elsewhere
         self.place, self.clock, self.tell, self.said = place, clock, tell, said
-        self.plan = Plan(study, outcomes)
+        self.plan = self._planned()
         self.running: dict[str, tuple[Cell, Job]] = {}
         self._trials: dict[str, _Trials] = {}
 
@@ -71,7 +75,7 @@ class Runner:
         Signals must be held (`tr_det.runtime.signals.held`): at one, the runs write checkpoints.
         """
         for cell in self.plan.cells():  # which a killed study may not have done
-            outcome = self.outcomes.here(cell)
+            outcome = self.outcomes(cell)
             if outcome is not None and outcome.state == DONE:
                 self._tidy(cell)
         ended = False
@@ -80,11 +84,21 @@ class Runner:
                 time.sleep(_POLL)
                 ended = self._ended()
                 if ended:
-                    self.plan = Plan(self.study, self.outcomes)
+                    self.plan = self._planned()
                 end_if_asked(self._stop)
         finally:
             self._stop()
             self.tell(self)
+
+    def _planned(self) -> Plan:
+        """Return the runs as far as they are known, with what there is of them elsewhere."""
+        while True:
+            plan = Plan(self.study, self.outcomes)
+            brought = [c for c in plan.cells() if self.elsewhere.bring(c.identity, self.folder)]
+            if not brought:
+                return plan
+            for cell in brought:
+                self.outcomes.look_again(cell)
 
     def _start_some(self, tell: bool) -> bool:
         """Start what can be; return whether a run can be started now or later.
@@ -101,6 +115,7 @@ class Runner:
                 continue
             soon = True
             if len(self.running) < self.place.slots and time.monotonic() >= trials.not_before:
+                self.outcomes.prepare(cell)
                 job = self.place.start(cell, self.folder)
                 self.running[cell.identity] = (cell, job)
                 trials.began = time.monotonic()
@@ -114,7 +129,7 @@ class Runner:
         return outcome is not None and outcome.state == DONE
 
     def _has_failed(self, cell: Cell) -> bool:
-        outcome = self.outcomes.here(cell)
+        outcome = self.outcomes(cell)
         return outcome is not None and outcome.state in (FAILED, DIVERGED)
 
     def _ended(self) -> bool:

@@ -44,7 +44,22 @@ class Side(ABC):
 
     @abstractmethod
     def check_off_test(self, config: Tree, own: Tree) -> None:
-        """Raise ConfigError if a search's run is evaluated on what the study's own is."""
+        """Raise ConfigError if a search's run uses what it may not.
+
+        Args:
+            config: of the search's run.
+            own: of the study's own run.
+        """
+
+    @abstractmethod
+    def check_start(self, start: Tree, config: Tree, own: Tree) -> None:
+        """Raise ConfigError if a run that a search's run starts from has seen what it may not.
+
+        Args:
+            start: config of that run.
+            config: of the search's run.
+            own: of the study's own run.
+        """
 
     @abstractmethod
     def processes(self, gpus: int) -> tuple[list[str], list[str]]:
@@ -62,6 +77,9 @@ class Side(ABC):
                 have = ", ".join(sorted(_paths(results["metrics"])))
                 raise ValueError(f"METRIC={metric!r}: must be one of what runs measure: {have}")
             found = found[part]
+        if found is None and results["metrics"][metric.partition("/")[0]].get("AP") is not None:
+            allowed = "a metric of objects that the test set has"
+            raise ValueError(f"METRIC={metric!r}: must be {allowed}; others were detected")
         # Where nothing was detected COCO's evaluation gives none.
         return 0.0 if found is None else float(found)
 
@@ -101,10 +119,22 @@ class Detection(Side):
         return float(config["SOLVER"]["MAX_ITER"]), "updates"
 
     def check_off_test(self, config: Tree, own: Tree) -> None:
-        """Raise ConfigError if a search's run is evaluated on what the study's own is."""
-        given, test = config["DATASETS"]["TEST"], own["DATASETS"]["TEST"]
-        allowed = f"other data than the study's {test}, of the training set"
-        check("SEARCH: DATASETS.TEST", given, not {*given} & {*test}, allowed)
+        """Raise ConfigError if a search's run uses what it may not, by the images' files."""
+        tried = config["DATASETS"]["TEST"]
+        check("SEARCH: DATASETS.TEST", tried, bool(tried), "a dataset to choose by")
+        self._check_apart("SEARCH: DATASETS.TEST", tried, own)
+        self.check_start(config, config, own)
+
+    def check_start(self, start: Tree, config: Tree, own: Tree) -> None:
+        """Raise ConfigError if a run has been trained on what it may not, by the images' files."""
+        for other in (own, config):
+            self._check_apart("SEARCH: DATASETS.TRAIN", start["DATASETS"]["TRAIN"], other)
+
+    def _check_apart(self, key: str, names: Sequence[str], config: Tree) -> None:
+        from tr_det.detection.data.register import share_images
+
+        test, lines = config["DATASETS"]["TEST"], config["DATASETS"]["REGISTER"]
+        check(key, names, not share_images(names, test, lines), f"other images than {test}")
 
     def processes(self, gpus: int) -> tuple[list[str], list[str]]:
         """Return the words before and after the tool."""
@@ -156,6 +186,12 @@ class Classification(Side):
         share = config["data"]["hold_out"]
         fits = share > own["data"]["hold_out"]
         check("SEARCH: data.hold_out", share, fits, "the share of training images to choose by")
+
+    def check_start(self, start: Tree, config: Tree, own: Tree) -> None:
+        """Raise ConfigError if a run has been trained on the images to choose by."""
+        share, kept = config["data"]["hold_out"], start["data"]["hold_out"]
+        allowed = f"at least {share}, as what a search's runs start from must not have seen them"
+        check("data.hold_out", kept, kept >= share, allowed)
 
     def processes(self, gpus: int) -> tuple[list[str], list[str]]:
         """Return the words before and after the tool."""

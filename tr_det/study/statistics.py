@@ -54,8 +54,9 @@ def spread(values: Sequence[float]) -> Spread:
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
     """Return how far values are from others of the same seeds, None where no seed has both.
 
-    >>> paired({0: 3.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0})
-    Difference(n=2, mean=2.5, std=0.7071067811865476, low=-3.853, high=8.853)
+    >>> found = paired({0: 3.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0})
+    >>> found.n, found.mean, round(found.low, 3), round(found.high, 3)
+    (2, 2.5, -3.853, 8.853)
     """
     differences = [values[seed] - others[seed] for seed in values if seed in others]
     if not differences:
@@ -64,8 +65,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Differen
     if found.std is None:
         return Difference(found.n, found.mean, None, None, None)
     half = quantile(found.n - 1) * found.std / math.sqrt(found.n)
-    ends = round(found.mean - half, 3), round(found.mean + half, 3)
-    return Difference(found.n, found.mean, found.std, *ends)
+    return Difference(found.n, found.mean, found.std, found.mean - half, found.mean + half)
 
 
 def quantile(freedom: int) -> float:

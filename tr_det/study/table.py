@@ -34,6 +34,7 @@ def csv_text(record: Tree) -> str:
     axes, seeds = list(record["axes"]), record["seeds"]
     ends = ["mean", "std", "low", "high", "n"]
     head = [*axes, "n", "mean", "std", *[f"seed {seed}" for seed in seeds]]
+    head += [f"state of seed {seed}" for seed in seeds]
     head += [f"difference {end}" for end in ends]
     chosen = list(dict.fromkeys(key for row in record["rows"] for key in row["chosen"]))
     costs = list(dict.fromkeys(key for row in record["rows"] for key in row["cost"]))
@@ -45,6 +46,7 @@ def csv_text(record: Tree) -> str:
         difference = row["difference"] or {}
         line = [*(row["labels"][axis] for axis in axes), row["n"], row["mean"], row["std"]]
         line += [row["values"].get(seed) for seed in seeds]
+        line += [row["states"].get(seed) for seed in seeds]
         line += [difference.get(end) for end in ends]
         for part, keys in (("chosen", chosen), ("cost", costs), ("measures", record["measures"])):
             line += [row[part].get(key) for key in keys]
@@ -76,7 +78,7 @@ def _wide(record: Tree) -> list[str]:
             found = rows.get(tuple(whole[axis] for axis in record["axes"]))
             line.append(_value(found, record) if found else "")
             if label in compared:
-                line.append(_difference(found["difference"]) if found else "")
+                line.append(_difference(found["difference"], record) if found else "")
         lines.append(line)
     return _table(head, lines)
 
@@ -89,14 +91,16 @@ def _long(record: Tree) -> list[str]:
     lines = []
     for row in record["rows"]:
         line = [*row["labels"].values(), _value(row, record)]
-        line += [_difference(row["difference"])] if compared else []
+        line += [_difference(row["difference"], record)] if compared else []
         line += [_number(row["measures"].get(name)) for name in record["measures"]]
         lines.append(line)
     return _table(head, lines)
 
 
 def _table(head: list[str], lines: Iterable[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+    texts = [[text.replace("|", "\\|") for text in line] for line in (head, *lines)]
+    texts.insert(1, ["---"] * len(head))
+    return [f"| {' | '.join(line)} |" for line in texts]
 
 
 def _value(row: Tree, record: Tree) -> str:
@@ -110,13 +114,13 @@ def _value(row: Tree, record: Tree) -> str:
     return text + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _difference(found: Tree | None) -> str:
+def _difference(found: Tree | None, record: Tree) -> str:
     if found is None:
         return ""
     text = f"{found['mean']:+.2f}"
     if found["low"] is not None:
         text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return text
+    return text + (f" ({found['n']} pairs)" if found["n"] < len(record["seeds"]) else "")
 
 
 def _difference_note(record: Tree) -> str:
@@ -156,7 +160,8 @@ def _searched(search: Tree) -> str:
         cells = tried[point]
         values = [cell["value"] for cell in cells if cell["state"] == DONE]
         whole = len(values) == len(cells)
-        text = f"{sum(values) / len(values):.2f}" if whole else cells[0]["state"]
+        others = [cell["state"] for cell in cells if cell["state"] != DONE]
+        text = f"{sum(values) / len(values):.2f}" if whole else others[0]
         text = f"{_listed(point)}: {text}"
         parts.append(f"**{text}**" if point == best else text)
     line = f"Searched for {rows}: {' x '.join(keys)}, seed {_listed(search['seeds'])}: "
@@ -174,7 +179,8 @@ def _made(record: Tree) -> list[str]:
     total = sum(hours.values())
     lines = [f"`{record['command']}`", ""]
     made = f"{where}, {environment['threads']} thread(s) a run; {versions}; {total:.2f} core hours "
-    made += f"of training ({', '.join(f'{key} {value:.2f}' for key, value in hours.items())})."
+    made += f"of training ({', '.join(f'{key} {value:.2f}' for key, value in hours.items())}; "
+    made += "of runs that were stopped, since they last went on)."
     others = [f"{path}: {other['gpu'] or other['cpu']}" for path, other in record["others"].items()]
     if others:
         made += f" Some results were taken from {'; '.join(others)}."

@@ -100,6 +100,27 @@ def _categories(file: str, time: int, size: int) -> tuple[str, ...]:
     return tuple(entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"]))
 
 
+def read_image_names(file: str) -> tuple[str, ...]:
+    """Return the ``file_name`` of every image of a file.
+
+    Raises:
+        AnnotationFileError: it has no list of images, or some without a name.
+    """
+    status = os.stat(file)
+    return _image_names(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=32)
+def _image_names(file: str, time: int, size: int) -> tuple[str, ...]:
+    coco = _read(file)
+    found = coco.get("images") if isinstance(coco, dict) else None
+    images: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(e, dict) and isinstance(e.get("file_name"), str) for e in images):
+        reason = "'images' must be a list of mappings with a file_name"
+        raise AnnotationFileError(f"{file}: not a COCO annotation file ({reason})")
+    return tuple(image["file_name"] for image in images)
+
+
 def _read(file: str) -> Any:
     collects = gc.isenabled()
     gc.disable()  # it would look again and again at all that has been read, for half of the time

@@ -23,7 +23,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from tr_det.core.errors import ConfigError, check
 from tr_det.detection.data.annotations import classes_of
-from tr_det.detection.data.coco_file import read_categories
+from tr_det.detection.data.coco_file import read_categories, read_image_names
 
 KEY = "DATASETS.REGISTER"
 
@@ -108,6 +108,34 @@ def files_of(name: str, lines: Sequence[str]) -> Entry:
     files = [getattr(metadata, what, None) for what in ("json_file", "image_root")]
     check("DATASETS", name, all(files), "a registered dataset of a COCO file")
     return Entry(name, *map(str, files))
+
+
+def share_images(names: Sequence[str], others: Sequence[str], lines: Sequence[str]) -> bool:
+    """Return whether two lists of datasets have an image in common.
+
+    Images are the same if their files are. Of datasets that Detectron2 does not know as COCO files,
+    or whose files are not there, names are compared alone.
+
+    Args:
+        names: of datasets.
+        others: likewise.
+        lines: of ``DATASETS.REGISTER``.
+    """
+    if {*names} & {*others}:
+        return True
+    register(lines)
+    return bool(_images_of(names) & _images_of(others))
+
+
+def _images_of(names: Sequence[str]) -> set[str]:
+    """Return the paths of the images of datasets, as far as they are known."""
+    known = [MetadataCatalog.get(name) for name in names if name in DatasetCatalog.list()]
+    return {
+        os.path.normpath(os.path.join(os.path.realpath(data.image_root), name))
+        for data in known
+        if os.path.isfile(data.get("json_file", ""))
+        for name in read_image_names(data.json_file)
+    }
 
 
 def check_categories_alike(entries: Iterable[Entry]) -> tuple[str, ...]:

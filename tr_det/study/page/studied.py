@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tr_det.study.adopt import STUDY
 from tr_det.study.outcomes import DONE
 from tr_det.study.page.recorded import RecordedRun, bits_from, read_run
-from tr_det.study.record import STUDY
 
 Tree = Mapping[str, Any]
 Key = tuple[str, ...]
@@ -89,9 +89,8 @@ class Studied:
         for cell in self.cells_of(row):
             if seed is not None and cell["seed"] != seed:
                 continue
-            base = Path(cell["origin"]).parent if cell.get("origin") else self.folder
             try:
-                return read_run(base / cell["folder"])
+                return read_run(self.folder / cell["folder"])
             except (OSError, ValueError):
                 continue
         return None

@@ -1,0 +1,73 @@
+"""Tables of studies whose runs are given."""
+
+import csv
+import io
+
+import pytest
+
+from tr_det.study.cells import CANDIDATE
+from tr_det.study.definition import read_study
+from tr_det.study.outcomes import DIVERGED, DONE, Outcome
+from tr_det.study.plan import Plan
+from tr_det.study.record import environment, make_record
+from tr_det.study.table import csv_text, markdown
+
+STUDY = """
+SIDE: classification
+CONFIG: base.yaml
+SEEDS: [0, 1, 2]
+AXES:
+  way:
+    a: {solver.optimizer: SGD}
+    b|c: {solver.optimizer: SGDT}
+BASELINE: {way: a}
+SEARCH:
+  - WHERE: {}
+    PER: []
+    KEYS: {solver.lr: [0.1, 0.2]}
+    SEEDS: [7, 8]
+    SETTINGS: {data.hold_out: 0.2}
+"""
+VALUES = {("a", 0): 50.0, ("a", 1): 51.0, ("b|c", 0): 50.0, ("b|c", 1): 56.0, ("b|c", 2): 62.0}
+
+
+class Given:
+    """How runs have ended: one of the baseline's has diverged, and a candidate at 0.2."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, cell):
+        place = cell.labels["way"], cell.seed
+        if cell.kind == CANDIDATE:
+            diverged = cell.seed == 8 and cell.settings["solver.lr"] == 0.2
+            value = 60.0
+        else:
+            diverged, value = place not in VALUES, VALUES.get(place)
+        if diverged:
+            return Outcome(DIVERGED, error="loss is NaN")
+        results = {"seconds": 36.0, "tr": {"mean_rate": None}, "cost": {}, "metrics": {}}
+        return Outcome(DONE, value, results)
+
+
+@pytest.fixture
+def record(tmp_path):
+    (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
+    (tmp_path / "study.yaml").write_text(STUDY)
+    plan = Plan(read_study(tmp_path / "study.yaml"), outcomes := Given(tmp_path))
+    return make_record(plan, outcomes, command="command", environment=environment(1))
+
+
+def test_what_is_missing_in_a_row_is_told(record):
+    lines = markdown(record).splitlines()
+    assert "| a | 50.50 ± 0.71 (n = 2, 1 diverged) |  |" in lines
+    # 0 and 5: mean 2.5, sd 3.54; the interval of two pairs reaches 12.706 / sqrt(2) sd.
+    assert "| b\\|c | 56.00 ± 6.00 | +2.50 [-29.27, +34.27] (2 pairs) |" in lines
+    (searched,) = [line for line in lines if line.startswith("Searched")]
+    assert "**0.1: 60.00**; 0.2: diverged" in searched
+
+
+def test_a_spreadsheet_tells_what_diverged_from_what_was_not_run(record):
+    rows = list(csv.DictReader(io.StringIO(csv_text(record))))
+    assert [rows[0][f"state of seed {seed}"] for seed in (0, 1, 2)] == ["done", "done", "diverged"]
+    assert (rows[0]["seed 2"], rows[0]["n"], rows[1]["difference n"]) == ("", "2", "2")
