@@ -32,7 +32,7 @@ def test_a_study_has_every_run_once_and_its_search_keeps_off_the_test_images(sha
     record = record_of(shared.reference)
     assert [cell["state"] for cell in [*record["cells"], *record["runs"]]] == ["done"] * 5
     (search,) = record["searches"]
-    values = {tuple(cell["point"]): cell["value"] for cell in search["candidates"]}
+    values = {tuple(entry["point"]): entry["value"] for entry in search["points"]}
     assert search["chosen"] == {"solver.lr": max(values, key=values.get)[0]}
     for cell in search["candidates"]:
         run = json.loads((shared.reference / cell["folder"] / "results.json").read_text())

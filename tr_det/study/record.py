@@ -11,8 +11,9 @@
                  error, origin (the study.json that it was taken from, "" if it was run here)
     runs         supporting runs, likewise, their labels {"run": name}
     searches     labels of the first row, rows that adopt what is found, keys {key: [values]},
-                 settings, seeds, chosen {key: value} or null, at_edge [keys], candidates (cells
-                 with "point", a value for each key)
+                 settings, seeds, chosen {key: value} or null, at_edge [keys], candidates (cells),
+                 points: point (a value for each key), value (mean over seeds, null unless all are
+                 done), state (of the first that is not done)
     rows         labels, n, mean, std, values {seed: value}, states {seed: state}, difference {mean,
                  std, low, high, n} from the baseline's row or null, chosen {key: value}, cost, tr
                  and measures (means over seeds)
@@ -147,11 +148,13 @@ def _unknown(labels: Mapping[str, str], seed: int) -> Tree:
 
 
 def _search(found: Found, entry: Any) -> Tree:
-    candidates = [
-        {**entry(cell), "point": list(point)}
-        for point, cells in found.points.items()
-        for cell in cells
-    ]
+    candidates, points = [], []
+    for point, cells in found.points.items():
+        own = [entry(cell) for cell in cells]
+        candidates += own
+        others = [cell["state"] for cell in own if cell["state"] != DONE]
+        value = None if others else statistics.fmean(cell["value"] for cell in own)
+        points.append({"point": list(point), "value": value, "state": (others or [DONE])[0]})
     return {
         "labels": dict(found.labels),
         "rows": [dict(row) for row in found.rows],
@@ -161,6 +164,7 @@ def _search(found: Found, entry: Any) -> Tree:
         "chosen": found.chosen,
         "at_edge": found.edges,
         "candidates": candidates,
+        "points": points,
     }
 
 

@@ -150,20 +150,15 @@ def _searched(search: Tree) -> str:
     """Return a list of what a search tried, the best in bold."""
     rows = "; ".join(", ".join(row.values()) for row in search["rows"])
     keys = list(search["keys"])
-    tried: dict[tuple[Any, ...], list[Any]] = {}
-    for cell in search["candidates"]:
-        tried.setdefault(tuple(cell["point"]), []).append(cell)
-    order = sorted(tried) if all(_numbers(point) for point in tried) else list(tried)
-    best = None if search["chosen"] is None else tuple(search["chosen"].values())
+    tried = search["points"]
+    if all(_numbers(entry["point"]) for entry in tried):
+        tried = sorted(tried, key=lambda entry: entry["point"])
+    best = None if search["chosen"] is None else list(search["chosen"].values())
     parts = []
-    for point in order:
-        cells = tried[point]
-        values = [cell["value"] for cell in cells if cell["state"] == DONE]
-        whole = len(values) == len(cells)
-        others = [cell["state"] for cell in cells if cell["state"] != DONE]
-        text = f"{sum(values) / len(values):.2f}" if whole else others[0]
-        text = f"{_listed(point)}: {text}"
-        parts.append(f"**{text}**" if point == best else text)
+    for entry in tried:
+        value = entry["state"] if entry["value"] is None else f"{entry['value']:.2f}"
+        text = f"{_listed(entry['point'])}: {value}"
+        parts.append(f"**{text}**" if entry["point"] == best else text)
     line = f"Searched for {rows}: {' x '.join(keys)}, seed {_listed(search['seeds'])}: "
     line += "; ".join(parts) + "."
     if search["at_edge"]:

@@ -201,8 +201,8 @@ def study(tmp_path):
             }
             row |= {"difference": other and vars(other), "chosen": {}, "cost": cost if done else {}}
             rows.append({**row, "tr": {}, "measures": {}})
-    candidates = [
-        {"point": [rate], "state": "done", "value": 70 - abs(rate - 0.1), "labels": {}, "seed": 9}
+    points = [
+        {"point": [rate], "state": "done", "value": 70 - abs(rate - 0.1)}
         for rate in (0.01, 0.1, 1.0)
     ]
     search = {
@@ -215,7 +215,8 @@ def study(tmp_path):
         "seeds": [9],
         "chosen": {"solver.lr": 0.1},
         "at_edge": [],
-        "candidates": candidates,
+        "candidates": [],
+        "points": points,
     }
     record = {
         "name": f"A study {ATTACK}",

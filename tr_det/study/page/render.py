@@ -10,6 +10,7 @@ import base64
 import hashlib
 from pathlib import Path
 
+from tr_det.study.page.charts import pixel
 from tr_det.study.page.content import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -38,7 +39,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["px"] = _pixels
+    environment.filters["px"] = pixel
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     policy = "; ".join(
         [
@@ -61,7 +62,3 @@ def render(page: Page) -> str:
 def _hash(text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"sha256-{digest}"
-
-
-def _pixels(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

@@ -114,6 +114,11 @@ def read_studied(folder: Path) -> Studied | None:
     return Studied(folder, record)
 
 
+def key_of(row: Tree) -> Key:
+    """Return a row's labels."""
+    return tuple(row["labels"].values())
+
+
 def name_of(row: Tree) -> str:
     """Return a row's labels as text."""
     return ", ".join(row["labels"].values())

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tr_det.study.outcomes import DONE
 from tr_det.study.page.charts import COLOURS, Chart
 from tr_det.study.page.panels import compared_charts
 from tr_det.study.page.recorded import RecordedRun, bits_name
 from tr_det.study.page.scale import number
 from tr_det.study.page.scatter import Point, Series, scatter_chart
-from tr_det.study.page.studied import Key, Studied, Tree, bits_axis, name_of
+from tr_det.study.page.studied import Key, Studied, Tree, bits_axis, key_of, name_of
 
 Runs = Mapping[Key, RecordedRun]
 MOST_POINTS = 120
@@ -25,13 +24,15 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
     for row in rows:
         labels = [label for name, label in row["labels"].items() if name != axis]
         series.setdefault(", ".join(labels), []).append(row)
-    order = sorted({bits[k] for k in map(_key, rows) if k in bits}, key=lambda b: (b[0] * b[1], b))
+    order = sorted(
+        {bits[k] for k in map(key_of, rows) if k in bits}, key=lambda b: (b[0] * b[1], b)
+    )
     titles = [bits_name(both) for both in order]
     places = {key: float(order.index(both)) for key, both in bits.items() if both in order}
     name = study.metric[:1].upper() + study.metric[1:]
     charts = []
     if len(order) > 1:
-        found = _series(series, lambda row: places.get(_key(row)), lambda x: titles[int(x)])
+        found = _series(series, lambda row: places.get(key_of(row)), lambda x: titles[int(x)])
         charts.append(
             scatter_chart(
                 f"{name} against bits",
@@ -70,21 +71,20 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
 
 def curve_charts(rows: Sequence[Tree], runs: Runs) -> list[Chart]:
     """Return curves of the runs of some rows, one line for each; at most `COLOURS`."""
-    shown = [(name_of(row), runs[_key(row)].records) for row in rows if _key(row) in runs]
+    shown = [(name_of(row), runs[key_of(row)].records) for row in rows if key_of(row) in runs]
     return compared_charts(shown[:COLOURS], MOST_POINTS)
 
 
 def search_chart(search: Tree, metric: str) -> Chart | None:
     """Return the metric over the values of a search for one number, None where there is no line."""
-    points = search_means(search)
-    if len(search["keys"]) != 1 or not all(_is_number(point[0]) for point in points):
+    points = search["points"]
+    numbers = all(_is_number(entry["point"][0]) for entry in points)
+    if len(search["keys"]) != 1 or not numbers or len(points) < 2:
         return None
     (key,) = search["keys"]
-    if len(points) < 2:
-        return None
-    known = [
-        (float(point[0]), value) for point, value in sorted(points.items()) if value is not None
-    ]
+    known = sorted(
+        (float(entry["point"][0]), entry["value"]) for entry in points if entry["value"] is not None
+    )
     chosen = (search["chosen"] or {}).get(key)
     made = [
         Point(x, y, f"{key} {number(x)}: {y:.2f}" + (", chosen" if x == chosen else ""))
@@ -104,19 +104,6 @@ def search_chart(search: Tree, metric: str) -> Chart | None:
     )
 
 
-def search_means(search: Tree) -> dict[tuple[Any, ...], float | None]:
-    """Return the mean metric of each point of a search, None while a run is missing."""
-    tried: dict[tuple[Any, ...], list[Tree]] = {}
-    for cell in search["candidates"]:
-        tried.setdefault(tuple(cell["point"]), []).append(cell)
-    return {
-        point: sum(cell["value"] for cell in cells) / len(cells)
-        if all(cell["state"] == DONE for cell in cells)
-        else None
-        for point, cells in tried.items()
-    }
-
-
 def _series(series: Mapping[str, list[Tree]], place: Any, told: Any) -> list[Series]:
     made = []
     for number_, (label, rows) in enumerate(series.items()):
@@ -133,10 +120,6 @@ def _series(series: Mapping[str, list[Tree]], place: Any, told: Any) -> list[Ser
             points.sort(key=lambda point: point.x)
             made.append(Series(label or "all", points, number_))
     return made
-
-
-def _key(row: Tree) -> Key:
-    return tuple(row["labels"].values())
 
 
 def _is_number(value: Any) -> bool:

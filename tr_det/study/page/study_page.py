@@ -26,14 +26,13 @@ from tr_det.study.page.histograms import weight_histograms
 from tr_det.study.page.panels import layer_charts, run_charts
 from tr_det.study.page.recorded import DETECTION, RecordedRun
 from tr_det.study.page.run_page import FOOTER, OPEN_LAYERS, command_of
-from tr_det.study.page.studied import Key, Studied, Tree, bits_of, name_of
+from tr_det.study.page.studied import Studied, Tree, bits_of, key_of, name_of
 from tr_det.study.page.study_charts import (
     MOST_POINTS,
     Runs,
     cost_charts,
     curve_charts,
     search_chart,
-    search_means,
 )
 from tr_det.study.page.study_table import main_table, sentence
 
@@ -49,10 +48,10 @@ def study_page(study: Studied) -> Page:
     for row in first:
         run = study.run_of(row)
         if run is not None:
-            runs[_key(row)] = run
+            runs[key_of(row)] = run
     bits = {}
     for row in study.rows:
-        key = _key(row)
+        key = key_of(row)
         both = bits_of(study, row, runs.get(key))
         if both is not None:
             bits[key] = both
@@ -90,7 +89,7 @@ def _important(study: Studied) -> list[Tree]:
     """Return the rows with results, of each group the best and the baseline first."""
     groups = study.groups()
     first = [row for group in groups for row in (group.best, group.baseline) if row is not None]
-    unique = {_key(row): row for row in [*first, *study.rows] if row["n"]}
+    unique = {key_of(row): row for row in [*first, *study.rows] if row["n"]}
     return list(unique.values())
 
 
@@ -98,7 +97,7 @@ def _tiles(study: Studied) -> list[Tile]:
     record = study.record
     states = Counter(cell["state"] for cell in record["cells"])
     rest = ", ".join(f"{count} {state}" for state, count in states.items() if state != DONE)
-    hours = sum(record["hours"].values()) if isinstance(record["hours"], dict) else record["hours"]
+    hours = sum(record["hours"].values())
     return [
         Tile("runs done", f"{states[DONE]} of {len(record['cells'])}", rest or "all of them"),
         Tile("seeds", str(len(record["seeds"])), ", ".join(map(str, record["seeds"]))),
@@ -112,7 +111,7 @@ def _tiles(study: Studied) -> list[Tile]:
 
 def _curves(rows: Sequence[Tree], runs: Runs) -> Section:
     key, title = "curves", "Curves"
-    shown = [row for row in rows if _key(row) in runs]
+    shown = [row for row in rows if key_of(row) in runs]
     charts = curve_charts(shown, runs)
     if not shown:
         return Section(key, title, ["No folder of a run that has ended is here."])
@@ -157,10 +156,11 @@ def _searches(study: Studied) -> Section:
         chart = search_chart(search, study.metric)
         charts += [chart] if chart is not None else []
         found = "; ".join(", ".join(row.values()) for row in search["rows"])
-        chosen = None if search["chosen"] is None else tuple(search["chosen"].values())
-        for point, value in search_means(search).items():
+        chosen = None if search["chosen"] is None else list(search["chosen"].values())
+        for entry in search["points"]:
+            point, value = entry["point"], entry["value"]
             told = ", ".join(f"{k} {v}" for k, v in zip(search["keys"], point, strict=True))
-            mean = Cell("–", small="not ended") if value is None else Cell(f"{value:.2f}", value)
+            mean = Cell("–", small=entry["state"]) if value is None else Cell(f"{value:.2f}", value)
             edge = "chosen, at the edge of what was tried" if search["at_edge"] else "chosen"
             rows.append(
                 Row(
@@ -184,7 +184,7 @@ def _searches(study: Studied) -> Section:
 def _runs(study: Studied, rows: Sequence[Tree], runs: Runs) -> Section:
     blocks: list[Block] = []
     for row in rows[:MOST_ROWS]:
-        key = _key(row)
+        key = key_of(row)
         cells = study.cells_of(row)
         if key in runs and cells:
             value = f"{row['mean']:.2f} {study.metric}, seed {cells[0]['seed']} shown"
@@ -221,16 +221,11 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _key(row: Tree) -> Key:
-    return tuple(row["labels"].values())
-
-
 def _made(study: Studied) -> Section:
     record = study.record
-    hours = record["hours"] if isinstance(record["hours"], dict) else {"runs": record["hours"]}
     items = {**record["environment"], "seeds": ", ".join(map(str, record["seeds"]))}
-    items |= {f"core hours, {key}": f"{value:.2f}" for key, value in hours.items()}
-    for path, other in (record.get("others") or {}).items():
+    items |= {f"core hours, {key}": f"{value:.2f}" for key, value in record["hours"].items()}
+    for path, other in record["others"].items():
         items[f"results taken from {path}"] = ", ".join(
             f"{k} {v}" for k, v in other.items() if v != ""
         )
@@ -240,7 +235,7 @@ def _made(study: Studied) -> Section:
         Code("The same study again", str(record["command"])),
         Table("Environment", columns, rows, sortable=False),
     ]
-    bad = [c for c in [*record["cells"], *record.get("runs", ())] if c["error"]]
+    bad = [c for c in [*record["cells"], *record["runs"]] if c["error"]]
     if bad:
         failed = [Row([Cell(c["folder"]), Cell(c["state"]), Cell(c["error"])]) for c in bad]
         heads = [Column(title, numeric=False) for title in ("run", "state", "error")]

@@ -38,7 +38,7 @@ def main_table(study: Studied) -> Table:
         if several and values:
             cells.append(_seeds(row, min(values), max(values)))
         if compared:
-            cells += _difference(row["difference"], ends)
+            cells += _difference(row["difference"], ends, len(record["seeds"]))
         cells += [_storage(row)] * storage + [_bops(row)] * bops
         cells += [_any(row["chosen"].get(key)) for key in chosen]
         cells += [_any(row["measures"].get(name)) for name in record["measures"]]
@@ -127,7 +127,7 @@ def _seeds(row: Tree, low: float, high: float) -> Cell:
     return Cell("", row["mean"], strip=Strip(points, scale(row["mean"]), text))
 
 
-def _difference(found: Tree | None, ends: Sequence[float]) -> list[Cell]:
+def _difference(found: Tree | None, ends: Sequence[float], seeds: int) -> list[Cell]:
     if found is None:
         return [EMPTY, EMPTY]
     scale = Scale(min(*ends, 0.0), max(*ends, 0.0) or 1.0, 6, 114)
@@ -136,6 +136,7 @@ def _difference(found: Tree | None, ends: Sequence[float]) -> list[Cell]:
     edges = [] if low is None else [scale(low), scale(high)]
     strip = Strip([], scale(mean), text, edges, scale(0.0))
     small = "one pair" if low is None else f"[{low:+.2f}, {high:+.2f}]"
+    small += f", {found['n']} pairs" if 1 < found["n"] < seeds else ""
     return [Cell(f"{mean:+.2f}", mean, small=small), Cell("", mean, strip=strip)]
 
 
