@@ -1,12 +1,28 @@
 """What all tests share: one thread, and a tiny detection dataset with a config for it."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 
 # CPU results are bit-identical between runs only at a fixed thread count.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def run_in_new():
+    """Return ``run(count, function, *args)``: ``function(rank, *args)`` in new processes at once.
+
+    They are forked from one that has imported torch and done nothing else: a spawned process takes
+    seconds of processor time for that.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tr_det.core", "torch.distributed", "torch._dynamo"])
+    return lambda count, function, *args: start_processes(
+        function, args, count, start_method="forkserver"
+    )
 
 
 @pytest.fixture(scope="session")

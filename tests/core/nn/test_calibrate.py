@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -215,9 +214,9 @@ def worker(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_processes_agree_bit_for_bit_and_train_with_ddps_defaults(tmp_path) -> None:
+def test_processes_agree_bit_for_bit_and_train_with_ddps_defaults(run_in_new, tmp_path) -> None:
     port = 20_000 + (os.getpid() + 777) % 20_000
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    run_in_new(2, worker, port, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for key, state in first.items():
         assert_same(state, second[key])

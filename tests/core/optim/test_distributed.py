@@ -4,7 +4,6 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from small_runs import assert_equal, leaves
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,9 +51,9 @@ def _run(rank: int, settings: dict) -> dict:
     }
 
 
-def test_two_processes_agree_bit_for_bit(tmp_path):
+def test_two_processes_agree_bit_for_bit(run_in_new, tmp_path):
     port = 20_000 + os.getpid() % 20_000
-    mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    run_in_new(2, _worker, port, str(tmp_path))
     for name in SETTINGS:
         first, second = (torch.load(tmp_path / f"{name}{rank}.pth") for rank in (0, 1))
         assert first["controllers"][2].sum() > 0  # some codes did change

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from quantizer_kit import build, check_refused
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -162,8 +161,8 @@ def _worker(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_range_over_the_data_of_both(tmp_path):
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+def test_two_processes_share_the_range_over_the_data_of_both(run_in_new, tmp_path):
+    run_in_new(2, _worker, str(tmp_path))
     ours, theirs = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     expected = np.array([[np.nan, np.nan], [1.0, 1.0]])  # rows: always, seldom
     for step in range(12):

@@ -1,9 +1,7 @@
-"""Runs in a process of their own: ``resumed_process.py JSON``, written by test_resume.py."""
+"""What a new process of test_resume.py does."""
 
-import json
+import multiprocessing
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,14 +33,11 @@ def train(cfg):
     return trainer
 
 
-def main():
+def main(_, datasets, runs):
+    """Train by configs; a dataset is (name, JSON file, images), and a run (path, start)."""
     torch.set_num_threads(1)
-    task = json.loads(Path(sys.argv[1]).read_text())
-    for dataset in task["datasets"]:
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers
+    for dataset in datasets:
         tiny.register(*dataset)
-    for config, start in task["runs"]:
+    for config, start in runs:
         assert train(load_config(config)).start_iter == start
-
-
-if __name__ == "__main__":
-    main()

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +11,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from tests.detection.engine import resumed_process
 from tests.detection.engine.resumed_process import train
 from tr_det.core.quantizers import FREE
 from tr_det.detection import QuantTrainer
 from tr_det.detection.engine.calibration import NORMALIZER, outside_training
 from tr_det.detection.engine.resume import repeatable_scripts
 
-HERE = Path(__file__).resolve().parent
 MIXED = "mixed_scenes_train"
 STOPS = {1: 0, 4: 2}
 """Where runs are stopped, and the loader workers of the runs that go on from there."""
@@ -87,29 +84,28 @@ def assert_same_checkpoint(first, second):
             assert value == theirs[key], key
 
 
-def run_elsewhere(datasets, runs, folder):
-    """Run configs, each from its first iteration, in a new process.
+@pytest.fixture
+def run_elsewhere(run_in_new, tmp_path):
+    """Return ``run(datasets, runs)``: train by configs, each from an iteration, in a new process.
 
     In this one, earlier tests may have made TorchScript recompile the losses, which cannot be
     undone.
     """
-    folder.mkdir()
-    task = {"datasets": datasets, "runs": []}
-    for number, (cfg, start) in enumerate(runs):
-        (folder / f"{number}.yaml").write_text(cfg.dump())
-        task["runs"].append((str(folder / f"{number}.yaml"), start))
-    (folder / "task.json").write_text(json.dumps(task))
-    subprocess.run(
-        [sys.executable, str(HERE / "resumed_process.py"), str(folder / "task.json")],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path])},
-    )
+
+    def run(datasets, runs):
+        written = []
+        for cfg, start in runs:
+            path = tmp_path / f"{Path(cfg.OUTPUT_DIR).name}.yaml"
+            path.write_text(cfg.dump())
+            written.append((str(path), start))
+        run_in_new(1, resumed_process.main, datasets, written)
+
+    return run
 
 
 @pytest.mark.slow
 def test_runs_resumed_in_a_new_process_end_bit_for_bit_like_the_one_not_stopped(
-    tiny, mixed_scenes, tmp_path
+    tiny, mixed_scenes, run_elsewhere, tmp_path
 ):
     val = MetadataCatalog.get(tiny.VAL)
     datasets = [mixed_scenes, (tiny.VAL, val.json_file, val.image_root)]
@@ -120,13 +116,13 @@ def test_runs_resumed_in_a_new_process_end_bit_for_bit_like_the_one_not_stopped(
     with_methods.OUTPUT_DIR = str(tmp_path / "methods")
     with_methods.SOLVER.METHODS, with_methods.SOLVER.MOMENTUM = methods, 0.0
     with_methods.SOLVER.TR.FACTOR, with_methods.SOLVER.TR.GAIN = 0.5, 1.0
-    run_elsewhere(datasets, [(cfg, 0), (with_methods, 0)], tmp_path / "first")
+    run_elsewhere(datasets, [(cfg, 0), (with_methods, 0)])
     stops = [
         (stopped_at(cfg, done, tmp_path / f"{done}", "DATALOADER.NUM_WORKERS", workers), done)
         for done, workers in STOPS.items()
     ]
     stops.append((stopped_at(with_methods, 4, tmp_path / "stopped_methods"), 4))
-    run_elsewhere(datasets, stops, tmp_path / "second")
+    run_elsewhere(datasets, stops)
     for done in STOPS:
         assert_same_checkpoint(
             tmp_path / f"{done}/model_final.pth", tmp_path / "whole/model_final.pth"
