@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import benchmark
 import pytest
@@ -15,6 +16,8 @@ def run(monkeypatch, folder, *arguments):
     options = ["--tiny", "--rounds", "1", "--threads", "1", "--device", "cpu"]
     command = ["benchmark.py", *arguments, *options, "--output", str(folder)]
     monkeypatch.setattr(sys, "argv", command)
+    once = partial(Settings, warm_up=0, sample_seconds=0)
+    monkeypatch.setattr(benchmark, "Settings", once)
     benchmark.main()
 
 
