@@ -14,6 +14,8 @@ update is compared, tightly, and the controller is checked one update at a time,
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -116,6 +118,18 @@ def make_naive(case: Case, weights: list[np.ndarray]) -> naive.NaiveTR:
     return naive.NaiveTR(layers, case.rule(), **case.settings())
 
 
+@functools.cache
+def free_run(name: str) -> tuple[naive.NaiveTR, list[list[naive.NaiveLayer]]]:
+    """Return the oracle after the updates of a case, and its layers after each of them."""
+    case = CASES[name]
+    weights, grads = make_inputs(case.seed)
+    oracle, seen = make_naive(case, weights), []
+    for t in range(STEPS):
+        oracle.step(grads[t], lr_at(case, t))
+        seen.append([copy.copy(layer) for layer in oracle.layers])
+    return oracle, seen
+
+
 def make_tr_groups(weights: list[np.ndarray], dtype: torch.dtype) -> list[dict]:
     """Return one group per layer of ``LAYERS``."""
     return [
@@ -168,15 +182,14 @@ def test_free_run_follows_algorithm_1(name: str, dtype: torch.dtype) -> None:
     """
     case = CASES[name]
     weights, grads = make_inputs(case.seed)
-    oracle = make_naive(case, weights)
+    oracle, seen = free_run(name)
     optimizer = build(case, make_tr_groups(weights, dtype))
     transitions = [0] * len(LAYERS)
     talr = [[] for _ in LAYERS]
     largest_running = [0.0] * len(LAYERS)
     for t in range(STEPS):
         codes = step_torch(optimizer, case, t, grads[t])
-        oracle.step(grads[t], lr_at(case, t))
-        for i, (group, layer) in enumerate(zip(optimizer.param_groups, oracle.layers, strict=True)):
+        for i, (group, layer) in enumerate(zip(optimizer.param_groups, seen[t], strict=True)):
             where = f"{name}, layer {group['name']}, update {t}"
             transitions[i] += round(layer.rate * layer.weight.size)
             talr[i].append(layer.talr)
