@@ -29,6 +29,7 @@ def come(number):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_program_at_once_in_one_line(number, status, capfd):
     def program():
+        signal.signal(number, signal.SIG_DFL)  # what runs in the background ignores SIGINT
         with one_line_errors():
             come(number)
             time.sleep(20)
