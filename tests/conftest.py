@@ -11,6 +11,12 @@ from torch.multiprocessing import start_processes
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Put files with slow tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def run_in_new():
     """Return ``run(count, function, *args)``: ``function(rank, *args)`` in new processes at once.
