@@ -11,9 +11,10 @@ from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from torch.nn import Parameter
 
-from tr_det.core import QuantConv2d, set_scales
+from tr_det.core import ConfigError, QuantConv2d, set_scales
 from tr_det.detection import add_tr_det_config, build_optimizer
 from tr_det.detection.lazy import make_optimizer
 
@@ -177,6 +178,36 @@ def test_an_option_that_does_not_exist_is_refused(option, message):
     lazy, _ = load("retinanet_R_50_FPN_qat_sgdt.yaml", options=[option])
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         instantiate(lazy.model)
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value", "allowed"),
+    [
+        ("model.backbone.bottom_up", "freeze_at", 9, "from 0 to 5"),
+        ("model.backbone", "out_channels", 0, "at least 1"),
+        ("model.head", "prior_prob", 1, "in (0, 1)"),
+        ("model.anchor_generator", "offset", -1, "in [0, 1)"),
+        ("model.anchor_matcher", "thresholds", [0.5, 0.4], "numbers in (0, 1]"),
+        ("model.box2box_transform", "weights", [1, 1, 1, 0], "four numbers"),
+        ("dataloader.train.mapper.augmentations[0]", "short_edge_length", 0, "a list, each"),
+        ("dataloader.train.mapper.augmentations[0]", "max_size", 0, "at least 1"),
+        ("dataloader.test.mapper.augmentations[0]", "short_edge_length", -1, "at least 0"),
+        ("dataloader.train", "total_batch_size", 0, "at least 1"),
+        ("dataloader.test", "num_workers", -1, "from 0 to 128"),
+        ("optimizer", "weight_decay", float("nan"), "not negative"),
+        ("optimizer", "max_iter", 0, "at least 1"),
+    ],
+)
+def test_what_yaml_configs_refuse_is_refused(node, name, value, allowed):
+    lazy, _ = load("retinanet_R_18_FPN_qat_sgdt.yaml", options=[f"{DEPTH}=18"])
+    OmegaConf.update(lazy, f"{node}.{name}", value)
+    lazy.dataloader.train.dataset = lazy.dataloader.test.dataset = []
+    lazy.optimizer.params.model = torch.nn.Linear(1, 1)
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
+        instantiate(OmegaConf.select(lazy, node))
+    shown = [value] if name == "short_edge_length" and value == 0 else value
+    start = f"{node.removesuffix('[0]')}.{name}={shown}: must be {allowed}"
+    assert str(caught.value).startswith(start)
 
 
 def test_an_optimizer_that_does_not_exist_is_refused():

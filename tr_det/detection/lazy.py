@@ -26,8 +26,10 @@ from torch import nn
 from tr_det.core import QuantConfig
 from tr_det.core.errors import check, check_among
 from tr_det.core.optim.optimizers import OPTIMIZERS
+from tr_det.detection import lazy_parts
 from tr_det.detection.config.keys import FIRST_AND_LAST
 from tr_det.detection.config.quantization import retinanet_quant_config
+from tr_det.detection.config.values import check_arguments
 from tr_det.detection.data.register import check_categories_alike
 from tr_det.detection.data.register import register as register_datasets
 from tr_det.detection.modeling.retinanet import QuantRetinaNet
@@ -45,6 +47,18 @@ ANCHORS = [
     [round(side * 2 ** (third / 3), 1) for third in range(3)] for side in (32, 64, 128, 256, 512)
 ]
 """Three octave scales per level, rounded as in the YAML configs."""
+
+OPTIMIZER_KEYS = {
+    "lr": "SOLVER.BASE_LR",
+    "momentum": "SOLVER.MOMENTUM",
+    "betas": "SOLVER.BETAS",
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+    "weight_decay_norm": "SOLVER.WEIGHT_DECAY_NORM",
+    "scale_lr_factor": "SOLVER.SCALE_LR_FACTOR",
+    "max_iter": "SOLVER.MAX_ITER",
+    "log_period": "SOLVER.TR.LOG_PERIOD",
+}
+"""Arguments of `make_optimizer` -> the keys of a YAML config."""
 
 
 def quant_config(
@@ -107,6 +121,10 @@ def retinanet(depth: int = 50, norm: str = "SyncBN", num_classes: int = 80) -> D
     model = get_config("common/models/retinanet.py").model
     model._target_ = QuantRetinaNet
     backbone = model.backbone
+    backbone._target_, backbone.bottom_up._target_ = lazy_parts.fpn, lazy_parts.resnet
+    model.head._target_, model.anchor_generator._target_ = lazy_parts.head, lazy_parts.anchors
+    model.anchor_matcher._target_ = lazy_parts.matcher
+    model.box2box_transform._target_ = lazy_parts.box_transform
     backbone.bottom_up.stem.norm = norm
     backbone.bottom_up.stages = L(resnet_stages)(depth=depth, norm=norm)
     backbone.in_features = "${.bottom_up.out_features}"
@@ -196,8 +214,10 @@ def make_optimizer(
             only optimizers that have them.
 
     Raises:
-        ConfigError: there is no optimizer or method of that name.
+        ConfigError: there is no optimizer or method of that name, or a value that cannot be meant.
     """
+    given = {**options, **params, "max_iter": max_iter, "log_period": log_period}
+    check_arguments(given, OPTIMIZER_KEYS, "optimizer.")
     model, scheduled = params["model"], is_scheduled(name)
     entry = OPTIMIZERS.get(name)
     make: Any = getattr(torch.optim, name, None) if entry is None else entry.make
@@ -238,6 +258,9 @@ def coco_loaders() -> DictConfig:
     loaders.train.mapper.use_instance_mask = False
     loaders.evaluator.use_fast_impl = False
     loaders.register = []
+    loaders.train._target_, loaders.test._target_ = lazy_parts.train_loader, lazy_parts.eval_loader
+    loaders.train.mapper.augmentations[0]._target_ = lazy_parts.train_resize
+    loaders.test.mapper.augmentations[0]._target_ = lazy_parts.eval_resize
     for part in (loaders.train, loaders.test):
         part.dataset._target_ = registered_dicts
         part.dataset.register = "${dataloader.register}"

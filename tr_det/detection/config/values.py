@@ -1,6 +1,7 @@
 """What each value of a config may be: one table for YAML configs, also in Detectron2's own tools.
 
-Of a LazyConfig the arguments of its RetinaNet are checked by it.
+The arguments that a LazyConfig gives to RetinaNet, to the other parts and to the optimizer are
+checked by it too.
 
 What depends on other keys, on the machine or on what is registered is checked in
 `tr_det.detection.config.checks`; ``MODEL.QUANT``, ``SOLVER.TR`` and ``METHODS`` by the core.
@@ -48,6 +49,10 @@ SHARE = Range(lambda v: 0 <= v <= 1, "in [0, 1]")
 BELOW_1 = Range(lambda v: 0 <= v < 1, "in [0, 1)")
 FINITE = Range(math.isfinite, "finite")
 SIZE, COUNT = _integer(1), _integer(0)
+NAMES = Range(
+    lambda v: isinstance(v, list | tuple) and all(isinstance(one, str) for one in v),
+    "a list of names",
+)
 _POSITIVES = _list(POSITIVE)
 ANCHORS = Range(  # of all levels alike, or a list for each
     lambda v: _POSITIVES.holds(v) if type(v[0]) in (int, float) else all(map(_POSITIVES.holds, v)),
@@ -68,12 +73,15 @@ VALUES: dict[str, Range] = {
     "MODEL.TIMM.NORM": _one_of("BN", "SyncBN", "FrozenBN"),
     "MODEL.TIMM.OUT_FEATURES": _list(_one_of("res2", "res3", "res4", "res5")),
     "MODEL.TIMM.NORMALIZATION": _one_of("weights", "config"),
+    "MODEL.MOBILENETV2.OUT_FEATURES": NAMES,
+    "MODEL.FPN.IN_FEATURES": NAMES,
     "MODEL.FPN.OUT_CHANNELS": SIZE,
     "MODEL.FPN.FUSE_TYPE": _one_of("sum", "avg"),
     "MODEL.ANCHOR_GENERATOR.SIZES": ANCHORS,
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": ANCHORS,
     "MODEL.ANCHOR_GENERATOR.OFFSET": BELOW_1,
     "MODEL.RETINANET.NUM_CLASSES": SIZE,
+    "MODEL.RETINANET.IN_FEATURES": NAMES,
     "MODEL.RETINANET.NUM_CONVS": COUNT,
     "MODEL.RETINANET.IOU_THRESHOLDS": Range(
         lambda v: all(0 < one <= 1 for one in v) and list(v) == sorted(v) != [],
@@ -91,10 +99,12 @@ VALUES: dict[str, Range] = {
         lambda v: 0 <= v <= 1 or v == -1, "in [0, 1], or -1 for no weighting"
     ),
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": NOT_NEGATIVE,
+    "MODEL.RPN.IN_FEATURES": NAMES,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": SIZE,
     "MODEL.RPN.POSITIVE_FRACTION": SHARE,
     "MODEL.RPN.SMOOTH_L1_BETA": NOT_NEGATIVE,
     "MODEL.RPN.NMS_THRESH": SHARE,
+    "MODEL.ROI_HEADS.IN_FEATURES": NAMES,
     "MODEL.ROI_HEADS.NUM_CLASSES": SIZE,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": SIZE,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": SHARE,
@@ -171,11 +181,19 @@ def check_value(key: str, value: Any, name: str = "") -> None:
     check(name or key, value, fits, allowed)
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a value among RetinaNet's arguments that cannot be meant."""
-    for name, key in ARGUMENTS.items():
+def check_arguments(
+    arguments: Mapping[str, Any], keys: Mapping[str, str] = ARGUMENTS, prefix: str = ""
+) -> None:
+    """Raise ConfigError for a value among arguments that cannot be meant.
+
+    Args:
+        arguments: by name; of those without a key nothing is checked.
+        keys: name -> key of a YAML config.
+        prefix: of names in the error.
+    """
+    for name, key in keys.items():
         if name in arguments:
-            check_value(key, arguments[name], name)
+            check_value(key, arguments[name], f"{prefix}{name}")
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
