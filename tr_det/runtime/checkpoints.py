@@ -40,6 +40,7 @@ LABEL = "quantized: import tr_det.detection before loading"
 
 LAST = "last_checkpoint"  # the name that fvcore reads
 NONE = "none"  # noted there while a new run takes the place of an earlier one
+EARLIER = "earlier_"  # and a number: the folder of what an earlier run has left
 _OWN_NAME = re.compile(r"model_\w+\.pth")
 
 
@@ -110,34 +111,33 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
     return sorted(numbers, key=numbers.__getitem__)
 
 
-def set_aside(folder: str | Path, *others: str) -> None:
+def set_aside(folder: str | Path, *others: str, last: str = "model_*.pth") -> None:
     """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
 
-    So a new run is not resumed from them, and nothing is lost.
+    So a new run is not resumed from them, and nothing is lost. Folders of still earlier runs stay.
 
     Args:
         folder: of the run.
         *others: patterns of the other files' names.
+        last: pattern of what is moved last. Where there is none, nothing is moved.
     """
     folder = Path(folder)
-    old, note = list(folder.glob("model_*.pth")), folder / LAST
+    old, note = list(folder.glob(last)), folder / LAST
     if not old:
         return
     number = 1
-    while (earlier := folder / f"earlier_{number}").exists():
+    while (earlier := folder / f"{EARLIER}{number}").exists():
         number += 1
     logging.getLogger(__name__).warning(
-        "A new run begins in %s: the checkpoints and metrics of the earlier one are moved to %s "
-        "(--resume would have gone on with it)",
-        folder,
-        earlier,
+        "A new run begins in %s: what the earlier one has left is moved to %s", folder, earlier
     )
+    found = [path for pattern in others for path in folder.glob(pattern)]
+    kept = {note, *old, *folder.glob(f"{EARLIER}*")}
     earlier.mkdir()
     if note.is_file():
         shutil.copy(note, earlier)
     write_text(note, NONE)  # should this process be killed before all are moved
-    # Checkpoints last: where they are gone, nothing else is moved any more.
-    for path in [*(path for pattern in others for path in folder.glob(pattern)), *old]:
+    for path in [*(path for path in found if path not in kept), *old]:
         path.rename(earlier / path.name)
     note.unlink()
 

@@ -64,6 +64,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        ValueError: it is damaged, or no JSON, with its name.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)}: damaged, or no JSON ({error})") from None
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write JSON that every strict parser reads.
 

@@ -16,7 +16,6 @@ It is written after the last evaluation.
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from tr_det import __version__
-from tr_det.runtime.files import write_json
+from tr_det.runtime.files import read_json, write_json
 
 RESULTS = "results.json"
 
@@ -77,5 +76,5 @@ def write_results(results: Results) -> None:
 def read_results(folder: str | Path) -> Results:
     """Return what `write_results` has written, {} where there is nothing or another file."""
     path = Path(folder) / RESULTS
-    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = read_json(path) if path.is_file() else {}
     return results if isinstance(results, dict) else {}  # once a list of rows

@@ -45,7 +45,7 @@ def make_options(tiny, make_config, tmp_path, monkeypatch):
     return make
 
 
-def test_the_demo_writes_results_pictures_and_the_table(make_options, tmp_path):
+def test_the_demo_writes_results_pictures_and_the_table(make_options, tmp_path, monkeypatch):
     said = []
     options = make_options()
     results = run_demo(options, say=said.append)
@@ -68,12 +68,28 @@ def test_the_demo_writes_results_pictures_and_the_table(make_options, tmp_path):
     assert "20/20" in text
     assert "left" in text
 
-    said.clear()  # the same command after a complete run is a new run, and throws nothing away
+    # The same command after a complete run is a new run, and throws nothing away.
+    said.clear()
+    folder, moved, rename = tmp_path / "demo/runs" / options.run_name, [], Path.rename
+    left = {path.name for path in folder.iterdir()}
+
+    def killed(path, to):
+        if len(moved) == len(left) // 2:
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(options, say=said.append)
     run_demo(options, say=said.append)
     assert "done before" not in "\n".join(said)
-    runs = sorted(path.name for path in (tmp_path / "demo/runs").iterdir())
-    assert runs == [options.run_name, f"{options.run_name}.1"]
-    assert (tmp_path / "demo/runs" / runs[1] / "model_final.pth").exists()
+    assert "resuming" not in "\n".join(said)
+    assert [path.name for path in folder.parent.iterdir()] == [options.run_name]
+    parts = [{path.name for path in (folder / f"earlier_{number}").iterdir()} for number in (1, 2)]
+    assert parts[0] | parts[1] == left
+    assert "demo.json" in parts[1]  # last: until then the folder is that of a complete run
 
 
 def test_a_demo_stopped_in_its_phases_ends_like_one_that_was_not(
@@ -107,6 +123,16 @@ def test_a_demo_stopped_in_its_phases_ends_like_one_that_was_not(
         monkeypatch.setattr(demo_module, picture, lambda *_: None)
     run_demo(options, say=said.append)
     assert {**results, "seconds": 0} == {**json.loads(stored.read_text()), "seconds": 0}
+
+
+@pytest.mark.parametrize("text", ['{"seconds": {"fp', "[1]"])
+def test_a_damaged_state_is_named(make_options, text):
+    options = make_options()
+    state = options.output / "runs" / options.run_name / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(text)
+    with pytest.raises(ValueError, match=f"^{state}: (damaged|not written by the demo), or "):
+        run_demo(options, say=lambda text: None)
 
 
 def test_a_folder_has_one_demo(make_options, tmp_path):

@@ -216,7 +216,7 @@ def test_a_new_run_is_not_resumed_from_an_earlier_one_in_its_folder(whole, tmp_p
     trainer.before_step = stop  # before its first checkpoint
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert "the checkpoints and metrics of the earlier one are moved" in our_log.text
+    assert "what the earlier one has left is moved to" in our_log.text
     assert (tmp_path / "used/earlier_1/model_0000001.pth").is_file()
     assert not trainer.checkpointer.has_checkpoint()
 

@@ -37,7 +37,8 @@ from tr_det.detection.engine.trainer import QuantTrainer
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
 from tr_det.digits.dataset import build_digit_scenes
 from tr_det.export.images import opened
-from tr_det.runtime.files import write_json, write_text
+from tr_det.runtime.checkpoints import set_aside
+from tr_det.runtime.files import read_json, write_json, write_text
 from tr_det.runtime.metrics import read_records
 from tr_det.runtime.processes import only_writer
 from tr_det.runtime.signals import held
@@ -103,11 +104,14 @@ class _Run:
         self.complete = self.folder / "demo.json"  # written last, a copy of results.json
         self.state: dict[str, Any] = {"seconds": {}}
         if self.state_file.exists():
-            self.state = json.loads(self.state_file.read_text())
-        only_export_is_left = options.export and "export" not in self.state
+            self.state = read_json(self.state_file)
+            if not (isinstance(self.state, dict) and "seconds" in self.state):
+                raise ValueError(f"{self.state_file}: not written by the demo, or damaged")
+        trained = "after_qat" in self.state
+        only_export_is_left = options.export and trained and "export" not in self.state
         if self.complete.exists() and not only_export_is_left:
-            # The same command again is a new run.
-            self.folder.rename(_unused_name(self.folder))
+            # The same command again is a new run; one killed here does this again.
+            set_aside(self.folder, "*", last=self.complete.name)
             self.state = {"seconds": {}}
         self.folder.mkdir(parents=True, exist_ok=True)
         log_to_file(self.folder)
@@ -263,7 +267,7 @@ class _Run:
         metadata = MetadataCatalog.get(self.cfg.DATASETS.TEST[0])
         category = metadata.thing_dataset_id_to_contiguous_id
         found: dict[int, list[Detection]] = defaultdict(list)
-        for entry in json.loads((self.folder / phase / "coco_instances_results.json").read_text()):
+        for entry in read_json(self.folder / phase / "coco_instances_results.json"):
             detection = (entry["bbox"], category[entry["category_id"]], entry["score"])
             found[entry["image_id"]].append(detection)
         return found
@@ -281,11 +285,3 @@ class _DemoTrainer(QuantTrainer):
             ProgressLine(self.cfg.SOLVER.MAX_ITER, self._say),
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
-
-
-def _unused_name(folder: Path) -> Path:
-    """Return ``folder.1``, or the first of that kind that is not taken."""
-    number = 1
-    while (taken := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    return taken
