@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tr_det.core import set_scales
-from tr_det.core.errors import check
+from tr_det.core.errors import ConfigError, check
 from tr_det.runtime.processes import processes, take_from_first
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -81,6 +81,23 @@ def _measure_norms(model: nn.Module, batches: Iterable[Any], num_batches: int) -
     if get_bn_modules(model):
         update_bn_stats(model, batches, num_batches)
         average_statistics(model)
+
+
+@contextmanager
+def batch_size_named(key: str, value: int) -> Iterator[None]:
+    """Raise ConfigError, with the key of the batch size, where batch norm has a single value.
+
+    Its variance would be zero, so torch refuses it, at the first layer whose output is one pixel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        allowed = "larger (or the images), as batch norm needs two values of a channel"
+        if processes() > 1:
+            allowed += f" in each of the {processes()} processes"
+        raise ConfigError(key, value, allowed) from None
 
 
 def share_statistics(model: nn.Module) -> None:

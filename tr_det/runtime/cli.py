@@ -42,14 +42,14 @@ def one_line_errors() -> Iterator[None]:
         with ended_by_signals():
             yield
     except Stopped as stop:
-        if _wants_traceback():
+        if wants_traceback():
             raise
         _stop(f"stopped by {stop.signal.name}", stop.code)
     except USER_ERRORS as error:
-        if _wants_traceback():
+        if wants_traceback():
             raise
         diverged = isinstance(error, FloatingPointError)
-        _stop(f"error: {_one_line(error)}", DIVERGED if diverged else MISTAKE)
+        _stop(f"error: {one_line(error)}", DIVERGED if diverged else MISTAKE)
     except Exception as error:
         if type(error).__name__ != "ProcessRaisedException":  # torch.multiprocessing's
             raise
@@ -67,10 +67,10 @@ def mistakes_for_parent() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        if _wants_traceback():
+        if wants_traceback():
             raise
         kind = DivergedError if isinstance(error, FloatingPointError) else UserMistakeError
-        raise kind(_one_line(error)) from None
+        raise kind(one_line(error)) from None
 
 
 def _stop(line: str, status: Any) -> None:
@@ -78,11 +78,13 @@ def _stop(line: str, status: Any) -> None:
     raise SystemExit(status) from None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's text without its line breaks."""
     # What a loader's worker process raises has its traceback for a message.
     found = re.match(r"Caught (\w+) in DataLoader worker.*^(?:\w+\.)*\1: (.*)", str(error), _LINES)
     return " ".join((found.group(2) if found else str(error)).split())
 
 
-def _wants_traceback() -> bool:
+def wants_traceback() -> bool:
+    """Return whether the user wants to see where errors come from."""
     return bool(os.environ.get("TR_DET_TRACEBACK"))

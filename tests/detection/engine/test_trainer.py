@@ -1,8 +1,11 @@
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 
-from tr_det.core import quantized_layers
+from tr_det.core import ConfigError, quantized_layers
 from tr_det.detection import QuantTrainer
 from tr_det.detection.config.reading import load_config
 from tr_det.runtime.metrics import read_records
@@ -63,6 +66,21 @@ def test_an_error_in_the_first_iterations_is_not_hidden_by_the_log(quiet_config)
     trainer._trainer.run_step = fail
     with pytest.raises(FloatingPointError, match="at once"):
         trainer.train()
+
+
+def test_a_batch_too_small_for_batch_norm_is_one_line_in_the_log_too(quiet_config):
+    small = ("INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MAX_SIZE_TRAIN", 32)
+    trainer = QuantTrainer(quiet_config("SOLVER.IMS_PER_BATCH", 1, *small))
+    log, lines = logging.getLogger("detectron2.engine.train_loop"), []
+    handler = logging.StreamHandler(SimpleNamespace(write=lines.append, flush=lambda: None))
+    log.addHandler(handler)
+    with pytest.raises(ConfigError) as caught:
+        trainer.train()
+    log.removeHandler(handler)
+    message = "SOLVER.IMS_PER_BATCH=1: must be larger (or the images), as batch norm needs two"
+    assert str(caught.value).startswith(message)
+    assert f"Exception during training: {caught.value}\n" in lines
+    assert "Traceback" not in "".join(lines)
 
 
 def test_resuming_with_another_bit_width_is_refused_and_nothing_is_lost(quiet_config, tmp_path):

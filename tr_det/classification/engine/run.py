@@ -19,7 +19,7 @@ from tr_det.classification.data.loader import check_batch_size, train_batches
 from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
 from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
-from tr_det.runtime.calibration import calibrate
+from tr_det.runtime.calibration import batch_size_named, calibrate
 from tr_det.runtime.checkpoints import (
     FINAL,
     LAST,
@@ -105,7 +105,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
                 set_aside(folder, METRICS, RESULTS, CONFIG, "events.out.tfevents.*")
                 write_text(Path(folder) / CONFIG, to_yaml(config))
         began = time.perf_counter()
-        with held():
+        with held(), batch_size_named("solver.batch_size", config.solver.batch_size):
             metrics = trainer.train()
         seconds = time.perf_counter() - began
         measured = {"metrics": metrics, "updates": trainer.total, "seconds": seconds}

@@ -1,10 +1,34 @@
-"""The hook that ends a detector's training on a signal."""
+"""How a detector's training ends before its time: on a signal, and on a mistake of the user's."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from detectron2.engine import HookBase
 
+from tr_det.runtime.cli import USER_ERRORS, one_line, wants_traceback
 from tr_det.runtime.signals import end_if_asked
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Have Detectron2 log one line, not a traceback, of an error that one line says all of."""
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.addFilter(_in_one_line)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, USER_ERRORS) and not wants_traceback():
+        record.msg, record.args = "%s %s", (record.getMessage(), one_line(error))
+        record.exc_info = None
+    return True
 
 
 class EndOnSignal(HookBase):

@@ -20,14 +20,14 @@ from tr_det.detection.data.datasets import check_test_dataset, named_dataset_err
 from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.amp import build_loop
 from tr_det.detection.engine.calibration import RepeatablePreciseBN
-from tr_det.detection.engine.ending import EndOnSignal
+from tr_det.detection.engine.ending import EndOnSignal, mistakes_in_one_line
 from tr_det.detection.engine.records import Checkpoints, Evaluation, Records, own_writers
 from tr_det.detection.engine.results import ResultsWriter
 from tr_det.detection.engine.resume import RunState, check_resumed_groups, repeatable_scripts
 from tr_det.detection.modeling.cost import log_cost
 from tr_det.detection.solver.methods import as_evaluated
 from tr_det.detection.solver.optimizers import build_optimizer
-from tr_det.runtime.calibration import share_statistics
+from tr_det.runtime.calibration import batch_size_named, share_statistics
 from tr_det.runtime.checkpoints import set_aside
 from tr_det.runtime.damage import check_optimizer_state
 from tr_det.runtime.metrics import METRICS
@@ -165,6 +165,16 @@ class QuantTrainer(DefaultTrainer):
             allowed = f"at least {self.start_iter}, which the run to resume has made"
             check("SOLVER.MAX_ITER", self.max_iter, fits, allowed)
 
+    def train(self) -> Any:
+        """Train from ``start_iter`` to ``max_iter``; return the last evaluation's results.
+
+        Raises:
+            ConfigError: batches are too small for the model's batch norms.
+            FloatingPointError: the run has diverged.
+        """
+        with mistakes_in_one_line():
+            return super().train()
+
     def before_train(self) -> None:
         """Begin; a new run leaves nothing of an earlier one that it could be resumed from."""
         if self.start_iter == 0:
@@ -181,7 +191,11 @@ class QuantTrainer(DefaultTrainer):
     def run_step(self) -> None:
         """Train one iteration."""
         self.run_state.begin_step()
-        with repeatable_scripts(torch.device(self.cfg.MODEL.DEVICE)):
+        images = self.cfg.SOLVER.IMS_PER_BATCH
+        with (
+            repeatable_scripts(torch.device(self.cfg.MODEL.DEVICE)),
+            batch_size_named("SOLVER.IMS_PER_BATCH", images),
+        ):
             super().run_step()
 
     def state_dict(self) -> dict[str, Any]:
