@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import JSONWriter
 
 from tests.detection.engine.test_resume import assert_same_checkpoint
 from tr_det.detection import QuantTrainer
 from tr_det.detection.engine import results
+from tr_det.detection.engine.records import own_writers
 
 CLOCK = {"time", "data_time"}
 
@@ -96,3 +98,12 @@ def test_a_killed_run_ends_like_the_one_that_was_not(make, whole, where, name, c
     assert_same_checkpoint(folder / "model_final.pth", whole / "model_final.pth")
     assert rows(folder) == rows(whole)
     assert written(folder) == written(whole)
+
+
+def test_a_users_own_writer_of_json_stays(tmp_path):
+    class Elsewhere(JSONWriter):
+        pass
+
+    theirs = Elsewhere(str(tmp_path / "theirs.json"))
+    assert own_writers([JSONWriter(str(tmp_path / "metrics.json")), theirs]) == [theirs]
+    theirs.close()

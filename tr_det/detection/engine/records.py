@@ -36,10 +36,10 @@ class Printer(CommonMetricPrinter):  # type: ignore[misc]
 
 
 def own_writers(writers: list[EventWriter]) -> list[EventWriter]:
-    """Return Detectron2's writers but for that of metrics.json, which `Records` writes."""
+    """Return the writers but for Detectron2's own of metrics.json, which `Records` writes."""
     own = []
     for writer in writers:
-        if isinstance(writer, JSONWriter):
+        if type(writer) is JSONWriter:
             writer.close()
         elif type(writer) is CommonMetricPrinter:
             own.append(Printer(writer._max_iter, writer._window_size))
