@@ -104,15 +104,24 @@ def test_a_second_signal_kills_what_does_not_end(monkeypatch):
 
 
 def joined_steps(rank, folder, left):
+    """Make steps in one of two processes; the first one takes its time to save."""
+
+    def save(step):
+        time.sleep(0.5 * (rank == 0))
+        left.append(f"{rank} has saved step {step}")
+
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    with one_line_errors(), held():
-        for step in range(4):
-            if step == rank == 1:
-                come(signal.SIGTERM)
-            end_if_asked(lambda step=step: left.append((rank, step)))
+    try:
+        with one_line_errors(), held():
+            for step in range(4):
+                if step == rank == 1:
+                    come(signal.SIGTERM)
+                end_if_asked(lambda step=step: save(step))
+    finally:
+        left.append(f"{rank} ends")
 
 
-def test_all_processes_end_after_the_same_step(tmp_path):
+def test_all_processes_end_after_the_same_step_and_not_before_all_have_saved(tmp_path):
     with multiprocessing.Manager() as manager:
         left = manager.list()
         context = multiprocessing.get_context("fork")
@@ -122,4 +131,6 @@ def test_all_processes_end_after_the_same_step(tmp_path):
         for process in both:
             process.join(30)
         assert [process.exitcode for process in both] == [143, 143]
-        assert sorted(left) == [(0, 2), (1, 2)]  # a step later than one process alone
+        # A step later than one process alone.
+        assert list(left)[:2] == ["1 has saved step 2", "0 has saved step 2"]
+        assert sorted(left[2:]) == ["0 ends", "1 ends"]
