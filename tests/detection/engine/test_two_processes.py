@@ -77,7 +77,7 @@ def test_processes_agree_bit_for_bit(found):
     assert first["normalizer"] != second["normalizer"]
 
 
-def test_a_resumed_run_ends_like_the_whole_one_in_each_process(found):
+def test_a_run_that_a_signal_to_one_process_ends_is_resumed_like_the_whole_one_in_each(found):
     for rank in found:
         whole, resumed = rank["whole"], rank["resumed"]
         assert resumed["start"] == 2

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
-import shutil
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,9 +16,11 @@ from tests import tiny
 from tr_det.core import quantized_layers
 from tr_det.detection import QuantTrainer, calibrate
 from tr_det.runtime import calibration
+from tr_det.runtime.signals import Stopped, ended_by_signals, held
 
 
 def train(cfg):
+    torch.manual_seed(0)  # of the weights that a run begins with
     trainer = QuantTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
@@ -35,6 +39,29 @@ def train(cfg):
         "controllers": [metrics.running, metrics.talr, metrics.rate],
         "normalizer": model.loss_normalizer,
     }
+
+
+def stopped(cfg):
+    """Train until a signal to the second process, in its first step, ends both; return the config.
+
+    They end a step later.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR += "_stopped"
+    cfg.SOLVER.CHECKPOINT_PERIOD = 100
+    run_step = QuantTrainer.run_step
+
+    def signalled(trainer):
+        if trainer.iter == 0 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_step(trainer)
+
+    QuantTrainer.run_step = signalled
+    with suppress(Stopped), ended_by_signals(), held():
+        train(cfg)
+    QuantTrainer.run_step = run_step
+    return cfg
 
 
 def saved_methods(optimizer):
@@ -91,15 +118,7 @@ def main(args):
         tiny.register(name, json_file, images)
     cfg = train_net.load_config(args)
     found = {"start_method": multiprocessing.get_start_method(), "whole": train(cfg)}
-    stopped = cfg.clone()
-    stopped.defrost()
-    stopped.OUTPUT_DIR += "_stopped"
-    if comm.is_main_process():
-        Path(stopped.OUTPUT_DIR).mkdir()
-        shutil.copy(f"{cfg.OUTPUT_DIR}/model_0000001.pth", stopped.OUTPUT_DIR)
-        (Path(stopped.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000001.pth")
-    comm.synchronize()
-    found["resumed"] = train(stopped)
+    found["resumed"] = train(stopped(cfg))
     found["averaged"] = norm_statistics(cfg)
     calibration.average_statistics = lambda model: None
     found["own"] = norm_statistics(cfg)
