@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 
-from tr_det.core import quantized_layers
+from tr_det.core import ConfigError, quantized_layers
 from tr_det.detection import QuantTrainer
 from tr_det.detection.engine.amp import AutocastTrainer, build_loop
 
@@ -34,6 +34,11 @@ def test_mixed_precision_on_a_cpu_is_close_to_full_precision(make_config):
     for (full, _), (mixed, _) in zip(*losses, strict=True):
         assert mixed == pytest.approx(full, rel=0.05)
         assert mixed != full
+
+
+def test_images_whose_gradients_would_be_unset_are_refused(make_config):
+    with pytest.raises(ConfigError, match=r"^SOLVER\.AMP\.ENABLED=True: .*backbone\.top_block\.p7"):
+        QuantTrainer(make_config("SOLVER.AMP.ENABLED", True)).train()
 
 
 @pytest.mark.parametrize(

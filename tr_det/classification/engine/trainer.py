@@ -34,6 +34,7 @@ from tr_det.core import Attached, ConfigError, attach
 from tr_det.core.errors import check
 from tr_det.core.methods.telemetry import Telemetry
 from tr_det.core.transition.schedule import TargetSchedule
+from tr_det.runtime.bfloat16 import refuse_unset_gradients
 from tr_det.runtime.checkpoints import AVERAGED, FINAL, StrictCheckpointer, save_weights
 from tr_det.runtime.metrics import MetricsWriter
 from tr_det.runtime.options import methods_from, under_methods_key
@@ -85,6 +86,8 @@ class ClassifierTrainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: factor(t))
         # Scales losses for float16 only; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_float16)
+        if config.run.precision == "bfloat16" and self.device.type == "cpu":
+            refuse_unset_gradients(model, "run.precision", config.run.precision)
         self.checkpointer = StrictCheckpointer(
             model,
             config.run.output_dir,

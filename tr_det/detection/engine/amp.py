@@ -11,6 +11,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
 from tr_det.core.errors import check, check_among
+from tr_det.runtime.bfloat16 import refuse_unset_gradients
 
 DTYPES = ("auto", "float16", "bfloat16")
 
@@ -21,9 +22,7 @@ class AutocastTrainer(SimpleTrainer):
     bfloat16 has float32's range, so that losses need no scaling. Detectron2's AMPTrainer runs on a
     GPU only and scales losses.
 
-    On a CPU, images should have more than 64 px: oneDNN (seen with torch 2.14) leaves parts of the
-    weight gradient unset in a bfloat16 convolution of stride 2 on a single pixel, which is what p7
-    makes of smaller ones.
+    On a CPU, images of at most 64 px are refused (`tr_det.runtime.bfloat16`).
 
     Args:
         model: takes data, returns a dict of losses.
@@ -41,6 +40,8 @@ class AutocastTrainer(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.device_type = device_type
+        if device_type == "cpu":
+            refuse_unset_gradients(model, "SOLVER.AMP.ENABLED", True)
 
     def run_step(self) -> None:
         """Train one iteration."""
