@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from campaigns import annotations, attempts, kills, mutations, planted, tiny
+from campaigns import annotations, attempts, kills, mutations, nodes, planted, tiny
 from campaigns.attempts import Attempt, Settings
-from campaigns.children import in_child
+from campaigns.children import Ended, in_child
 from campaigns.compare import differences, metrics_problem
 from campaigns.plants import Case
 from detectron2.engine import defaults
@@ -205,3 +205,13 @@ def test_every_case_of_planted_code_has_a_name_of_its_own():
     names = [case.what for case in planted.CASES]
     assert len(set(names)) == len(names) > 100
     assert Path(tiny.ROOT / "tools/campaigns/run.py").is_file()
+
+
+def test_a_pair_of_nodes_that_goes_back_or_fails_is_noticed():
+    survivor = "Starting training from iteration 0\nlost\nStarting training from iteration {}\n"
+    for start, problem in ((4, []), (2, ["went on from iteration 2 instead of 4"])):
+        ends = [Ended(0, survivor.format(start), None, 1.0), Ended(0, "", None, 1.0)]
+        assert nodes.problems_of(ends, 4) == problem
+    failed = [Ended(1, survivor.format(4) + "error: no", None, 1.0), Ended(0, "", None, 1.0, True)]
+    found = ["did not end: status 1: error: no", "processes outlive it"]
+    assert nodes.problems_of(failed, 4) == found

@@ -59,7 +59,7 @@ RUNS: dict[str, tuple[Callable[..., Callable[[], Any]], tuple[str, ...]]] = {
 }
 """Kind of run -> its start, and the functions inside which it is killed."""
 
-_STARTS = re.compile(
+STARTS = re.compile(
     r"(?:Starting training from iteration|Going on from iteration|resuming at iteration) (\d+)"
 )
 
@@ -274,7 +274,7 @@ def resolved(target: str) -> tuple[Any, str]:
 
 def _start_problem(reached: int, ended: Ended) -> list[str]:
     """Return whether a run went back behind its last checkpoint."""
-    found = _STARTS.search(ended.output)
+    found = STARTS.search(ended.output)
     if found and int(found.group(1)) < reached:
         return [f"went on from iteration {found.group(1)} instead of {reached}"]
     return []

@@ -3,6 +3,7 @@
 
     python tools/campaigns/run.py kills          SIGKILL at random and at chosen moments
     python tools/campaigns/run.py studies        SIGKILL of a study at random moments
+    python tools/campaigns/run.py nodes          SIGKILL of one of two nodes of torchrun
     python tools/campaigns/run.py configs        fuzzed YAML files and KEY VALUE pairs
     python tools/campaigns/run.py annotations    fuzzed COCO files
     python tools/campaigns/run.py checkpoints    damaged and edited checkpoints
@@ -26,7 +27,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-NAMES = ("kills", "studies", "configs", "annotations", "checkpoints", "planted", "disk")
+NAMES = ("kills", "studies", "nodes", "configs", "annotations", "checkpoints", "planted", "disk")
 TOOLS = Path(__file__).resolve().parents[1]
 
 
