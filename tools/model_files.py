@@ -197,7 +197,7 @@ def config_of(given: Path | None, metadata: Metadata) -> Iterator[Path]:
 
 def find_run(source: Path, checkpoint: str = "") -> tuple[Path, str]:
     """Return the config and the checkpoint ("": the config names it) of a run or a config."""
-    from tr_det.runtime.checkpoints import evaluated_checkpoint
+    from tr_det.runtime.run_folder import evaluated_checkpoint
 
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")

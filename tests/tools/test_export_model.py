@@ -209,7 +209,7 @@ def untrained(folder):
     """Leave only what a full-precision checkpoint has."""
     import torch
 
-    from tr_det.runtime.checkpoints import is_quantizer_state
+    from tr_det.runtime.checkpoint_keys import is_quantizer_state
 
     path = Path(folder, "model_final.pth")
     state = torch.load(path, weights_only=True)["model"]

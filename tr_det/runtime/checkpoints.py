@@ -1,10 +1,8 @@
-"""Checkpoints: which keys a quantized model may lack, whole files, and pruning."""
+"""Checkpoints: written whole, loaded strictly, and pruned."""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,38 +13,18 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from tr_det.core.nn.signs import take_saved_signs
-from tr_det.runtime.damage import (
-    QUANTIZER_STATE,
-    check_optimizer_state,
-    check_whole,
-    faults,
-    is_whole,
-    unreadable,
+from tr_det.runtime.checkpoint_keys import (
+    LABEL,
+    listed,
+    new_keys,
+    quantizer_kinds,
+    shortened,
+    wrong_keys,
 )
+from tr_det.runtime.damage import check_optimizer_state, check_whole, faults, unreadable
 from tr_det.runtime.files import write_text, written_aside
 from tr_det.runtime.processes import from_first, rank
-
-WEIGHT, INPUT, OUTPUT = QUANTIZER_STATE
-"""What a full-precision checkpoint lacks."""
-
-FINAL = "model_final"
-"""Checkpoint of a run's end, as Detectron2 names it."""
-
-AVERAGED = "model_averaged"
-"""Checkpoint of the evaluated weights, where a method (an average) changes them for evaluation."""
-
-LABEL = "quantized: import tr_det.detection before loading"
-"""Key of a text among the tensors of a quantized detector (`tr_det.detection.checkpoint.label`)."""
-
-LAST = "last_checkpoint"  # the name that fvcore reads
-NONE = "none"  # noted there while a new run takes the place of an earlier one
-EARLIER = "earlier_"  # and a number: the folder of what an earlier run has left
-_OWN_NAME = re.compile(r"model_\w+\.pth")
-
-
-def is_quantizer_state(key: str) -> bool:
-    """Return whether a state-dict key belongs to a quantizer or an output scale."""
-    return any(kind in f".{key}" for kind in QUANTIZER_STATE)
+from tr_det.runtime.run_folder import LAST, last_checkpoint, numbered_checkpoints
 
 
 def check_folder(flag: str, path: str) -> None:
@@ -61,85 +39,6 @@ def save_weights(model: nn.Module, path: str, /, **more: Any) -> None:
     # Given a path, torch stores its name in the file: equal weights would give other bytes.
     with written_aside(path) as aside, aside.open("wb") as file:
         torch.save({"model": model.state_dict(), "__author__": "tr_det", **more}, file)
-
-
-def last_checkpoint(folder: str | Path) -> str:
-    """Return the path of the newest whole checkpoint in a run's folder, "" if there is none.
-
-    That is the one which the run has noted. If the note is missing or names what is damaged or not
-    in the folder, it is the newest one that is whole, with a warning.
-
-    Raises:
-        ValueError: there are checkpoints, but none is whole.
-    """
-    folder = Path(folder)
-    note, final = folder / LAST, folder / f"{FINAL}.pth"
-    name = note.read_text(errors="replace").strip() if note.is_file() else ""
-    if name == NONE:
-        return ""
-    is_own = bool(_OWN_NAME.fullmatch(name))
-    if is_own and is_whole(folder / name):
-        return str(folder / name)
-    written = [*numbered_checkpoints(folder), *([final] if final.is_file() else [])]
-    written.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    if not (name or written):
-        return ""
-    found = next((path for path in written if is_whole(path)), None)
-    problem = "is missing" if not name else "names no checkpoint of its folder"
-    if is_own:  # other text may be anything that the note links to
-        problem = f"names {name}, which is missing or damaged"
-    if found is None:
-        damaged = ", ".join(str(path) for path in written) or "there is no other"
-        raise ValueError(f"{note}: {problem}, and no checkpoint is whole ({damaged})")
-    logging.getLogger(__name__).warning("%s %s: going on from %s", note, problem, found)
-    return str(found)
-
-
-def evaluated_checkpoint(folder: str | Path) -> str:
-    """Return the path of what a run's last evaluation saw, "" if there is no checkpoint."""
-    averaged = Path(folder) / f"{AVERAGED}.pth"
-    return str(averaged) if averaged.is_file() else last_checkpoint(folder)
-
-
-def numbered_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that a run wrote before its end, oldest first."""
-    numbers = {
-        path: int(found[1])
-        for path in folder.glob("model_*.pth")
-        if (found := re.fullmatch(r"model_(\d+)", path.stem, re.ASCII))
-    }
-    return sorted(numbers, key=numbers.__getitem__)
-
-
-def set_aside(folder: str | Path, *others: str, last: str = "model_*.pth") -> None:
-    """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
-
-    So a new run is not resumed from them, and nothing is lost. Folders of still earlier runs stay.
-
-    Args:
-        folder: of the run.
-        *others: patterns of the other files' names.
-        last: pattern of what is moved last. Where there is none, nothing is moved.
-    """
-    folder = Path(folder)
-    old, note = list(folder.glob(last)), folder / LAST
-    if not old:
-        return
-    number = 1
-    while (earlier := folder / f"{EARLIER}{number}").exists():
-        number += 1
-    logging.getLogger(__name__).warning(
-        "A new run begins in %s: what the earlier one has left is moved to %s", folder, earlier
-    )
-    found = [path for pattern in others for path in folder.glob(pattern)]
-    kept = {note, *old, *folder.glob(f"{EARLIER}*")}
-    earlier.mkdir()
-    if note.is_file():
-        shutil.copy(note, earlier)
-    write_text(note, NONE)  # should this process be killed before all are moved
-    for path in [*(path for path in found if path not in kept), *old]:
-        path.rename(earlier / path.name)
-    note.unlink()
 
 
 class StrictCheckpointer(Checkpointer):
@@ -298,9 +197,8 @@ class StrictCheckpointer(Checkpointer):
         return dict(found)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        keys = [f".{key}" for key in checkpoint["model"]]
         take_saved_signs(self.model, checkpoint["model"])
-        self._kinds = frozenset(k for k in QUANTIZER_STATE if any(k in key for key in keys))
+        self._kinds = quantizer_kinds(checkpoint["model"])
         hook = self.model.register_load_state_dict_pre_hook(self._check_values)
         try:
             return super()._load_model(checkpoint)
@@ -320,9 +218,7 @@ class StrictCheckpointer(Checkpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Log new quantizer state; refuse everything else."""
-        mis_shaped = {key for key, *_ in incompatible.incorrect_shapes}
-        absent = [key for key in incompatible.missing_keys if key not in mis_shaped]
-        new = [key for key in absent if self._may_be_new(key)]
+        new = new_keys(incompatible, self._kinds)
         if new:
             self.logger.info(
                 "%d new keys, all of them quantizer state (scales are set at the first training "
@@ -330,47 +226,17 @@ class StrictCheckpointer(Checkpointer):
                 len(new),
                 shortened(new, 6),
             )
-        problems = {
-            "missing": [key for key in absent if key not in new and not _is_counter(key)],
-            "unexpected": [key for key in incompatible.unexpected_keys if not _is_counter(key)],
-            "of another shape": [
-                f"{key} {tuple(saved)} for {tuple(own)}"
-                for key, saved, own in incompatible.incorrect_shapes
-            ],
-        }
+        problems = wrong_keys(incompatible, self._kinds)
         if any(problems.values()):
             self._refuse(problems, incompatible)
 
-    def _may_be_new(self, key: str) -> bool:
-        """Return whether a checkpoint with the quantizer state of `_kinds` may lack a key.
-
-        Weights or inputs may be quantized later than the others, but all at once; output scales may
-        come with either.
-        """
-        if OUTPUT in f".{key}":
-            return OUTPUT not in self._kinds and not {WEIGHT, INPUT} <= self._kinds
-        return any(kind in f".{key}" and kind not in self._kinds for kind in (WEIGHT, INPUT))
-
     def _refuse(self, problems: Mapping[str, list[str]], incompatible: Any) -> None:
         """Raise ValueError with the keys of each problem."""
-        listed = [
-            f"{len(keys)} {kind} ({shortened(keys, 4)})" for kind, keys in problems.items() if keys
-        ]
         hint = self._hint(problems)
         raise ValueError(
-            f"{self._path} does not fit the model: keys {'; '.join(listed)}{hint and f'; {hint}'}"
+            f"{self._path} does not fit the model: keys {listed(problems)}{hint and f'; {hint}'}"
         )
 
     def _hint(self, problems: Mapping[str, list[str]]) -> str:
         """Return what the user can do about keys that do not fit."""
         return ""
-
-
-def shortened(keys: list[str], most: int) -> str:
-    """Return the first ``most`` keys as text."""
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
-
-
-def _is_counter(key: str) -> bool:
-    """Return whether a key is the counter that frozen batch norms lack."""
-    return key.endswith(".num_batches_tracked")

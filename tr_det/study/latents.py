@@ -12,8 +12,8 @@ from torch import Tensor
 from tr_det.core import Quantizer, build_quantizer
 from tr_det.core.methods.attach import KEY as STATE
 from tr_det.core.optim.keys import FACTOR
-from tr_det.runtime.checkpoints import FINAL, numbered_checkpoints
 from tr_det.runtime.damage import read_checkpoint
+from tr_det.runtime.run_folder import FINAL, numbered_checkpoints
 
 _PART = ".weight_quantizer."
 _IDENTITY = f"{_PART}_extra_state"

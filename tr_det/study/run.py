@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tr_det.runtime.checkpoints import numbered_checkpoints
 from tr_det.runtime.cli import DIVERGED as DIVERGED_STATUS
 from tr_det.runtime.cli import MISTAKE
+from tr_det.runtime.run_folder import numbered_checkpoints
 from tr_det.runtime.signals import end_if_asked
 from tr_det.study.adopt import Elsewhere
 from tr_det.study.cells import CANDIDATE, Cell

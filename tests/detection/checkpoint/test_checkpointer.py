@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from tr_det.core import is_calibrated
 from tr_det.detection import QuantCheckpointer, calibrate
 from tr_det.detection.engine.trainer import QuantTrainer
-from tr_det.runtime.checkpoints import is_quantizer_state
+from tr_det.runtime.checkpoint_keys import is_quantizer_state
 
 
 @pytest.fixture

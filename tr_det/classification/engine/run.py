@@ -20,14 +20,7 @@ from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_mod
 from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
 from tr_det.runtime.calibration import batch_size_named, calibrate
-from tr_det.runtime.checkpoints import (
-    FINAL,
-    LAST,
-    StrictCheckpointer,
-    evaluated_checkpoint,
-    last_checkpoint,
-    set_aside,
-)
+from tr_det.runtime.checkpoints import StrictCheckpointer
 from tr_det.runtime.configs import parse
 from tr_det.runtime.damage import is_whole, read_checkpoint
 from tr_det.runtime.files import write_text
@@ -42,6 +35,7 @@ from tr_det.runtime.processes import (
 )
 from tr_det.runtime.results import RESULTS, Results, make_results, read_results, write_results
 from tr_det.runtime.rng import seed_step
+from tr_det.runtime.run_folder import FINAL, LAST, evaluated_checkpoint, last_checkpoint, set_aside
 from tr_det.runtime.signals import held
 
 CONFIG = "config.yaml"

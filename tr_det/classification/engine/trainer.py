@@ -35,11 +35,12 @@ from tr_det.core.errors import check
 from tr_det.core.methods.telemetry import Telemetry
 from tr_det.core.transition.schedule import TargetSchedule
 from tr_det.runtime.bfloat16 import refuse_unset_gradients
-from tr_det.runtime.checkpoints import AVERAGED, FINAL, StrictCheckpointer, save_weights
+from tr_det.runtime.checkpoints import StrictCheckpointer, save_weights
 from tr_det.runtime.metrics import MetricsWriter
 from tr_det.runtime.options import methods_from, under_methods_key
 from tr_det.runtime.processes import from_first, processes, rank, summed, take_from_first
 from tr_det.runtime.rng import seed_step
+from tr_det.runtime.run_folder import AVERAGED, FINAL
 from tr_det.runtime.signals import at_once, end_if_asked
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from tr_det.detection.checkpoint.label import check_quantized_alike, labelled
 from tr_det.detection.checkpoint.pickled import read_zoo_file
 from tr_det.detection.checkpoint.torchvision_names import from_torchvision
 from tr_det.detection.modeling.unfold import folded_norms
-from tr_det.runtime.checkpoints import StrictCheckpointer, is_quantizer_state, shortened
+from tr_det.runtime.checkpoint_keys import is_quantizer_state, shortened
+from tr_det.runtime.checkpoints import StrictCheckpointer
 
 
 class QuantCheckpointer(StrictCheckpointer, DetectionCheckpointer):

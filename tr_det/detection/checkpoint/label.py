@@ -16,7 +16,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from tr_det.runtime.checkpoints import INPUT, LABEL, QUANTIZER_STATE, WEIGHT, shortened
+from tr_det.runtime.checkpoint_keys import INPUT, LABEL, QUANTIZER_STATE, WEIGHT, shortened
 
 
 def labelled(state: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from tr_det.detection.engine.amp import amp_dtype
 from tr_det.detection.modeling.resnet import check_resnet
 from tr_det.detection.solver.methods import clip_from
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY, config_key, transition_from
-from tr_det.runtime.checkpoints import last_checkpoint
 from tr_det.runtime.options import methods_from
+from tr_det.runtime.run_folder import last_checkpoint
 
 BANDS = {"BGR": 3, "RGB": 3, "YUV-BT.601": 3, "YCbCr": 3, "HSV": 3, "L": 1, "CMYK": 4, "RGBA": 4}
 """Format of an image, as Detectron2 reads it -> its channels."""

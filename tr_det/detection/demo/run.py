@@ -37,10 +37,10 @@ from tr_det.detection.engine.trainer import QuantTrainer
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
 from tr_det.digits.dataset import build_digit_scenes
 from tr_det.export.images import opened
-from tr_det.runtime.checkpoints import set_aside
 from tr_det.runtime.files import read_json, write_json, write_text
 from tr_det.runtime.metrics import read_records
 from tr_det.runtime.processes import only_writer
+from tr_det.runtime.run_folder import set_aside
 from tr_det.runtime.signals import held
 
 PICTURE_IMAGES = 4

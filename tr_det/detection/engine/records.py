@@ -14,9 +14,9 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
-from tr_det.runtime.checkpoints import FINAL
 from tr_det.runtime.metrics import MetricsFile
 from tr_det.runtime.processes import from_first
+from tr_det.runtime.run_folder import FINAL
 
 WINDOW = 20
 """Iterations whose median is recorded of what is noisy, as by Detectron2's writers."""

@@ -10,9 +10,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from tr_det.detection.modeling.cost import Cost
-from tr_det.runtime.checkpoints import evaluated_checkpoint
 from tr_det.runtime.metrics import METRICS, read_records
 from tr_det.runtime.results import make_results, write_results
+from tr_det.runtime.run_folder import evaluated_checkpoint
 
 
 class ResultsWriter(HookBase):

@@ -17,10 +17,10 @@ from tr_det.core.optim.keys import QUANTIZER, TALR
 from tr_det.detection.data.loader import TrainLoader
 from tr_det.detection.engine.calibration import NORMALIZER, bare_model
 from tr_det.detection.engine.records import WINDOW
-from tr_det.runtime.checkpoints import last_checkpoint, set_aside
 from tr_det.runtime.metrics import METRICS
 from tr_det.runtime.results import RESULTS
 from tr_det.runtime.rng import seed_step
+from tr_det.runtime.run_folder import last_checkpoint, set_aside
 
 OF_A_RUN = (METRICS, RESULTS, "config.yaml", "log.txt*", "events.out.tfevents.*")
 """What a run's folder has beside its checkpoints."""

@@ -28,10 +28,10 @@ from tr_det.detection.modeling.cost import log_cost
 from tr_det.detection.solver.methods import as_evaluated
 from tr_det.detection.solver.optimizers import build_optimizer
 from tr_det.runtime.calibration import batch_size_named, share_statistics
-from tr_det.runtime.checkpoints import set_aside
 from tr_det.runtime.damage import check_optimizer_state
 from tr_det.runtime.metrics import METRICS
 from tr_det.runtime.results import RESULTS
+from tr_det.runtime.run_folder import set_aside
 from tr_det.runtime.signals import at_once
 
 

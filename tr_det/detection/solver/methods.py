@@ -24,8 +24,9 @@ from tr_det.detection.checkpoint.label import labelled
 from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.calibration import bare_model, outside_training
 from tr_det.detection.solver.events import EventTelemetry
-from tr_det.runtime.checkpoints import AVERAGED, save_weights
+from tr_det.runtime.checkpoints import save_weights
 from tr_det.runtime.options import methods_from, under_methods_key
+from tr_det.runtime.run_folder import AVERAGED
 
 _ATTACHED: WeakKeyDictionary[nn.Module, tuple[ref[Attached], str]] = WeakKeyDictionary()
 
