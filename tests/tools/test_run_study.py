@@ -167,7 +167,8 @@ def test_clusters_are_reached_by_submitit(shared, tmp_path, monkeypatch):
     program = tmp_path / "tool.py"
     program.write_text(
         "import json, sys; from pathlib import Path; folder = Path(sys.argv[1]);"
-        "results = dict(metrics=dict(accuracy=50), seconds=1, updates=2, tr={}, cost={});"
+        "threads = float(__import__('os').environ['OMP_NUM_THREADS']);"
+        "results = dict(metrics=dict(accuracy=threads), seconds=1, updates=2, tr={}, cost={});"
         "(folder / 'results.json').write_text(json.dumps(results))"
     )
     words = lambda cell, study, tools, gpus: [str(program), str(cell.folder(study))]  # noqa: E731
@@ -178,7 +179,10 @@ def test_clusters_are_reached_by_submitit(shared, tmp_path, monkeypatch):
     path = shared.files / "submitted.yaml"
     path.write_text(yaml.safe_dump(keys))
     study = tmp_path / "study"
-    assert call(path, "--output", study, "--slurm", "cluster=local", "timeout_min=5") == 0
+    assert (
+        call(path, "--output", study, "--threads", "3", "--slurm", "cluster=local", "timeout_min=5")
+        == 0
+    )
     (cell,) = record_of(study)["cells"]
-    assert (cell["state"], cell["value"]) == ("done", 50.0)
+    assert (cell["state"], cell["value"]) == ("done", 3.0)
     assert list((study / "jobs").glob("*_result.pkl"))
