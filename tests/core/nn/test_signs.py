@@ -43,6 +43,17 @@ def pyramid(**options) -> Pyramid:
     return model
 
 
+class ByKeyword(nn.Module):
+    """A negative input and then a positive one, given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(input=self.first(input=x).mean((2, 3)).relu())
+
+
 def images() -> Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -93,6 +104,14 @@ def test_training_goes_as_with_given_signs(act) -> None:
     assert torch.equal(found, expected)
     other = pyramid(act_quantizer=act)
     other.load_state_dict(state)
+
+
+def test_layers_that_are_called_by_keyword_are_looked_at_and_calibrated() -> None:
+    model = ByKeyword()
+    quantize_model(model, QuantConfig())
+    set_scales(model, lambda: model(images()))
+    assert signs(model) == {"first": True, "second": False}
+    assert model(images()).isfinite().all()
 
 
 def test_a_rule_wins_over_data() -> None:

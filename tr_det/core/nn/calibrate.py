@@ -86,13 +86,13 @@ def set_scales(model: nn.Module, forward: Callable[[], Any]) -> None:
 
 
 def _calibrate_at_next_input(layer: _QuantLayer, only_in_training: bool = False) -> RemovableHandle:
-    def calibrate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def calibrate(x: Tensor) -> None:
         if layer.training or not only_in_training:
-            layer.calibrate(args[0], over_processes)
+            layer.calibrate(x, over_processes)
             if is_calibrated(layer):
                 handle.remove()
 
-    handle = layer.register_forward_pre_hook(calibrate)
+    handle = layer.before_forward(calibrate)
     return handle
 
 

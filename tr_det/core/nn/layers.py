@@ -6,11 +6,13 @@ full-precision checkpoints load by name. The Parameter is always the latent weig
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tr_det.core.nn.output_scale import OutputScale
 from tr_det.core.nn.recompute import recomputed_input
@@ -98,6 +100,14 @@ class _QuantLayer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._mark_weight()
+
+    def before_forward(self, look: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call ``look(input)`` before each forward, also of one that is called by keyword."""
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            look(args[0] if args else kwargs["input"])
+
+        return self.register_forward_pre_hook(hook, with_kwargs=True)
 
     def parts(self) -> list[Calibrated]:
         """Return the children that are calibrated with data."""

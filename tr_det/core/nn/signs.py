@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ def find_signs(
     """
     reaches: dict[_QuantLayer, Tensor] = {}
 
-    def look(layer: Any, args: tuple[Tensor, ...]) -> None:
-        seen = reach(args[0])
+    def look(layer: _QuantLayer, x: Tensor) -> None:
+        seen = reach(x)
         reaches[layer] = torch.maximum(reaches[layer], seen) if layer in reaches else seen
 
-    handles = [layer.register_forward_pre_hook(look) for layer in wanted]
+    handles = [layer.before_forward(partial(look, layer)) for layer in wanted]
     try:
         with _in_full_precision(layers):
             forward()
