@@ -29,6 +29,7 @@ from tr_det.detection.config.checks import check_config, value_of
         ("SOLVER.TR.GRANULARITY", "net", "one of"),
         ("SOLVER.TR.GAIN", -1.0, "None, or finite and not negative"),
         ("SOLVER.TR.LOG_PERIOD", 0, "at least 1"),
+        ("SOLVER.TR.REPLAY", "output/first", "'' with SOLVER.OPTIMIZER=SGD, .*TR scheduling"),
         ("SOLVER.OPTIMIZER", "SGDD", r"one of \['Adagrad'"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full", r"one of \['norm', 'value'\]"),
         ("SOLVER.AMP.DTYPE", "float8", r"one of \['auto'"),

@@ -103,9 +103,13 @@ def _check_input(cfg: CfgNode) -> None:
 
 def _check_transition(cfg: CfgNode) -> None:
     factor, name = cfg.SOLVER.QUANT_WEIGHT_LR_FACTOR, cfg.SOLVER.OPTIMIZER
-    fits = factor == 1 or not OPTIMIZER_REGISTRY.get(name).transition
+    scheduled = OPTIMIZER_REGISTRY.get(name).transition
+    fits = factor == 1 or not scheduled
     allowed = f"1 with SOLVER.OPTIMIZER={name}, whose TALR is the rate of quantized weights"
     check("SOLVER.QUANT_WEIGHT_LR_FACTOR", factor, fits, allowed)
+    replay = cfg.SOLVER.TR.REPLAY
+    allowed = f"'' with SOLVER.OPTIMIZER={name}, as one with TR scheduling plays curves back"
+    check("SOLVER.TR.REPLAY", replay, scheduled or not replay, allowed)
     arguments = arguments_from(transition_from(cfg))
     settings = {key.removeprefix("tr_"): value for key, value in arguments.items()}
     try:
