@@ -63,6 +63,15 @@ def test_boxes_that_anchors_miss_are_covered_by_the_proposal():
     assert propose(boxes, found) == found
 
 
+@pytest.mark.parametrize("size", [(300.0, 1.0), (1.0, 300.0)])
+def test_anchors_are_proposed_for_boxes_that_are_nearly_lines(size):
+    half = torch.tensor([size]) / 2
+    boxes = InputBoxes(torch.cat([200 - half, 200 + half], 1), torch.tensor([[400, 400]]))
+    found = propose(boxes, LEVELS)
+    assert min(min(level) for level in found.ratios) > 0
+    assert coverage(best_ious(boxes, found)).median > coverage(best_ious(boxes, LEVELS)).median
+
+
 def test_a_config_s_anchors_and_the_keys_of_others(make_config):
     now = anchors_from(make_config())
     assert now.strides == (8, 16, 32, 64, 128)

@@ -171,7 +171,8 @@ def propose(boxes: InputBoxes, current: Anchors) -> Anchors:
     count = len(current.ratios[0])
     order = (height / width).sort().values
     ratios = tuple(
-        round(order[int((part + 0.5) / count * len(order))].item(), 2) for part in range(count)
+        max(0.01, round(order[int((part + 0.5) / count * len(order))].item(), 2))
+        for part in range(count)
     )
     fitted = replace(current, ratios=(ratios,) * len(current.strides))
     tried = [current, *_octaves(current), *_octaves(fitted)]
