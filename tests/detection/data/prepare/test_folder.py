@@ -77,7 +77,7 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(voc, tmp_path):
         prepare_folder(source, target, Options(), Faults())
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     made = prepare_folder(source, target, Options(), Faults(skip=True))
-    assert "1 broken files are left out, e.g. " in made.notes[0]
+    assert "1 broken files or entries are left out, e.g. " in made.notes[0]
     assert sum(len(made.tables[part]["images"]) for part in ("train", "test")) == 5
 
 

@@ -156,9 +156,17 @@ BROKEN = {
         "<annotation><object><name>x</name><bndbox><xmin>1,5</xmin></bndbox></object></annotation>",
         "bndbox/xmin='1,5'; must be a number",
     ),
-    "words": ("yolo", "a.txt", "cat 1 2 3 4", "line 1: 'cat 1 2 3 4' must be numbers"),
+    "words": ("yolo", "a.txt", "cat 1 2 3 4", "line 1: 'cat 1 2 3 4' must be finite numbers"),
     "three": ("yolo", "a.txt", "0 1 2 3", "line 1: must be a class and four numbers"),
     "class": ("yolo", "a.txt", "0 1 1 1 1\n2 1 1 1 1", "line 2: class 2 of the 1 that are named"),
+    "infinite": (
+        "yolo",
+        "a.txt",
+        "0 .5 .5 inf 1",
+        "line 1: '0 .5 .5 inf 1' must be finite numbers",
+    ),
+    "pixels": ("yolo", "a.txt", "0 20 15 8 6", "line 1: the box's centre (20, 15) must be in"),
+    "pixels of a polygon": ("yolo", "a.txt", "0 1 1 9 1 9 9", "line 1: the box's centre (5, 5) mu"),
 }
 
 
@@ -175,7 +183,7 @@ def test_a_broken_file_is_named_or_left_out(paint, case):
     assert f"{name}: " in str(caught.value)
     assert message in str(caught.value)
     faults.skip = True
-    assert "1 broken files are left out" in faults.settle()
+    assert "1 broken files or entries are left out" in faults.settle()
 
 
 def test_a_broken_coco_file_is_named(paint, tmp_path):
@@ -188,6 +196,108 @@ def test_a_broken_coco_file_is_named(paint, tmp_path):
     (root / "a.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"a\.json: no JSON"):
         read_coco(root, Faults())
+
+
+def box_of(image, **changes):
+    return {"id": 1, "image_id": image, "category_id": 7, "bbox": [1, 2, 10, 11], **changes}
+
+
+def image(number, name):
+    return {"id": number, "file_name": f"{name}.png", "width": 40, "height": 30}
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "message"),
+    [
+        ("annotations", box_of("0"), "annotation 1: image_id='0': must be the id of one image"),
+        ("annotations", box_of(77), "annotation 1: image_id=77: must be the id of one image"),
+        ("annotations", box_of([]), "annotation 1: "),
+        ("annotations", box_of(0, category_id=8), "category_id=8: must be the id of a category"),
+        ("annotations", box_of(0, bbox=[1, 2, float("nan"), 3]), "bbox=[1, 2, nan, 3]: must be fo"),
+        ("annotations", box_of(0, bbox=[1, 2, float("inf"), 3]), "bbox=[1, 2, inf, 3]: must be fo"),
+        ("annotations", box_of(0, iscrowd="0"), "annotation 1: iscrowd='0': must be 0 or 1"),
+        ("annotations", box_of(0, bbox=[1, 2, 3]), "bbox=[1, 2, 3]: must be four finite numbers"),
+        ("images", {"file_name": "a.png"}, "image 'a.png': has no 'id'"),
+        ("images", image(5, "a") | {"width": float("inf")}, "image 'a.png': cannot convert"),
+    ],
+)
+def test_a_coco_entry_that_pycocotools_would_drop_is_named(paint, tmp_path, part, entry, message):
+    paint("a.png")
+    file = coco(tmp_path / "source", "a.json", ["ant"], ["a.png"])
+    table = json.loads(file.read_text())
+    table[part].append(entry)
+    file.write_text(json.dumps(table))
+    faults = Faults()
+    (photo,) = read_coco(file, faults).photos
+    assert photo.boxes == (Box("ant", 1, 2, 11, 13),)  # the others are as they were
+    (found,) = faults.found
+    assert found.startswith(f"{file}: ")
+    assert message in found
+
+
+def test_coco_images_of_one_id_are_named_with_their_boxes(paint, tmp_path):
+    for name in "abc":
+        paint(f"{name}.png")
+    file = coco(tmp_path / "source", "a.json", ["ant"], ["a.png", "b.png"])
+    table = json.loads(file.read_text())
+    table["images"].append(image(1, "c"))
+    file.write_text(json.dumps(table))
+    faults = Faults()
+    assert [photo.path.name for photo in read_coco(file, faults).photos] == ["a.png"]
+    assert [fault.partition(": ")[2] for fault in faults.found] == [
+        "image 'b.png': id=1: must be unique",
+        "image 'c.png': id=1: must be unique",
+        "annotation 1: image_id=1: must be the id of one image",
+    ]
+
+
+def test_categories_of_one_id_are_refused_and_of_one_name_are_one_class(paint, tmp_path):
+    paint("a.png")
+    file = coco(tmp_path / "source", "a.json", ["ant"], ["a.png"])
+    table = json.loads(file.read_text())
+    table["categories"].append({"id": 8, "name": "ant"})
+    table["annotations"].append(box_of(0, category_id=8))
+    file.write_text(json.dumps(table))
+    source = read_coco(file, Faults())
+    assert source.classes == ("ant",)
+    assert [box.label for box in source.photos[0].boxes] == ["ant", "ant"]
+    assert source.notes == ["several classes are named ant: taken as one"]
+    table["categories"][1] = {"id": 7, "name": "cat"}
+    file.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=r"a\.json: two categories have the id 7"):
+        read_coco(file, Faults())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("data.yaml", "{train: a, names: {1: ant, 2: cat}}", "must be numbered from 0 on"),
+        ("data.yaml", "{train: a, names: {x: ant, y: cat}}", "must be numbered from 0 on"),
+        ("classes.txt", "ant\n\ncat\n", r"classes\.txt: line 2 must be the name of a class"),
+    ],
+)
+def test_yolo_names_that_others_could_be_taken_for_are_refused(paint, file, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_yolo(yolo(paint, file, text, ["a"]), Faults())
+
+
+def test_yolo_lists_of_other_names_are_refused_and_equal_names_are_one_class(paint):
+    root = yolo(paint, "classes.txt", "ant\nant\n\n", ["a"])
+    (root / "a/classes.txt").write_text("ant\nant")
+    source = read_yolo(root, Faults())
+    assert (source.classes, source.photos[0].boxes[0].label) == (("ant",), "ant")
+    assert source.notes == ["several classes are named ant: taken as one"]
+    (root / "a/classes.txt").write_text("cat\nant")
+    with pytest.raises(ValueError, match=r"classes\.txt: names other classes than .*classes\.txt"):
+        read_yolo(root, Faults())
+
+
+def test_yolo_labels_without_an_image_are_counted(paint):
+    root = yolo(paint, "classes.txt", "ant\ncat\n", ["images/train"])
+    (root / "labels/train/gone.txt").write_text("0 0.5 0.5 0.1 0.1")
+    (root / "labels/train/classes.txt").write_text("ant\ncat\n")
+    source = read_yolo(root, Faults())
+    assert source.notes == ["1 files of labels belong to no image, e.g. gone.txt"]
 
 
 @pytest.mark.parametrize("form", READERS)

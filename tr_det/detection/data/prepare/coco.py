@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tr_det.core.errors import check
 from tr_det.detection.data.coco_file import PARTS, read_categories
 from tr_det.detection.data.prepare.source import (
     Box,
@@ -15,8 +17,11 @@ from tr_det.detection.data.prepare.source import (
     ImageFiles,
     Photo,
     Source,
+    merged,
     split_of,
 )
+
+_BROKEN = (KeyError, TypeError, ValueError, OverflowError)
 
 
 def read_coco(source: Path, faults: Faults) -> Source:
@@ -27,7 +32,7 @@ def read_coco(source: Path, faults: Faults) -> Source:
         faults: takes the entries that cannot be used.
 
     Raises:
-        ValueError: there is no COCO file, or one that is broken.
+        ValueError: there is no COCO file, or one that is broken, or has two categories of one id.
     """
     root = source if source.is_dir() else source.parent
     files = sorted(source.rglob("*.json")) if source.is_dir() else [source]
@@ -37,14 +42,14 @@ def read_coco(source: Path, faults: Faults) -> Source:
     # A file in annotations/ speaks of images in folders beside it.
     base = root.parent if source.is_file() and root.name == "annotations" else root
     images = ImageFiles(base)
-    classes = tuple(
-        dict.fromkeys(name for file, _ in tables for name in read_categories(str(file)))
-    )
+    named = [read_categories(str(file)) for file, _ in tables]
+    classes = tuple(dict.fromkeys(name for names in named for name in names))
+    notes = list(dict.fromkeys(note for names in named for note in merged(names)))
     photos: list[Photo] = []
     for file, table in tables:
         split = split_of(file, root) if len(tables) > 1 else ""
         photos += _photos(file, table, split, images, faults)
-    return Source(photos, classes, [])
+    return Source(photos, classes, notes)
 
 
 def _read(file: Path, needed: bool) -> dict[str, Any] | None:
@@ -61,24 +66,52 @@ def _read(file: Path, needed: bool) -> dict[str, Any] | None:
 
 def _photos(
     file: Path, table: Mapping[str, Any], split: str, images: ImageFiles, faults: Faults
-) -> Iterable[Photo]:
-    names = {entry["id"]: entry["name"] for entry in table["categories"]}
-    boxes = defaultdict(list)
-    for note in table["annotations"]:
-        try:
-            x, y, w, h = map(float, note["bbox"])
-            box = Box(names[note["category_id"]], x, y, x + w, y + h, bool(note.get("iscrowd")))
-            boxes[note["image_id"]].append(box)
-        except (KeyError, TypeError, ValueError) as error:
-            name = note.get("id") if isinstance(note, dict) else note
-            faults.add(file, f"annotation {name!r}: {type(error).__name__} {error}")
+) -> list[Photo]:
+    names = _category_names(file, table["categories"])
+    counts = Counter(repr(entry.get("id")) for entry in table["images"] if isinstance(entry, dict))
+    boxes: dict[Any, list[Box]] = {}  # id of an image -> its boxes
+    found = []
     for image in table["images"]:
         try:
-            path = Path(image["file_name"])
+            number, path = image["id"], Path(image["file_name"])
+            check("id", number, counts[repr(number)] == 1, "unique")
+            boxes[number] = []
             size = int(image["width"]), int(image["height"])
             beside = file.parent / path
-            found = beside if beside.is_file() else images.find(path.stem, file, split)
-            yield Photo(found, tuple(boxes[image["id"]]), split, size)
-        except (KeyError, TypeError, ValueError) as error:
+            place = beside if beside.is_file() else images.find(path.stem, file, split)
+            found.append((number, place, size))
+        except _BROKEN as error:
             name = image.get("file_name") if isinstance(image, dict) else image
-            faults.add(file, f"image {name!r}: {type(error).__name__} {error}")
+            faults.add(file, f"image {name!r}: {_reason(error)}")
+    for note in table["annotations"]:
+        try:
+            check("image_id", note["image_id"], note["image_id"] in boxes, "the id of one image")
+            boxes[note["image_id"]].append(_box(note, names))
+        except _BROKEN as error:
+            name = note.get("id") if isinstance(note, dict) else note
+            faults.add(file, f"annotation {name!r}: {_reason(error)}")
+    return [Photo(place, tuple(boxes[number]), split, size) for number, place, size in found]
+
+
+def _category_names(file: Path, categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for entry in categories:
+        if entry["id"] in names:
+            raise ValueError(f"{file}: two categories have the id {entry['id']}")
+        names[entry["id"]] = entry["name"]
+    return names
+
+
+def _box(note: Mapping[str, Any], names: Mapping[int, str]) -> Box:
+    number, crowd = note["category_id"], note.get("iscrowd") or 0
+    check("category_id", number, number in names, "the id of a category")
+    check("iscrowd", crowd, crowd in (0, 1), "0 or 1")
+    edges = [float(value) for value in note["bbox"]]
+    whole = len(edges) == 4 and all(map(math.isfinite, edges))
+    check("bbox", note["bbox"], whole, "four finite numbers")
+    x, y, w, h = edges
+    return Box(names[number], x, y, x + w, y + h, bool(crowd))
+
+
+def _reason(error: Exception) -> str:
+    return f"has no {error}" if isinstance(error, KeyError) else str(error)

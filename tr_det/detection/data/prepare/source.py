@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +72,7 @@ class Source(NamedTuple):
 
 
 class Faults:
-    """Files that cannot be used.
+    """Files, and entries of files, that cannot be used.
 
     Args:
         skip: whether they may be left out.
@@ -84,7 +84,7 @@ class Faults:
     found: list[str]
 
     def add(self, path: Path, reason: object) -> None:
-        """Note a file and what is wrong with it."""
+        """Note a file and what is wrong with it, or with an entry of it."""
         self.found.append(f"{path}: {reason}")
 
     def settle(self) -> str:
@@ -97,9 +97,9 @@ class Faults:
             return ""
         count = len(self.found)
         if not self.skip:
-            more = f" (one of {count} such files)" if count > 1 else ""
+            more = f" (one of {count} faults)" if count > 1 else ""
             raise ValueError(f"{self.found[0]}{more}; --skip-broken leaves out what is broken")
-        return f"{count} broken files are left out, e.g. {self.found[0]}"
+        return f"{count} broken files or entries are left out, e.g. {self.found[0]}"
 
 
 class ImageFiles:
@@ -153,6 +153,16 @@ def split_of(path: Path, root: Path) -> str:
             if word in SPLIT_NAMES and (part != parts[-1] or path.suffix == ".json"):
                 return SPLIT_NAMES[word]
     return ""
+
+
+def merged(names: Iterable[str]) -> list[str]:
+    """Return a note about names that several of a source's classes have; none without.
+
+    >>> merged(["ant", "cat", "ant"])
+    ['several classes are named ant: taken as one']
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    return [f"several classes are named {', '.join(twice)}: taken as one"] if twice else []
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:

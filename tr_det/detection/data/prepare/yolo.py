@@ -7,7 +7,7 @@ The names of the classes are in ``data.yaml``, which also says where the splits 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tr_det.detection.data.prepare.source import (
     Faults,
     Photo,
     Source,
+    merged,
     split_of,
 )
 from tr_det.export.images import IMAGE_SUFFIXES
@@ -46,10 +47,11 @@ def read_yolo(source: Path, faults: Faults) -> Source:
         classes = _names_file(root)
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         images = [(path, split_of(path, root)) for path in paths]
-    photos, without = [], 0
+    photos, without, taken = [], 0, set[Path]()
     for path, split in images:
         labels = _labels_of(path)
         without += labels is None
+        taken |= {labels} if labels else set()
         try:
             boxes = tuple(_boxes(labels, classes)) if labels else ()
         except ValueError as error:
@@ -58,8 +60,12 @@ def read_yolo(source: Path, faults: Faults) -> Source:
         photos.append(Photo(path, boxes, split, relative=True))
     if without == len(images):
         raise ValueError(f"{source}: has {len(images)} images, and no .txt file of labels for them")
-    note = f"{without} images have no file of labels: taken as images without objects"
-    return Source(photos, classes, [note] if without else [])
+    notes = merged(classes)
+    if without:
+        notes.append(f"{without} images have no file of labels: taken as images without objects")
+    if left := _left_over(taken):
+        notes.append(f"{len(left)} files of labels belong to no image, e.g. {left[0].name}")
+    return Source(photos, tuple(dict.fromkeys(classes)), notes)
 
 
 def _yaml_in(root: Path) -> Path | None:
@@ -80,18 +86,29 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
 
 def _names(given: Any, file: Path) -> tuple[str, ...]:
     if isinstance(given, dict):
-        given = [given[key] for key in sorted(given, key=int)]
+        numbers = {str(key): name for key, name in given.items()}
+        if numbers.keys() != {str(number) for number in range(len(given))}:
+            raise ValueError(f"{file}: names={given!r}: must be numbered from 0 on")
+        given = [numbers[str(number)] for number in range(len(given))]
     if not (isinstance(given, list) and given):
         raise ValueError(f"{file}: names={given!r}: must be a list of the names of the classes")
     return tuple(str(name).strip() for name in given)
 
 
 def _names_file(root: Path) -> tuple[str, ...]:
+    found: dict[tuple[str, ...], Path] = {}
     for file in (path for name in NAME_FILES for path in sorted(root.rglob(name))):
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        names = tuple(line.strip() for line in lines)
+        if not all(names):
+            raise ValueError(f"{file}: line {names.index('') + 1} must be the name of a class")
         if names:
-            return names
+            found.setdefault(names, file)
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise ValueError(f"{other}: names other classes than {one}")
+    if found:
+        return next(iter(found))
     raise ValueError(f"{root}: must hold data.yaml, or the names of the classes in classes.txt")
 
 
@@ -134,17 +151,24 @@ def _labels_of(image: Path) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
+def _left_over(taken: Collection[Path]) -> list[Path]:
+    """Return the files of labels in folders named so that were not taken."""
+    folders = {path.parent for path in taken if "labels" in path.parent.parts}
+    files = {file for folder in folders for file in folder.glob("*.txt")}
+    return sorted(file for file in files - {*taken} if file.name not in NAME_FILES)
+
+
 def _boxes(file: Path, classes: tuple[str, ...]) -> Iterator[Box]:
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            index, *values = map(float, line.split())
+            index, *values = map(_finite, line.split())
         except ValueError:
-            raise ValueError(f"line {number}: {line[:60]!r} must be numbers") from None
+            raise ValueError(f"line {number}: {line[:60]!r} must be finite numbers") from None
         if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
             raise ValueError(f"line {number}: must be a class and four numbers, or a polygon")
-        if not all(map(math.isfinite, values)) or index not in range(len(classes)):
+        if index not in range(len(classes)):
             raise ValueError(f"line {number}: class {index:g} of the {len(classes)} that are named")
         if len(values) == 4:
             x, y, w, h = values
@@ -152,4 +176,17 @@ def _boxes(file: Path, classes: tuple[str, ...]) -> Iterator[Box]:
         else:
             xs, ys = values[::2], values[1::2]
             edges = (min(xs), min(ys), max(xs), max(ys))
+        x, y = (edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise ValueError(
+                f"line {number}: the box's centre ({x:g}, {y:g}) must be in the image, in shares "
+                "of its width and height from 0 to 1"
+            )
         yield Box(classes[int(index)], *edges)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
