@@ -8,7 +8,7 @@ from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.export import evaluate_exported, input_spec
 from tr_det.digits.images import held_out
-from tr_det.export.images import prepared
+from tr_det.export.images import opened, prepared
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,17 @@ def test_an_image_becomes_what_the_test_data_make_of_it(folder, name, interpolat
     for part in ("train/cat", "val/cat", "val/dog"):
         (folder / part).mkdir(parents=True)
         pixels = random.integers(0, 256, (57, 83, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / part / "image.png")
+        turned = Image.Exif()
+        turned[0x0112] = 6  # a camera that was held upright
+        Image.fromarray(pixels).save(folder / part / "image.png", exif=turned)
     pairs = ["data.name", name, "data.root", str(folder), "data.image_size", "32"]
     config = load_config("fp.yaml", [*pairs, "data.interpolation", interpolation])
     data = load_data(config.data)
     assert data.classes == ("cat", "dog")
     spec = input_spec(config, data)
     for number, label in enumerate(data.classes):
-        image = Image.open(folder / "val" / label / "image.png")
+        image = opened(folder / "val" / label / "image.png")
+        assert image.size == (57, 83)
         found = prepared(image, spec).images[0]
         np.testing.assert_allclose(found, data.test[number][0].numpy(), atol=1e-6)
 

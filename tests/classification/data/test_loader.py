@@ -3,6 +3,8 @@ import itertools
 import pytest
 import torch
 
+from tr_det.classification.config.keys import DataConfig
+from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.loader import (
     check_batch_size,
     evaluation_batches,
@@ -57,16 +59,20 @@ def test_a_batch_that_cannot_be_made_is_refused(batch_size, processes):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, workers):
-    from torchvision.datasets import ImageFolder
-
-    (tmp_path / "n01").mkdir()
-    path = tmp_path / "n01" / "bad.jpg"
-    path.write_bytes(b"no image")
-    folder = ImageFolder(str(tmp_path))
+@pytest.mark.parametrize("hold_out", [0.0, 0.5])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, workers, hold_out):
+    paths = [tmp_path / part / name / "bad.jpg" for part in ("train", "test") for name in "ab"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no image")
+    common = {"name": "folders", "root": str(tmp_path), "hold_out": hold_out}
+    message = rf"{tmp_path}/t\w+/./bad.jpg: cannot be read \(cannot id"
+    with pytest.raises(OSError, match=message):
+        load_data(DataConfig(**common, image_size=8))  # reads all at once
+    data = load_data(DataConfig(**common, image_size=96))
     for batches in (
-        train_batches(folder, batch_size=1, seed=0, workers=workers),
-        evaluation_batches(folder, batch_size=1, workers=workers),
+        train_batches(data.train, batch_size=1, seed=0, workers=workers),
+        evaluation_batches(data.test, batch_size=1, workers=workers),
     ):
-        with pytest.raises(OSError, match=rf"{path}: cannot be read \(cannot identify image"):
+        with pytest.raises(OSError, match=message):
             next(iter(batches))

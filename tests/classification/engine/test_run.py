@@ -31,8 +31,9 @@ def qat(*overrides):
     [
         (["model.name", "resnet"], r"model\.name='resnet': must be one of"),
         (["model.options", "{deep: 8}"], r"model\.options=.*must be arguments of resnet_cifar"),
+        (["model.options", "{num_classes: 2}"], r"options\.num_classes=2: must be 10, as the data"),
         (["data.name", "mnist"], r"data\.name='mnist': must be one of"),
-        (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR-10"),
+        (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR10"),
         (["data.image_size", "16"], r"data\.image_size=16: must be 0 or 8 for digits"),
         (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it has no val/"),
         (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),

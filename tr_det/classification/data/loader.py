@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from tr_det.core.errors import check
 from tr_det.runtime.rng import sample_states
@@ -47,27 +47,6 @@ def planned_batches(
             number += 1
 
 
-class NamedFiles(Dataset[tuple[Tensor, int]]):
-    """A dataset whose errors name the file that cannot be read."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return a sample."""
-        try:
-            sample: tuple[Tensor, int] = self.dataset[index]
-        except (OSError, SyntaxError) as error:  # PIL raises the latter for some PNGs
-            files = getattr(self.dataset, "samples", None)  # torchvision's folders
-            name = files[index][0] if files else f"image {index}"
-            raise OSError(f"{name}: cannot be read ({error})") from None
-        return sample
-
-
 def check_batch_size(batch_size: int, images: int, processes: int) -> None:
     """Raise ConfigError if the batch is larger than the dataset or cannot be shared out."""
     check(
@@ -93,8 +72,7 @@ def train_batches(
     Arguments as for `planned_batches`; ``workers`` processes read the images.
     """
     batches = planned_batches(len(dataset), batch_size, seed, start, rank, processes)
-    images = NamedFiles(dataset)
-    samples = SeededSamples(images, seed)
+    samples = SeededSamples(dataset, seed)
     return load_batches(samples, batches, workers, pin_memory=torch.cuda.is_available())
 
 
@@ -102,6 +80,6 @@ def evaluation_batches(
     dataset: Any, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
 ) -> DataLoader[Any]:
     """Return this process' share of the test images, in batches."""
-    share = Subset(NamedFiles(dataset), range(rank, len(dataset), processes))
+    share = Subset(dataset, range(rank, len(dataset), processes))
     pinned = torch.cuda.is_available()
     return DataLoader(share, batch_size, num_workers=workers, pin_memory=pinned)

@@ -28,6 +28,10 @@ def build_network(config: ClassifierConfig, data: Data, published: bool) -> tupl
     """
     device = _device(config)
     torch.manual_seed(config.run.seed)
+    options = dict(config.model.options)
+    for key, value in (("num_classes", data.num_classes), ("in_channels", data.channels)):
+        given = options.pop(key, value)
+        check(f"model.options.{key}", given, given == value, f"{value}, as the data has it")
     try:
         model = build_model(
             config.model.name,
@@ -35,7 +39,7 @@ def build_network(config: ClassifierConfig, data: Data, published: bool) -> tupl
             data.channels,
             pretrained=published and config.model.weights == LIBRARY,
             new_last_layer=config.model.new_last_layer,
-            **config.model.options,
+            **options,
         )
     except ConfigError as error:
         raise error.renamed(f"model.{error.key}") from None
