@@ -1,5 +1,7 @@
+import gzip
 import pickle
 import shutil
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -114,23 +116,67 @@ def test_cifar_is_shifted_and_flipped_in_training_only(cifar):
     assert 0 < sum(left_to_right) < 20
 
 
-def test_fashion_mnist_is_read_from_its_idx_files(tmp_path):
-    raw = tmp_path / "FashionMNIST/raw"
-    raw.mkdir(parents=True)
-    pixels = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
+def write_fashion_mnist(folder, packed):
+    """Write idx files with three images in each half; return the pixels."""
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
     for part in ("train", "t10k"):
-        head = np.array([0x803, 3, 28, 28], ">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
-        head = np.array([0x801, 3], ">i4").tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + bytes([9, 0, 3]))
-    data = load_data(DataConfig(name="fashion_mnist", root=str(tmp_path), mean=(0.5,), std=(0.25,)))
+        images = np.array([0x803, 3, 28, 28], ">i4").tobytes() + pixels.tobytes()
+        labels = np.array([0x801, 3], ">i4").tobytes() + bytes([9, 0, 3])
+        for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{part}-{kind}-ubyte"
+            if packed:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
+            else:
+                path.write_bytes(content)
+    return pixels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("below", ["FashionMNIST/raw", "flat"])
+def test_fashion_mnist_is_read_from_its_idx_files(tmp_path, below, packed):
+    pixels = write_fashion_mnist(tmp_path / below, packed)
+    root = tmp_path / below if below == "flat" else tmp_path
+    config = DataConfig(name="fashion_mnist", root=str(root), mean=(0.5,), std=(0.25,))
+    data = load_data(config)
     assert (data.channels, data.image_size, data.classes[9]) == (1, 28, "Ankle boot")
-    image, label = data.test[0]
-    assert label == 9
-    np.testing.assert_allclose(image[0] * 0.25 + 0.5, pixels[0] / 255, atol=1e-6)
-    raw.rename(tmp_path / "elsewhere")
+    assert [label for _, label in data.test] == [9, 0, 3]
+    for (image, _), expected in zip(data.test, pixels, strict=True):
+        np.testing.assert_allclose(image[0] * 0.25 + 0.5, expected / 255, atol=1e-6)
+    torch.manual_seed(0)
+    assert len({data.train[0][0].numpy().tobytes() for _ in range(20)}) > 10  # shifted, flipped
+    (tmp_path / below).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"data\.root=.*FashionMNIST in torchvision's layout"):
-        load_data(DataConfig(name="fashion_mnist", root=str(tmp_path)))
+        load_data(config)
+
+
+def test_idx_files_that_are_broken_are_named(tmp_path, monkeypatch):
+    write_fashion_mnist(tmp_path / "good", packed=False)
+    labels, images = "t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
+    for name, content, message in (
+        (images, b"", "cannot be read .no idx file of bytes with 3 dimensions"),
+        (images, b"\0\0\x08\x03" + bytes(5), "cannot be read"),
+        (labels, (tmp_path / "good" / labels).read_bytes()[:-1], "cannot be read .*reshape"),
+        (
+            labels,
+            b"\0\0\x08\x01\0\0\0\x03\0\x0a\0",
+            "must have a label from 0 to 9 for each of the 3",
+        ),
+        (f"{labels}.gz", b"\x1f\x8b no", "cannot be read"),
+    ):
+        root = shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        (root / name.removesuffix(".gz")).unlink()
+        (root / name).write_bytes(content)
+        with pytest.raises(OSError, match=f"{root}/{name}: {message}"):
+            load_data(DataConfig(name="fashion_mnist", root=str(root)))
+        shutil.rmtree(root)
+
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    with pytest.raises(OSError, match=r"(?s)data\.download: Error downloading .*no network"):
+        load_data(DataConfig(name="fashion_mnist", root=str(tmp_path), download=True))
 
 
 def test_images_of_one_s_own_are_small_ones_as_cifar_or_larger_ones_as_imagenet(folders):
@@ -156,6 +202,8 @@ def test_images_of_one_s_own_are_small_ones_as_cifar_or_larger_ones_as_imagenet(
     ):
         load_data(DataConfig(**config)).train  # noqa: B018
     shutil.rmtree(folders / "test/n03")
+    with pytest.raises(ValueError, match=r"data\.root=.*only \['n01'\] in .*two or more"):
+        load_data(DataConfig(**config))
     (folders / "test/n03").mkdir()
     with pytest.raises(ValueError, match=r"data\.root=.*one folder of images per class.*n03"):
         load_data(DataConfig(**config))

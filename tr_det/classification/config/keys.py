@@ -124,7 +124,8 @@ class DataConfig:
     # Name in tr_det.classification.data.datasets.DATASETS.
     name: str = "digits"
     # Folder of the dataset; the digits come with scikit-learn. For "folders" and "imagenet" it has
-    # train/CLASS/*.jpg, and test/CLASS or val/CLASS.
+    # train/CLASS/*.jpg, and test/CLASS or val/CLASS; for "fashion_mnist" FashionMNIST/raw/*-ubyte,
+    # or these files themselves, all of them plain or packed (.gz).
     root: str = "datasets"
     # Side of the training images in pixels; 0 takes the dataset's usual one, of "folders" the first
     # image's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,11 +30,13 @@ class Library:
         kind: name of its class.
         side: of its images, px.
         usual: normalisation.
+        module: that has the class.
     """
 
     kind: str
     side: int
     usual: Normalisation
+    module: str = "torchvision.datasets"
 
     def __call__(self, config: DataConfig) -> Data:
         """Return the images, for training shifted and flipped.
@@ -41,9 +44,9 @@ class Library:
         Raises:
             ConfigError: the files are not there.
         """
-        from torchvision import datasets, transforms
+        from torchvision import transforms
 
-        kind = getattr(datasets, self.kind)
+        kind = getattr(importlib.import_module(self.module), self.kind)
         size, found = config.image_size or self.side, normalisation(config, self.usual)
         scale = transforms.InterpolationMode(config.interpolation)
         resize = [] if size == self.side else [transforms.Resize(size, scale)]
@@ -79,5 +82,5 @@ class Library:
 LIBRARIES: dict[str, Callable[[DataConfig], Data]] = {
     "cifar10": Library("CIFAR10", 32, CIFAR),
     "cifar100": Library("CIFAR100", 32, CIFAR),
-    "fashion_mnist": Library("FashionMNIST", 28, FASHION_MNIST),
+    "fashion_mnist": Library("FashionMNIST", 28, FASHION_MNIST, f"{__package__}.fashion_mnist"),
 }
