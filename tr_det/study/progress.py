@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.run import Runner
-from tr_det.study.states import Clock, in_words, needed, state_of, waiting
+from tr_det.study.states import Clock, expected, in_words, needed, state_of
 
 
 class Progress:
@@ -58,13 +58,11 @@ def summary(
     """Return a line: runs that have ended, those that go on or failed, and when the rest ends."""
     cells, left, going = plan.cells(), needed(plan, outcomes), len(list(running))
     states = [state_of(cell, outcomes) for cell in cells]
-    done, unknown = states.count(DONE) + states.count(DIVERGED), waiting(plan)
+    done, unknown = states.count(DONE) + states.count(DIVERGED), expected(plan)
     failed = states.count(FAILED)
-    text = f"{plan.study.name}: {done}/{done + len(left) + unknown} runs done, {going} running"
+    text = f"{plan.study.name}: {done}/{done + len(left) + len(unknown)} runs done, {going} running"
     text += f", {failed} failed" if failed else ""
-    seconds = clock.seconds(left, plan, outcomes)
-    if seconds is not None and left:
-        seconds += unknown * seconds / len(left)  # of those that wait for a search
+    seconds = clock.seconds([*left, *unknown], plan, outcomes)
     if left or unknown:
         text += f", {in_words(seconds)} of runs left"
         if seconds is not None:

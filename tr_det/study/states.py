@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from tr_det.study.cells import Cell
+from tr_det.study.cells import ROW, Cell
 from tr_det.study.definition import Study
 from tr_det.study.outcomes import DIVERGED, DONE, Outcome, Outcomes
 from tr_det.study.plan import Plan
+from tr_det.study.reading import with_names
 from tr_det.study.sides import SIDES
 
 MISSING, RUNNING, SEARCHED = "missing", "running", "searched"
@@ -35,9 +36,18 @@ def needed(plan: Plan, outcomes: Outcomes) -> list[Cell]:
     return list(wanted.values())
 
 
-def waiting(plan: Plan) -> int:
-    """Return how many runs of rows are not known yet."""
-    return sum(cell is None for _, cells in plan.rows for cell in cells.values())
+def expected(plan: Plan) -> list[Cell]:
+    """Return a run for each row and seed that waits for a search: as long as the real one."""
+    study, cells = plan.study, []
+    for labels, own in plan.rows:
+        settings = study.base(labels)
+        for search in study.searches:
+            if search.takes(labels):
+                settings |= {key: values[0] for key, values in search.keys.items()}
+        settings = with_names(settings, lambda name: name)  # folders, which are not known yet
+        for seed in [seed for seed, cell in own.items() if cell is None]:
+            cells.append(Cell(ROW, labels, seed, study.side, study.config, settings))
+    return cells
 
 
 class Clock:
