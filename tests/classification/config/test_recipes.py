@@ -40,6 +40,7 @@ SMALL = {
     "deit_tiny": {"img_size": 32, "depth": 1},
     "deit_small": {"img_size": 32, "depth": 1},
 }
+IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
 NO_TIMM = importlib.util.find_spec("timm") is None
 
 
@@ -72,7 +73,7 @@ def test_every_recipe_starts_from_weights_that_fit_and_is_checkpointed_on_the_wa
         assert first.data.name == config.data.name
         assert first.quant.bits == ("W32A1" if config.model.name == "reactnet18" else "FP")
     if config.data.name != "digits" and path.parent.name != "bases":
-        images = 50_000 if "cifar" in config.data.name else 1_281_167
+        images = IMAGES.get(config.data.name, 1_281_167)
         updates = config.solver.epochs * (images // config.solver.batch_size)
         for period in (config.run.checkpoint_period, config.run.eval_period):
             assert 0 < period <= updates / 10
