@@ -59,6 +59,7 @@ from tr_det.detection.config.checks import check_config, value_of
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", -2.0, r"in \[0, 1\], or -1"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", -0.1, "not negative"),
         ("TEST.DETECTIONS_PER_IMAGE", -1, "at least 1"),
+        ("DATASETS.TEST", (["val"],), "a list of names"),
         ("MODEL.FPN.IN_FEATURES", [[0], "res4"], "a list of names"),
         ("MODEL.PIXEL_STD", [1.0], "3 numbers with INPUT.FORMAT BGR"),
         ("INPUT.FORMAT", "GBR", "one of .*'BGR'"),

@@ -60,6 +60,8 @@ ANCHORS = Range(  # of all levels alike, or a list for each
 )
 
 VALUES: dict[str, Range] = {
+    "DATASETS.TRAIN": NAMES,
+    "DATASETS.TEST": NAMES,
     "MODEL.PIXEL_MEAN": _list(FINITE),
     "MODEL.PIXEL_STD": _list(POSITIVE),
     "MODEL.BACKBONE.FREEZE_AT": _integer(0, 5),
