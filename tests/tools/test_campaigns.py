@@ -150,7 +150,9 @@ def test_a_run_that_is_killed_before_its_checkpoint_appears_ends_as_if_it_had_no
     kill = kills.Kill(0.0, "os.replace", 2, "before")
     monkeypatch.setattr(kills, "_draw", lambda rng, reference: kill)
     files = tiny.prepare(tmp_path / "shared")
-    reference = kills._uninterrupted("classifier", files, tmp_path / "reference")
+    reference = kills._uninterrupted(
+        "classifier", *kills.RUNS["classifier"], files, tmp_path / "reference"
+    )
     shared = kills.Shared(files, {"classifier": reference})
     found = kills.attempt(shared, random.Random(0), 0, tmp_path / "run")
     assert found.counts["kills of the classifier"] == 1

@@ -79,7 +79,7 @@ class Shared(NamedTuple):
 
 def prepare(folder: Path) -> Shared:
     """Make runs and files with room enough."""
-    runs = kills.prepare(folder)
+    runs = kills.prepare(folder, {kind: (start, ()) for kind, start in RUNS.items()})
     results = {}
     for name, tool in TOOLS.items():
         place = folder / name.replace(" ", "_")

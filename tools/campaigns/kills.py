@@ -30,7 +30,8 @@ LIMIT = 120.0
 _SAVING = ("torch.save", "os.fsync", "os.replace")
 _DETECTOR = "tr_det.detection.engine.trainer.QuantTrainer"
 _DEMO = "tr_det.detection.demo.run"
-RUNS: dict[str, tuple[Callable[..., Callable[[], Any]], tuple[str, ...]]] = {
+Runs = dict[str, tuple[Callable[..., Callable[[], Any]], tuple[str, ...]]]
+RUNS: Runs = {
     "detector": (
         lambda files, resume=False: tiny.detector(files, resume, "DATALOADER.NUM_WORKERS", 1),
         (*_SAVING, f"{_DETECTOR}.test", "tr_det.detection.engine.results.write_results"),
@@ -114,17 +115,17 @@ class Shared(NamedTuple):
     references: dict[str, Reference]
 
 
-def prepare(folder: Path) -> Shared:
+def prepare(folder: Path, runs: Runs = RUNS) -> Shared:
     """Make the uninterrupted runs, each twice: runs that differ could not be judged."""
     tiny.prepare(folder)
     tiny.save_full_precision(folder)
     references = {}
-    for kind in RUNS:
-        runs = [_uninterrupted(kind, folder, folder / f"{kind}{i}") for i in (1, 2)]
-        problems = differences(runs[1].folder, runs[0].folder)
+    for kind, run in runs.items():
+        both = [_uninterrupted(kind, *run, folder, folder / f"{kind}{i}") for i in (1, 2)]
+        problems = differences(both[1].folder, both[0].folder)
         if problems:
             raise RuntimeError(f"two undisturbed runs of the {kind} differ: {problems}")
-        references[kind] = runs[1]
+        references[kind] = both[1]
     return Shared(folder, references)
 
 
@@ -163,9 +164,14 @@ def attempt(shared: Shared, rng: random.Random, number: int, folder: Path) -> At
     )
 
 
-def _uninterrupted(kind: str, files: Path, folder: Path) -> Reference:
+def _uninterrupted(
+    kind: str,
+    start: Callable[..., Callable[[], Any]],
+    targets: tuple[str, ...],
+    files: Path,
+    folder: Path,
+) -> Reference:
     images_for(kind, files, folder)
-    start, targets = RUNS[kind]
     began = time.perf_counter()
     calls: list[tuple[str, float]] = []
 

@@ -81,6 +81,7 @@ def test_no_other_expression_is_evaluated(write, arguments):
         ("MODEL: {QUANT: {RULES: null}}", r"^MODEL\.QUANT\.RULES=None: must be of the type list$"),
         ("SOLVER: {BASE_LR: 'None'}", r"^SOLVER\.BASE_LR='None': must be of the type float$"),
         ("MODEL: {LOAD_PROPOSALS: True}", r"^MODEL\.LOAD_PROPOSALS=True: must be False"),
+        ("DATASETS: {TEST: [[val]]}", r"^DATASETS\.TEST=\(\['val'\],\): must be a list of names"),
         ("VERSION: 1", "^VERSION=1: must be 2$"),
         ("SOLVER: {MAX_ITR: 1}", r"SOLVER\.MAX_ITR; did you mean SOLVER\.MAX_ITER$"),
         ("_BASE_: nowhere.yaml", r"nowhere\.yaml: no such file"),

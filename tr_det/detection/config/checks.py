@@ -13,7 +13,7 @@ from tr_det.core.errors import check, check_among
 from tr_det.core.transition.settings import TransitionSettings, arguments_from
 from tr_det.detection.config.quantization import quant_config_from
 from tr_det.detection.config.timm_input import check_timm, has_timm_backbone
-from tr_det.detection.config.values import VALUES, check_value, value_of
+from tr_det.detection.config.values import check_values, value_of
 from tr_det.detection.engine.amp import amp_dtype
 from tr_det.detection.modeling.resnet import check_resnet
 from tr_det.detection.solver.methods import clip_from
@@ -41,8 +41,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    for key in VALUES:
-        check_value(key, value_of(cfg, key))
+    check_values(cfg)
     for key, registry in _NAMES:
         check_among(key, value_of(cfg, key), [name for name, _ in registry])
     _check_input(cfg)

@@ -16,6 +16,7 @@ from tr_det.core.errors import check
 from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
 from tr_det.detection.config.timm_input import follow_timm_weights
+from tr_det.detection.config.values import check_values
 from tr_det.detection.data.register import follow_register
 from tr_det.runtime.configs import PlainLoader, config_files, overlaid
 
@@ -73,6 +74,7 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     check("VERSION", cfg.VERSION, version == cfg.VERSION, str(version))
     given = cfg.MODEL.LOAD_PROPOSALS
     check("MODEL.LOAD_PROPOSALS", given, given is False, "False; their files can hold code to run")
+    check_values(cfg)  # which the next ones go by
     follow_register(cfg)
     follow_timm_weights(cfg)
     check_config(cfg)

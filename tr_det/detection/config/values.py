@@ -183,6 +183,12 @@ def check_value(key: str, value: Any, name: str = "") -> None:
     check(name or key, value, fits, allowed)
 
 
+def check_values(cfg: CfgNode) -> None:
+    """Raise ConfigError for a value of a config that cannot be meant."""
+    for key in VALUES:
+        check_value(key, value_of(cfg, key))
+
+
 def check_arguments(
     arguments: Mapping[str, Any], keys: Mapping[str, str] = ARGUMENTS, prefix: str = ""
 ) -> None:
