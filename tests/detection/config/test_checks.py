@@ -19,6 +19,7 @@ from tr_det.detection.config.checks import check_config, value_of
         ("SOLVER.WEIGHT_DECAY", -1e-4, "not negative"),
         ("SOLVER.BETAS", (0.9,), r"two numbers, each in \[0, 1\)"),
         ("SOLVER.BETAS", (0.9, 1.0), r"two numbers, each in \[0, 1\)"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", 10**400, "not negative"),
         ("SOLVER.SCALE_LR_FACTOR", -0.1, "not negative"),
         ("SOLVER.TR.FACTOR", 0.0, r"in \(0, 1\]"),
         ("SOLVER.TR.FACTOR", -0.5, r"in \(0, 1\], or .*-1\.0"),

@@ -38,10 +38,12 @@ def test_groups_hold_every_trainable_parameter_once_ordinary_ones_first(make_con
 
 def test_norm_decay_and_bias_lr_of_detectron2_are_respected(make_config):
     cfg = make_config("SOLVER.WEIGHT_DECAY_NORM", 0.5, "SOLVER.BIAS_LR_FACTOR", 2.0)
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 10**30  # torch takes no such integer
     model = build_model(cfg)
     of = {p: group for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
     assert of[model.backbone.bottom_up.res2[0].conv1.norm.weight]["weight_decay"] == 0.5
     assert of[model.head.cls_score.bias]["lr"] == pytest.approx(2 * cfg.SOLVER.BASE_LR)
+    assert type(of[model.head.cls_score.bias]["weight_decay"]) is float
     assert of[model.backbone.bottom_up.res2[0].conv1.weight]["weight_decay"] == pytest.approx(1e-4)
 
 

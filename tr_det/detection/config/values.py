@@ -10,6 +10,7 @@ What depends on other keys, on the machine or on what is registered is checked i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -138,7 +139,11 @@ VALUES: dict[str, Range] = {
     "SOLVER.BETAS": _list(BELOW_1, 2),
     "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY_NORM": Range(lambda v: v is None or 0 <= v < math.inf, "not negative"),
-    "SOLVER.WEIGHT_DECAY_BIAS": Range(lambda v: v is None or 0 <= v < math.inf, "not negative"),
+    "SOLVER.WEIGHT_DECAY_BIAS": Range(
+        # Not made a float where it is read, as None is one of its values.
+        lambda v: v is None or 0 <= v <= sys.float_info.max,
+        "not negative",
+    ),
     "SOLVER.GAMMA": POSITIVE,
     "SOLVER.STEPS": Range(
         lambda v: all(map(COUNT.holds, v)) and list(v) == sorted(v), "integers in ascending order"

@@ -40,7 +40,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     check_among("SOLVER.OPTIMIZER", name, [key for key, _ in OPTIMIZER_REGISTRY])
     builder = OPTIMIZER_REGISTRY.get(name)
-    solver = cfg.SOLVER
+    solver, decay = cfg.SOLVER, cfg.SOLVER.WEIGHT_DECAY_BIAS
     groups = optimizer_groups(
         model,
         transition=builder.transition,
@@ -48,7 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        weight_decay_bias=None if decay is None else float(decay),
         scale_lr_factor=solver.SCALE_LR_FACTOR,
         quant_weight_lr_factor=solver.QUANT_WEIGHT_LR_FACTOR,
     )
