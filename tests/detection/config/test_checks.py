@@ -61,6 +61,7 @@ from tr_det.detection.config.checks import check_config, value_of
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", -0.1, "not negative"),
         ("TEST.DETECTIONS_PER_IMAGE", -1, "at least 1"),
         ("DATASETS.TEST", (["val"],), "a list of names"),
+        ("MODEL.RETINANET.NUM_CONVS", 0, "at least 1"),
         ("MODEL.FPN.IN_FEATURES", [[0], "res4"], "a list of names"),
         ("MODEL.PIXEL_STD", [1.0], "3 numbers with INPUT.FORMAT BGR"),
         ("INPUT.FORMAT", "GBR", "one of .*'BGR'"),

@@ -85,7 +85,7 @@ VALUES: dict[str, Range] = {
     "MODEL.ANCHOR_GENERATOR.OFFSET": BELOW_1,
     "MODEL.RETINANET.NUM_CLASSES": SIZE,
     "MODEL.RETINANET.IN_FEATURES": NAMES,
-    "MODEL.RETINANET.NUM_CONVS": COUNT,
+    "MODEL.RETINANET.NUM_CONVS": SIZE,  # Detectron2 takes the width of the last one
     "MODEL.RETINANET.IOU_THRESHOLDS": Range(
         lambda v: all(0 < one <= 1 for one in v) and list(v) == sorted(v) != [],
         "numbers in (0, 1] in ascending order",
