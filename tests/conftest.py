@@ -1,5 +1,6 @@
 """What all tests share: one thread, and a tiny detection dataset with a config for it."""
 
+import logging
 import multiprocessing
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def pytest_collection_modifyitems(items):
     """Put files with slow tests first, so that no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def no_log_is_of_an_earlier_test():
+    """Drop handlers of logs whose streams ended with an earlier test: they print tracebacks."""
+    loggers = logging.Logger.manager.loggerDict.values()
+    for logger in [x for x in loggers if isinstance(x, logging.Logger)]:
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
