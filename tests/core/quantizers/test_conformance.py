@@ -240,6 +240,14 @@ def test_a_checkpoint_of_something_else_is_refused_in_one_line(case):
         assert not quantizer.is_calibrated
 
 
+def test_a_checkpoint_whose_bytes_are_no_text_is_refused():
+    case = CASES[0]
+    state = case.ready().state_dict()
+    state["_extra_state"][0] = 0xA0  # begins no letter of UTF-8
+    with pytest.raises(RuntimeError, match="the checkpoint has .*this model has"):
+        case.build().load_state_dict(state)
+
+
 @to_compile
 def test_a_compiled_quantizer_gives_the_same_numbers(case):
     torch._dynamo.reset()

@@ -54,6 +54,11 @@ def has_negatives(reaches: Tensor) -> Tensor:
     return below > NOISE * torch.maximum(below, above)
 
 
+def read_identity(state: Tensor) -> str:
+    """Return the text that a state dict has as bytes; damaged ones are no reason to stop."""
+    return bytes(state.to(torch.uint8).flatten().tolist()).decode(errors="replace").strip()
+
+
 class OpenSign(Calibrated):
     """A quantizer whose sign may be left to be found, by data or in a checkpoint.
 
@@ -130,7 +135,7 @@ class OpenSign(Calibrated):
     def saved_identity(self, state_dict: Mapping[str, Any], prefix: str) -> str:
         """Return the identity in a state dict; this quantizer's own if it has none."""
         state = state_dict.get(f"{prefix}_extra_state")
-        return self.identity() if state is None else bytes(state.tolist()).decode().strip()
+        return self.identity() if state is None else read_identity(state)
 
     def _of_sign(self, signed: bool) -> Any:
         """Return an unset quantizer of a sign, else as this one."""
