@@ -54,9 +54,9 @@ def has_negatives(reaches: Tensor) -> Tensor:
     return below > NOISE * torch.maximum(below, above)
 
 
-def read_identity(state: Tensor) -> str:
-    """Return the text that a state dict has as bytes; damaged ones are no reason to stop."""
-    return bytes(state.to(torch.uint8).flatten().tolist()).decode(errors="replace").strip()
+def read_identity(state: Any) -> str:
+    """Return the text of bytes in a tensor or an array; of damaged ones some that fits nothing."""
+    return bytes(state.tolist()).decode(errors="replace").strip()
 
 
 class OpenSign(Calibrated):
