@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from tr_det.study.page.charts import COLOURS, Chart
@@ -24,6 +25,13 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
     for row in rows:
         labels = [label for name, label in row["labels"].items() if name != axis]
         series.setdefault(", ".join(labels), []).append(row)
+    all_of_them = len(series)
+    series = _most_important(study, series)
+    note = (
+        ""
+        if len(series) == all_of_them
+        else f"{len(series)} of {all_of_them}: the baseline and the best."
+    )
     order = sorted(
         {bits[k] for k in map(key_of, rows) if k in bits}, key=lambda b: (b[0] * b[1], b)
     )
@@ -40,6 +48,7 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
                 x_label="bits of weights and activations",
                 y_label=f"{study.metric}, mean ± std",
                 names=titles,
+                note=note,
             )
         )
     kilobytes = max((row["cost"].get("storage_mb", 0) for row in rows), default=0) < 0.1
@@ -64,9 +73,22 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
                     x_label=label,
                     y_label=f"{study.metric}, mean ± std",
                     log=max(costs) > 4 * min(costs),
+                    note=note,
                 )
             )
     return [chart for chart in charts if chart is not None]
+
+
+def _most_important(study: Studied, series: Mapping[str, list[Tree]]) -> dict[str, list[Tree]]:
+    """Return as many series as there are colours: the baseline's, and the best by their means."""
+    compared = [id(group.baseline) for group in study.groups() if group.baseline is not None]
+
+    def rank(label: str) -> tuple[bool, float]:
+        rows = series[label]
+        return any(id(row) in compared for row in rows), fmean(row["mean"] for row in rows)
+
+    kept = sorted(series, key=rank, reverse=True)[:COLOURS]
+    return {label: rows for label, rows in series.items() if label in kept}
 
 
 def curve_charts(rows: Sequence[Tree], runs: Runs) -> list[Chart]:
