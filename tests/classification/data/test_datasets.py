@@ -231,6 +231,11 @@ def test_digits_are_shifted_in_training_only():
     assert len({data.test[0][0].numpy().tobytes() for _ in range(5)}) == 1
 
 
+def test_a_share_of_less_than_an_image_is_refused():
+    with pytest.raises(ValueError, match=r"data\.hold_out=1e-12: must be 0, or a share"):
+        load_data(DataConfig(hold_out=1e-12))
+
+
 def test_a_share_of_the_training_images_is_held_out_whole_and_plain():
     whole, held = load_data(DataConfig()), load_data(DataConfig(hold_out=0.25))
     assert len(held.test) == round(len(whole.train) / 4)

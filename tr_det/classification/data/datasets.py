@@ -84,6 +84,8 @@ def _held_out(data: Data, share: float) -> Data:
     plain = data.load_plain()
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
     held = round(share * len(order))
+    allowed = f"0, or a share that is at least one of {len(order)} images"
+    check("data.hold_out", share, held > 0, allowed)
     rest = sorted(order[held:])
     return dataclasses.replace(
         data,
