@@ -204,7 +204,7 @@ def _change(tree: Tree, rng: random.Random) -> str:
         return "nothing"
     kind = rng.choices(("field", "box", "clash", "record", "part", "file"), (8, 6, 3, 2, 2, 2))[0]
     if kind == "box":
-        note = rng.choice(tree["annotations"])
+        note = rng.choice(tree["annotations"] or [None])  # a change before may have emptied it
         if not isinstance(note, dict) or not isinstance(note.get("bbox"), list):
             return "nothing"
         index = rng.randrange(len(_BOXES))
@@ -225,7 +225,7 @@ def _change(tree: Tree, rng: random.Random) -> str:
         tree[part] = copy.deepcopy(rng.choice(([], None, {}, [None], "x", tree[part][:1])))
         return f"{part}={str(tree[part])[:20]}"
     if kind == "file":
-        image = rng.choice(tree["images"])
+        image = rng.choice(tree["images"] or [None])
         if isinstance(image, dict):
             image["file_name"] = rng.choice(_FILE_NAMES)
             return f"file_name={image['file_name']}"
