@@ -171,7 +171,7 @@ class Plan:
         others = with_names(search.settings, lambda name: labels.get(name, f"{{{name}}}"))
         own = {**settings, **_at(search, point), **others}
         shown = {
-            f"{key}": f"{key.rpartition('.')[2]}{_short(value)}"
+            key: f"{key.rpartition('.')[2]}{_short(value)}"
             for key, value in zip(search.keys, point, strict=True)
         }
         labels = {**labels, **shown}

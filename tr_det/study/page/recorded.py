@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tr_det.core.nn.config import FULL_PRECISION
 from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.runtime.configs import parse
+from tr_det.runtime.files import read_json
 from tr_det.runtime.metrics import METRICS, Record, read_records
 from tr_det.runtime.options import parse_pairs
 from tr_det.runtime.results import RESULTS, Results, read_results
@@ -208,10 +208,5 @@ def _run_of_demo(folder: Path) -> Path | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path}: damaged") from None
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
