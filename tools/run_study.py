@@ -35,7 +35,8 @@ from tr_det.study.jobs import Place, Processes, share
 from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.progress import Progress, cells_table, summary
-from tr_det.study.record import environment, make_record, write_record
+from tr_det.study.record import write_record
+from tr_det.study.recording import environment, make_record
 from tr_det.study.run import Runner
 from tr_det.study.states import Clock, needed
 from tr_det.study.table import csv_text, markdown

@@ -9,7 +9,7 @@ from tr_det.study.cells import CANDIDATE
 from tr_det.study.definition import read_study
 from tr_det.study.outcomes import DIVERGED, DONE, Outcome
 from tr_det.study.plan import Plan
-from tr_det.study.record import environment, make_record
+from tr_det.study.recording import environment, make_record
 from tr_det.study.table import csv_text, markdown
 
 STUDY = """

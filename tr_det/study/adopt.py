@@ -10,19 +10,15 @@ results.json and origin.json, which says where it comes from:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tr_det.core.errors import check
+from tr_det.core.errors import ConfigError
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS
+from tr_det.study.record import STUDY, Record, RunEntry, candidates, read_record
 
-STUDY = "study.json"
 ORIGIN = "origin.json"
-
-Tree = dict[str, Any]
 
 
 class Elsewhere:
@@ -37,17 +33,16 @@ class Elsewhere:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._runs: dict[str, tuple[Path, Tree, Tree]] = {}
+        self._runs: dict[str, tuple[Path, Record, RunEntry]] = {}
         for path in paths:
             try:
-                tree = json.loads(path.read_text())
-                tried = [cell for search in tree["searches"] for cell in search["candidates"]]
-                for cell in [*tree["cells"], *tree["runs"], *tried]:
-                    if cell["state"] == "done":
-                        self._runs[cell["identity"]] = (path, tree, cell)
-            except (ValueError, KeyError, TypeError):
+                record = read_record(path)
+            except ValueError:
                 allowed = f"a {STUDY} that tools/run_study.py has written"
-                check("--from", str(path), False, allowed)
+                raise ConfigError("--from", str(path), allowed) from None
+            for run in [*record["cells"], *record["runs"], *candidates(record)]:
+                if run["state"] == "done":
+                    self._runs[run["identity"]] = (path, record, run)
 
     def bring(self, identity: str, study: Path) -> bool:
         """Bring a run into a study's folder, to which nobody else may write, unless it has one.
@@ -57,22 +52,22 @@ class Elsewhere:
         """
         if identity not in self._runs:
             return False
-        path, tree, cell = self._runs.pop(identity)
+        path, record, run = self._runs.pop(identity)
         for own in study.glob(f"*_{identity}"):
             if own.exists():
                 return False
             own.unlink()  # a link to a study that is no longer there
-        folder, source = study / cell["folder"], path.parent / cell["folder"]
+        folder, source = study / run["folder"], path.parent / run["folder"]
         if (source / RESULTS).is_file() and not (source / ORIGIN).exists():
             folder.symlink_to(source.resolve())
             return True
-        origin = cell["origin"]
+        origin = run["origin"]
         found = {
             "study": origin or str(path),
-            "environment": tree["others"][origin] if origin else tree["environment"],
-            "measures": cell["measures"],
+            "environment": record["others"][origin] if origin else record["environment"],
+            "measures": run["measures"],
         }
         folder.mkdir()
         write_json(folder / ORIGIN, found)
-        write_json(folder / RESULTS, cell["results"])
+        write_json(folder / RESULTS, run["results"])
         return True

@@ -10,9 +10,10 @@ from typing import Any
 
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
-from tr_det.study.adopt import ORIGIN, STUDY
+from tr_det.study.adopt import ORIGIN
 from tr_det.study.cells import Cell
 from tr_det.study.measures import CURVES, measure
+from tr_det.study.record import STUDY, Environment
 from tr_det.study.sides import SIDES
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
@@ -42,7 +43,7 @@ class Outcome:
     measures: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     origin: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Environment | None = None
     has_files: bool = True
 
 
@@ -111,7 +112,7 @@ class Outcomes:
             results,
             {name: number for name, number in found.items() if number is not None},
             origin=origin.get("study", ""),
-            environment=origin.get("environment", {}),
+            environment=origin.get("environment"),
             has_files=has_files,
         )
 
@@ -121,7 +122,7 @@ def _origin(folder: Path) -> dict[str, Any]:
     if not folder.is_symlink():
         return _json(folder / ORIGIN)
     path = folder.resolve().parent / STUDY
-    return {"study": str(path), "environment": _json(path).get("environment", {})}
+    return {"study": str(path), "environment": _json(path).get("environment")}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,226 +1,200 @@
 """study.json: all that a study's table and page are made of.
 
-    name, side, metric, axes {axis: [labels]}, columns, baseline {axis: label}, seeds, measures
-    command      that writes it
-    environment  versions, cpu, gpu, cores, threads
-    others       environments of the studies that results were taken from, by the path of theirs
-    hours        {"runs": h, "search": h, "supports": h}: hours of training of the processes that
-                 ended the runs, times their threads
-    cells        runs of the table: labels, seed, identity, folder, state, value, settings (as the
-                 study's file writes them), measures, results (results.json without its config),
-                 error, origin (the study.json that it was taken from, "" if it was run here)
-    runs         supporting runs, likewise, their labels {"run": name}
-    searches     labels of the first row, rows that adopt what is found, keys {key: [values]},
-                 settings, seeds, chosen {key: value} or null, at_edge [keys], candidates (cells),
-                 points: point (a value for each key), value (mean over seeds, null unless all are
-                 done), state (of the first that is not done)
-    rows         labels, n, mean, std, values {seed: value}, states {seed: state}, difference {mean,
-                 std, low, high, n} from the baseline's row or null, chosen {key: value}, cost, tr
-                 and measures (means over seeds)
-
-State is one of done, diverged, failed, running, missing and searched: of a row whose settings are
-being searched, there is no folder yet. Numbers that are not there are null.
+Keys that stand for seeds are texts, as JSON has them. Numbers that are not there are null.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import torch
-
-from tr_det import __version__
 from tr_det.runtime.files import write_json
-from tr_det.study.adopt import STUDY
-from tr_det.study.cells import RUN, Cell
-from tr_det.study.definition import Study
-from tr_det.study.outcomes import DONE, Outcome, Outcomes
-from tr_det.study.plan import Found, Plan
-from tr_det.study.states import SEARCHED, state_of
-from tr_det.study.statistics import paired, spread
+from tr_det.runtime.results import Results
 
-Tree = dict[str, Any]
+STUDY = "study.json"
+
+Labels = dict[str, str]
+"""The label of each axis; of a supporting run ``{"run": name}``."""
+Number = Any
+"""A float, or None where there are too few runs for it, as ``n`` tells."""
 
 
-def environment(threads: int) -> Tree:
-    """Return what results depend on beside settings.
+class Environment(TypedDict):
+    """What results depend on beside settings; threads are those of each run."""
 
-    Args:
-        threads: of each run.
+    tr_det: str
+    torch: str
+    python: str
+    cpu: str
+    gpu: str
+    cores: int
+    threads: int
+
+
+class RunEntry(TypedDict):
+    """A run.
+
+    Attributes:
+        state: done, diverged, failed, running, missing or searched: its settings are being
+            searched, there is no folder yet.
+        value: of the study's metric.
+        settings: as the study's file writes them.
+        results: results.json without its config.
+        origin: the study.json that it was taken from, "" if it was run here.
     """
-    return {
-        "tr_det": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-    }
+
+    labels: Labels
+    seed: int
+    identity: str
+    folder: str
+    state: str
+    value: float | None
+    settings: dict[str, Any]
+    measures: dict[str, float]
+    results: Results
+    error: str
+    origin: str
 
 
-def make_record(
-    plan: Plan,
-    outcomes: Outcomes,
-    *,
-    command: str,
-    environment: Tree,
-    running: Iterable[str] = (),
-) -> Tree:
-    """Return what study.json holds.
+class PointEntry(TypedDict):
+    """What a search tried.
 
-    Args:
-        plan: the runs.
-        outcomes: how they have ended.
-        command: that makes the study.
-        environment: of the runs that are made here.
-        running: identities of the runs that go on.
+    Attributes:
+        point: a value for each key.
+        value: mean over seeds, null unless all are done.
+        state: of the first that is not done.
     """
-    study, running = plan.study, set(running)
 
-    def entry(cell: Cell) -> Tree:
-        state = state_of(cell, outcomes, running)
-        return _entry(cell, cell.folder(outcomes.folder).name, outcomes(cell), state)
-
-    cells = [
-        _unknown(labels, seed) if cell is None else entry(cell)
-        for labels, row in plan.rows
-        for seed, cell in row.items()
-    ]
-    runs = [entry(cell) for cell in plan.cells() if cell.kind == RUN]
-    searches = [_search(found, entry) for found in plan.searches]
-    tried = [cell for search in searches for cell in search["candidates"]]
-    threads = environment["threads"]
-    hours = {"runs": cells, "search": tried, "supports": runs}
-    found = [outcome for cell in plan.cells() if (outcome := outcomes(cell)) is not None]
-    return {
-        "name": study.name,
-        "side": study.side,
-        "metric": study.metric,
-        "axes": {axis: list(labels) for axis, labels in study.axes.items()},
-        "columns": study.columns,
-        "baseline": dict(study.baseline),
-        "seeds": list(study.seeds),
-        "measures": list(study.measures),
-        "command": command,
-        "environment": environment,
-        "others": {o.origin: dict(o.environment) for o in found if o.origin},
-        "hours": {key: threads * _hours(part) for key, part in hours.items()},
-        "cells": cells,
-        "runs": runs,
-        "searches": searches,
-        "rows": _rows(study, cells, searches),
-    }
+    point: list[Any]
+    value: float | None
+    state: str
 
 
-def write_record(folder: Path, record: Tree) -> None:
+class SearchEntry(TypedDict):
+    """A search.
+
+    Attributes:
+        labels: of the first row that it is for.
+        rows: those that adopt what is found.
+        keys: values that were asked for.
+        chosen: null until all have ended.
+        at_edge: keys of which the best value is the last one tried.
+    """
+
+    labels: Labels
+    rows: list[Labels]
+    keys: dict[str, list[Any]]
+    settings: dict[str, Any]
+    seeds: list[int]
+    chosen: dict[str, Any] | None
+    at_edge: list[str]
+    candidates: list[RunEntry]
+    points: list[PointEntry]
+
+
+class DifferenceEntry(TypedDict):
+    """Paired differences, as `tr_det.study.statistics.Difference`."""
+
+    n: int
+    mean: float
+    std: Number
+    low: Number
+    high: Number
+
+
+class RowEntry(TypedDict):
+    """A row of the table.
+
+    Attributes:
+        n: runs that are done.
+        values: of those, by seed.
+        states: of all, by seed.
+        difference: from the baseline's row.
+        chosen: what searches found for it.
+        cost: as in results.json.
+        tr: mean over seeds, likewise.
+        measures: means over seeds.
+    """
+
+    labels: Labels
+    n: int
+    mean: Number
+    std: Number
+    values: dict[str, float]
+    states: dict[str, str]
+    difference: DifferenceEntry | None
+    chosen: dict[str, Any]
+    cost: dict[str, Any]
+    tr: dict[str, float]
+    measures: dict[str, float]
+
+
+class Record(TypedDict):
+    """A study.
+
+    Attributes:
+        axes: labels of each.
+        columns: the axis whose labels are columns, "" for none.
+        baseline: labels of the row that others are compared with.
+        measures: names of what the table shows beside the metric.
+        command: that writes the file.
+        environment: of the runs that were made here.
+        others: environments of the studies that results were taken from, by the path of theirs.
+        hours: of training of the processes that ended the runs, times their threads: "runs",
+            "search" and "supports".
+        cells: runs of the table.
+        runs: supporting runs.
+    """
+
+    name: str
+    side: str
+    metric: str
+    axes: dict[str, list[str]]
+    columns: str
+    baseline: Labels
+    seeds: list[int]
+    measures: list[str]
+    command: str
+    environment: Environment
+    others: dict[str, Environment]
+    hours: dict[str, float]
+    cells: list[RunEntry]
+    runs: list[RunEntry]
+    searches: list[SearchEntry]
+    rows: list[RowEntry]
+
+
+def write_record(folder: Path, record: Record) -> None:
     """Write study.json to a study's folder."""
     write_json(folder / STUDY, record)
 
 
-def _entry(cell: Cell, folder: str, outcome: Outcome | None, state: str) -> Tree:
-    outcome = outcome or Outcome(state)
-    results = {key: value for key, value in outcome.results.items() if key != "config"}
-    return {
-        "labels": dict(cell.labels),
-        "seed": cell.seed,
-        "identity": cell.identity,
-        "folder": folder,
-        "state": state,
-        "value": outcome.value,
-        "settings": dict(cell.settings),
-        "measures": dict(outcome.measures),
-        "results": results,
-        "error": outcome.error,
-        "origin": outcome.origin,
-    }
+def read_record(path: Path) -> Record:
+    """Return what a study.json holds.
+
+    Raises:
+        ValueError: it is damaged or something else.
+        OSError: there is no such file.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        _check([tree], Record)
+        _check([*tree["cells"], *tree["runs"], *candidates(tree)], RunEntry)
+        _check(tree["searches"], SearchEntry)
+        _check(tree["rows"], RowEntry)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not written by tools/run_study.py, or damaged") from None
+    return tree  # type: ignore[no-any-return]
 
 
-def _unknown(labels: Mapping[str, str], seed: int) -> Tree:
-    empty: Tree = {"identity": "", "folder": "", "state": SEARCHED, "value": None, "settings": {}}
-    empty |= {"measures": {}, "results": {}, "error": "", "origin": ""}
-    return {"labels": dict(labels), "seed": seed, **empty}
+def candidates(record: Record) -> list[RunEntry]:
+    """Return the runs of all searches."""
+    return [run for search in record["searches"] for run in search["candidates"]]
 
 
-def _search(found: Found, entry: Any) -> Tree:
-    candidates, points = [], []
-    for point, cells in found.points.items():
-        own = [entry(cell) for cell in cells]
-        candidates += own
-        others = [cell["state"] for cell in own if cell["state"] != DONE]
-        value = None if others else statistics.fmean(cell["value"] for cell in own)
-        points.append({"point": list(point), "value": value, "state": (others or [DONE])[0]})
-    return {
-        "labels": dict(found.labels),
-        "rows": [dict(row) for row in found.rows],
-        "keys": {key: list(values) for key, values in found.search.keys.items()},
-        "settings": dict(found.search.settings),
-        "seeds": list(found.search.seeds),
-        "chosen": found.chosen,
-        "at_edge": found.edges,
-        "candidates": candidates,
-        "points": points,
-    }
-
-
-def _rows(study: Study, cells: list[Tree], searches: list[Tree]) -> list[Tree]:
-    rows: list[Tree] = []
-    for labels in study.rows():
-        own = [cell for cell in cells if cell["labels"] == labels]
-        values = {cell["seed"]: cell["value"] for cell in own if cell["state"] == DONE}
-        found = spread(list(values.values())) if values else None
-        other = study.baseline_of(labels)
-        baseline = {
-            cell["seed"]: cell["value"]
-            for cell in cells
-            if cell["labels"] == other and cell["state"] == DONE
-        }
-        difference = paired(values, baseline)
-        chosen: Tree = {}
-        for search in searches:
-            if labels in search["rows"]:
-                chosen |= search["chosen"] or {}
-        done = [cell for cell in own if cell["state"] == DONE]
-        rows.append(
-            {
-                "labels": labels,
-                "n": len(values),
-                "mean": found and found.mean,
-                "std": found and found.std,
-                "values": values,
-                "states": {cell["seed"]: cell["state"] for cell in own},
-                "difference": difference and asdict(difference),
-                "chosen": chosen,
-                "cost": done[0]["results"]["cost"] if done else {},
-                "tr": _means([cell["results"]["tr"] for cell in done]),
-                "measures": _means([cell["measures"] for cell in done]),
-            }
-        )
-    return rows
-
-
-def _means(parts: list[Mapping[str, float]]) -> Tree:
-    numbers: dict[str, list[float]] = {}
-    for part in parts:
-        for key, number in part.items():
-            if number is not None:
-                numbers.setdefault(key, []).append(number)
-    return {key: statistics.fmean(values) for key, values in numbers.items()}
-
-
-def _hours(cells: list[Tree]) -> float:
-    done = {cell["identity"]: cell["results"] for cell in cells if cell["state"] == DONE}
-    return sum(results["seconds"] for results in done.values()) / 3600
-
-
-def _cpu() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _check(trees: Iterable[Mapping[str, Any]], kind: Any) -> None:
+    for tree in trees:
+        if not kind.__required_keys__ <= set(tree):
+            raise KeyError(kind.__name__)

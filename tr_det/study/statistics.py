@@ -51,10 +51,10 @@ def spread(values: Sequence[float]) -> Spread:
     )
 
 
-def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
+def paired(values: Mapping[str, float], others: Mapping[str, float]) -> Difference | None:
     """Return how far values are from others of the same seeds, None where no seed has both.
 
-    >>> found = paired({0: 3.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0})
+    >>> found = paired({"0": 3.0, "1": 5.0, "2": 9.0}, {"0": 1.0, "1": 2.0})
     >>> found.n, found.mean, round(found.low, 3), round(found.high, 3)
     (2, 2.5, -3.853, 8.853)
     """

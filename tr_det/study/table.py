@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tr_det.study.measures import title
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED
+from tr_det.study.record import DifferenceEntry, Record, RowEntry, SearchEntry
 from tr_det.study.statistics import quantile
 
-Tree = Mapping[str, Any]
 NOT_RUN = "not run"
 
 
-def markdown(record: Tree) -> str:
+def markdown(record: Record) -> str:
     """Return the table, what was searched, and how it was made."""
     metric, seeds = record["metric"], record["seeds"]
     parts = [f"# {record['name']}", "", f"{metric}, mean ± standard deviation over {len(seeds)} "]
@@ -29,7 +29,7 @@ def markdown(record: Tree) -> str:
     return "\n".join(parts) + "\n"
 
 
-def csv_text(record: Tree) -> str:
+def csv_text(record: Record) -> str:
     """Return a line for each row of the table, with the values of its seeds."""
     axes, seeds = list(record["axes"]), record["seeds"]
     ends = ["mean", "std", "low", "high", "n"]
@@ -43,18 +43,19 @@ def csv_text(record: Tree) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for row in record["rows"]:
-        difference = row["difference"] or {}
+        difference: dict[str, Any] = {**(row["difference"] or {})}
         line = [*(row["labels"][axis] for axis in axes), row["n"], row["mean"], row["std"]]
-        line += [row["values"].get(seed) for seed in seeds]
-        line += [row["states"].get(seed) for seed in seeds]
+        line += [row["values"].get(str(seed)) for seed in seeds]
+        line += [row["states"].get(str(seed)) for seed in seeds]
         line += [difference.get(end) for end in ends]
-        for part, keys in (("chosen", chosen), ("cost", costs), ("measures", record["measures"])):
-            line += [row[part].get(key) for key in keys]
+        line += [row["chosen"].get(key) for key in chosen]
+        line += [row["cost"].get(key) for key in costs]
+        line += [row["measures"].get(name) for name in record["measures"]]
         writer.writerow(line)
     return text.getvalue()
 
 
-def _wide(record: Tree) -> list[str]:
+def _wide(record: Record) -> list[str]:
     """Return a table with a line for what the labels but one axis' are, and a column for those."""
     across = record["columns"]
     axes = [axis for axis in record["axes"] if axis != across]
@@ -83,7 +84,7 @@ def _wide(record: Tree) -> list[str]:
     return _table(head, lines)
 
 
-def _long(record: Tree) -> list[str]:
+def _long(record: Record) -> list[str]:
     """Return a table with a line for each row, and columns for further measures."""
     compared = any(row["difference"] for row in record["rows"])
     head = [*record["axes"], record["metric"], *(["difference"] if compared else [])]
@@ -103,7 +104,7 @@ def _table(head: list[str], lines: Iterable[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in texts]
 
 
-def _value(row: Tree, record: Tree) -> str:
+def _value(row: RowEntry, record: Record) -> str:
     states = list(row["states"].values())
     others = [state for state in (DIVERGED, FAILED) if state in states]
     if row["mean"] is None:
@@ -114,7 +115,7 @@ def _value(row: Tree, record: Tree) -> str:
     return text + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _difference(found: Tree | None, record: Tree) -> str:
+def _difference(found: DifferenceEntry | None, record: Record) -> str:
     if found is None:
         return ""
     text = f"{found['mean']:+.2f}"
@@ -123,7 +124,7 @@ def _difference(found: Tree | None, record: Tree) -> str:
     return text + (f" ({found['n']} pairs)" if found["n"] < len(record["seeds"]) else "")
 
 
-def _difference_note(record: Tree) -> str:
+def _difference_note(record: Record) -> str:
     """Return what the differences are, and how far intervals of so few seeds reach."""
     if not record["baseline"]:
         return "."
@@ -138,7 +139,7 @@ def _difference_note(record: Tree) -> str:
     return text + "side: where it holds 0, these seeds do not tell the two apart."
 
 
-def _supports(record: Tree) -> list[str]:
+def _supports(record: Record) -> list[str]:
     lines = []
     for run in record["runs"]:
         value = f"{run['value']:.2f}" if run["state"] == DONE else run["state"]
@@ -146,7 +147,7 @@ def _supports(record: Tree) -> list[str]:
     return ["Runs that others start from or read:", "", *lines, ""] if lines else []
 
 
-def _searched(search: Tree) -> str:
+def _searched(search: SearchEntry) -> str:
     """Return a list of what a search tried, the best in bold."""
     rows = "; ".join(", ".join(row.values()) for row in search["rows"])
     keys = list(search["keys"])
@@ -166,10 +167,10 @@ def _searched(search: Tree) -> str:
     return line
 
 
-def _made(record: Tree) -> list[str]:
+def _made(record: Record) -> list[str]:
     environment, hours = record["environment"], record["hours"]
-    names = ("tr_det", "torch", "python")
-    versions = ", ".join(f"{name} {environment[name]}" for name in names)
+    versions = f"tr_det {environment['tr_det']}, torch {environment['torch']}, "
+    versions += f"python {environment['python']}"
     where = environment["gpu"] or environment["cpu"]
     total = sum(hours.values())
     lines = [f"`{record['command']}`", ""]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tr_det.study.adopt import STUDY
 from tr_det.study.outcomes import DONE
 from tr_det.study.page.recorded import RecordedRun, bits_from, read_run
+from tr_det.study.record import STUDY, Record, RowEntry, RunEntry, read_record
 
-Tree = Mapping[str, Any]
 Key = tuple[str, ...]
 """The labels of a row, one for each axis."""
 
@@ -28,9 +26,9 @@ class Group(NamedTuple):
     """
 
     name: str
-    rows: list[Tree]
-    best: Tree | None
-    baseline: Tree | None
+    rows: list[RowEntry]
+    best: RowEntry | None
+    baseline: RowEntry | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Studied:
     """
 
     folder: Path
-    record: Tree
+    record: Record
 
     @property
     def axes(self) -> list[str]:
@@ -51,7 +49,7 @@ class Studied:
         return list(self.record["axes"])
 
     @property
-    def rows(self) -> list[Tree]:
+    def rows(self) -> list[RowEntry]:
         """Rows of the table."""
         return list(self.record["rows"])
 
@@ -64,7 +62,7 @@ class Studied:
         """Return the rows by what they share."""
         baseline = self.record["baseline"] or {}
         shared = [axis for axis in self.axes if axis not in baseline] if baseline else []
-        found: dict[Key, list[Tree]] = {}
+        found: dict[Key, list[RowEntry]] = {}
         for row in self.rows:
             found.setdefault(tuple(row["labels"][axis] for axis in shared), []).append(row)
         return [
@@ -79,12 +77,12 @@ class Studied:
             for labels, rows in found.items()
         ]
 
-    def cells_of(self, row: Tree) -> list[Tree]:
+    def cells_of(self, row: RowEntry) -> list[RunEntry]:
         """Return the runs of a row that have ended, by seed."""
         cells = [cell for cell in self.record["cells"] if cell["labels"] == row["labels"]]
         return [cell for cell in cells if cell["state"] == DONE]
 
-    def run_of(self, row: Tree, seed: int | None = None) -> RecordedRun | None:
+    def run_of(self, row: RowEntry, seed: int | None = None) -> RecordedRun | None:
         """Return the run of a row with a seed, or the first whose folder is here; None without."""
         for cell in self.cells_of(row):
             if seed is not None and cell["seed"] != seed:
@@ -103,28 +101,20 @@ def read_studied(folder: Path) -> Studied | None:
         ValueError: its study.json is damaged.
     """
     path = folder / STUDY
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("name", "metric", "axes", "baseline", "seeds", "cells", "searches", "rows"):
-            record[key]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not written by tools/run_study.py, or damaged") from None
-    return Studied(folder, record)
+    return Studied(folder, read_record(path)) if path.is_file() else None
 
 
-def key_of(row: Tree) -> Key:
+def key_of(row: RowEntry) -> Key:
     """Return a row's labels."""
     return tuple(row["labels"].values())
 
 
-def name_of(row: Tree) -> str:
+def name_of(row: RowEntry) -> str:
     """Return a row's labels as text."""
     return ", ".join(row["labels"].values())
 
 
-def bits_of(study: Studied, row: Tree, run: RecordedRun | None) -> tuple[int, int] | None:
+def bits_of(study: Studied, row: RowEntry, run: RecordedRun | None) -> tuple[int, int] | None:
     """Return bits of weights and inputs of a row's runs, None where nothing tells them."""
     if run is not None:
         return run.bits

@@ -12,7 +12,8 @@ from tr_det.study.page.panels import compared_charts
 from tr_det.study.page.recorded import RecordedRun, bits_name
 from tr_det.study.page.scale import number
 from tr_det.study.page.scatter import Point, Series, scatter_chart
-from tr_det.study.page.studied import Key, Studied, Tree, bits_axis, key_of, name_of
+from tr_det.study.page.studied import Key, Studied, bits_axis, key_of, name_of
+from tr_det.study.record import RowEntry, SearchEntry
 
 Runs = Mapping[Key, RecordedRun]
 MOST_POINTS = 120
@@ -21,7 +22,7 @@ MOST_POINTS = 120
 def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Chart]:
     """Return the metric against bits, bit operations and storage, where they are known."""
     axis, rows = bits_axis(study, bits), [row for row in study.rows if row["n"]]
-    series: dict[str, list[Tree]] = {}
+    series: dict[str, list[RowEntry]] = {}
     for row in rows:
         labels = [label for name, label in row["labels"].items() if name != axis]
         series.setdefault(", ".join(labels), []).append(row)
@@ -58,10 +59,10 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
         if kilobytes
         else ("storage_mb", "storage", 1.0, "MB of all parameters", "MB"),
     ):
-        costs = {row["cost"].get(key) for row in rows} - {None}
-        if len(costs) > 1:
+        costs = [c for row in rows if (c := row["cost"].get(key)) is not None]
+        if len(set(costs)) > 1:
 
-            def place(row: Tree, key: str = key, unit: float = unit) -> float | None:
+            def place(row: RowEntry, key: str = key, unit: float = unit) -> float | None:
                 cost = row["cost"].get(key)
                 return None if cost is None else cost / unit
 
@@ -79,7 +80,9 @@ def cost_charts(study: Studied, bits: Mapping[Key, tuple[int, int]]) -> list[Cha
     return [chart for chart in charts if chart is not None]
 
 
-def _most_important(study: Studied, series: Mapping[str, list[Tree]]) -> dict[str, list[Tree]]:
+def _most_important(
+    study: Studied, series: Mapping[str, list[RowEntry]]
+) -> dict[str, list[RowEntry]]:
     """Return as many series as there are colours: the baseline's, and the best by their means."""
     compared = [id(group.baseline) for group in study.groups() if group.baseline is not None]
 
@@ -91,13 +94,13 @@ def _most_important(study: Studied, series: Mapping[str, list[Tree]]) -> dict[st
     return {label: rows for label, rows in series.items() if label in kept}
 
 
-def curve_charts(rows: Sequence[Tree], runs: Runs) -> list[Chart]:
+def curve_charts(rows: Sequence[RowEntry], runs: Runs) -> list[Chart]:
     """Return curves of the runs of some rows, one line for each; at most `COLOURS`."""
     shown = [(name_of(row), runs[key_of(row)].records) for row in rows if key_of(row) in runs]
     return compared_charts(shown[:COLOURS], MOST_POINTS)
 
 
-def search_chart(search: Tree, metric: str) -> Chart | None:
+def search_chart(search: SearchEntry, metric: str) -> Chart | None:
     """Return the metric over the values of a search for one number, None where there is no line."""
     points = search["points"]
     numbers = all(_is_number(entry["point"][0]) for entry in points)
@@ -126,7 +129,7 @@ def search_chart(search: Tree, metric: str) -> Chart | None:
     )
 
 
-def _series(series: Mapping[str, list[Tree]], place: Any, told: Any) -> list[Series]:
+def _series(series: Mapping[str, list[RowEntry]], place: Any, told: Any) -> list[Series]:
     made = []
     for number_, (label, rows) in enumerate(series.items()):
         points = []

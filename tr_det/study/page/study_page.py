@@ -26,7 +26,7 @@ from tr_det.study.page.histograms import weight_histograms
 from tr_det.study.page.panels import layer_charts, run_charts
 from tr_det.study.page.recorded import DETECTION, RecordedRun
 from tr_det.study.page.run_page import FOOTER, OPEN_LAYERS, command_of
-from tr_det.study.page.studied import Studied, Tree, bits_of, key_of, name_of
+from tr_det.study.page.studied import Studied, bits_of, key_of, name_of
 from tr_det.study.page.study_charts import (
     MOST_POINTS,
     Runs,
@@ -35,6 +35,7 @@ from tr_det.study.page.study_charts import (
     search_chart,
 )
 from tr_det.study.page.study_table import main_table, sentence
+from tr_det.study.record import RowEntry, RunEntry
 
 MOST_SENTENCES, MOST_ROWS = 4, 20
 """Groups that the head of the page speaks of; rows whose runs are shown one by one."""
@@ -85,7 +86,7 @@ def study_page(study: Studied) -> Page:
     )
 
 
-def _important(study: Studied) -> list[Tree]:
+def _important(study: Studied) -> list[RowEntry]:
     """Return the rows with results, of each group the best and the baseline first."""
     groups = study.groups()
     first = [row for group in groups for row in (group.best, group.baseline) if row is not None]
@@ -109,7 +110,7 @@ def _tiles(study: Studied) -> list[Tile]:
     ]
 
 
-def _curves(rows: Sequence[Tree], runs: Runs) -> Section:
+def _curves(rows: Sequence[RowEntry], runs: Runs) -> Section:
     key, title = "curves", "Curves"
     shown = [row for row in rows if key_of(row) in runs]
     charts = curve_charts(shown, runs)
@@ -181,7 +182,7 @@ def _searches(study: Studied) -> Section:
     return Section("searches", "Searches", [text], blocks)
 
 
-def _runs(study: Studied, rows: Sequence[Tree], runs: Runs) -> Section:
+def _runs(study: Studied, rows: Sequence[RowEntry], runs: Runs) -> Section:
     blocks: list[Block] = []
     for row in rows[:MOST_ROWS]:
         key = key_of(row)
@@ -198,7 +199,7 @@ def _runs(study: Studied, rows: Sequence[Tree], runs: Runs) -> Section:
     return Section("runs", "Runs", texts, blocks)
 
 
-def _run_blocks(run: RecordedRun, cell: Tree) -> list[Block]:
+def _run_blocks(run: RecordedRun, cell: RunEntry) -> list[Block]:
     charts = run_charts(run.records, MOST_POINTS)
     layers = layer_charts(run.records, MOST_POINTS // 4)
     histograms, _ = weight_histograms(run)

@@ -9,7 +9,8 @@ from tr_det.study.measures import title
 from tr_det.study.outcomes import DONE
 from tr_det.study.page.content import Cell, Column, Filter, Row, Strip, Table
 from tr_det.study.page.scale import Scale, number, size
-from tr_det.study.page.studied import Group, Studied, Tree, name_of
+from tr_det.study.page.studied import Group, Studied, name_of
+from tr_det.study.record import DifferenceEntry, Record, RowEntry
 
 EMPTY = Cell("–")
 
@@ -86,7 +87,7 @@ def _apart(difference: float) -> str:
     return f"{abs(difference):.2f} {'above' if difference > 0 else 'below'}"
 
 
-def _interval(found: Tree, sign: int = 1) -> str:
+def _interval(found: DifferenceEntry, sign: int = 1) -> str:
     if found["low"] is None:
         return "; one pair of seeds says nothing of chance"
     low, high = sorted((sign * found["low"], sign * found["high"]))
@@ -96,7 +97,7 @@ def _interval(found: Tree, sign: int = 1) -> str:
     )
 
 
-def _own(row: Tree, group: Group) -> str:
+def _own(row: RowEntry, group: Group) -> str:
     """Return the labels of a row that the others of its group do not all have."""
     labels = [
         label
@@ -106,7 +107,7 @@ def _own(row: Tree, group: Group) -> str:
     return ", ".join(labels) or name_of(row)
 
 
-def _value(row: Tree, record: Tree) -> Cell:
+def _value(row: RowEntry, record: Record) -> Cell:
     states = list(row["states"].values())
     others = {state: states.count(state) for state in dict.fromkeys(states) if state != DONE}
     told = ", ".join(f"{count} {state}" for state, count in others.items())
@@ -117,7 +118,7 @@ def _value(row: Tree, record: Tree) -> Cell:
     return Cell(text, row["mean"], small=missing)
 
 
-def _seeds(row: Tree, low: float, high: float) -> Cell:
+def _seeds(row: RowEntry, low: float, high: float) -> Cell:
     if not row["n"]:
         return EMPTY
     scale = Scale(low, high if high > low else low + 1, 6, 114)
@@ -127,7 +128,7 @@ def _seeds(row: Tree, low: float, high: float) -> Cell:
     return Cell("", row["mean"], strip=Strip(points, scale(row["mean"]), text))
 
 
-def _difference(found: Tree | None, ends: Sequence[float], seeds: int) -> list[Cell]:
+def _difference(found: DifferenceEntry | None, ends: Sequence[float], seeds: int) -> list[Cell]:
     if found is None:
         return [EMPTY, EMPTY]
     scale = Scale(min(*ends, 0.0), max(*ends, 0.0) or 1.0, 6, 114)
@@ -140,16 +141,16 @@ def _difference(found: Tree | None, ends: Sequence[float], seeds: int) -> list[C
     return [Cell(f"{mean:+.2f}", mean, small=small), Cell("", mean, strip=strip)]
 
 
-def _ends(found: Tree | None) -> list[float]:
+def _ends(found: DifferenceEntry | None) -> list[float]:
     return [] if found is None else [found[key] for key in ("mean", "low", "high")]
 
 
-def _storage(row: Tree) -> Cell:
+def _storage(row: RowEntry) -> Cell:
     megabytes = row["cost"].get("storage_mb")
     return Cell(size(megabytes), megabytes) if megabytes else EMPTY
 
 
-def _bops(row: Tree) -> Cell:
+def _bops(row: RowEntry) -> Cell:
     bops = row["cost"].get("bops")
     return Cell(f"{number(bops / 1e9)} G", bops) if bops else EMPTY
 
