@@ -68,6 +68,24 @@ def paired(values: Mapping[str, float], others: Mapping[str, float]) -> Differen
     return Difference(found.n, found.mean, found.std, found.mean - half, found.mean + half)
 
 
+def mean_text(mean: float, std: float | None) -> str:
+    """Return a mean and a standard deviation, if there is one, as tables have them.
+
+    >>> mean_text(56, 6), mean_text(56, None)
+    ('56.00 ± 6.00', '56.00')
+    """
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def interval_text(low: float, high: float) -> str:
+    """Return an interval as tables have it.
+
+    >>> interval_text(-29.27, 34.271)
+    '[-29.27, +34.27]'
+    """
+    return f"[{low:+.2f}, {high:+.2f}]"
+
+
 def quantile(freedom: int) -> float:
     """Return the t by which a two-sided interval of `CONFIDENCE` reaches.
 

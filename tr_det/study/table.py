@@ -11,7 +11,7 @@ from typing import Any
 from tr_det.study.measures import title
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED
 from tr_det.study.record import DifferenceEntry, Record, RowEntry, SearchEntry
-from tr_det.study.statistics import quantile
+from tr_det.study.statistics import interval_text, mean_text, quantile
 
 NOT_RUN = "not run"
 
@@ -109,7 +109,7 @@ def _value(row: RowEntry, record: Record) -> str:
     others = [state for state in (DIVERGED, FAILED) if state in states]
     if row["mean"] is None:
         return ", ".join(others) or NOT_RUN
-    text = f"{row['mean']:.2f}" + (f" ± {row['std']:.2f}" if row["std"] is not None else "")
+    text = mean_text(row["mean"], row["std"])
     notes = [f"n = {row['n']}"] if row["n"] < len(record["seeds"]) else []
     notes += [f"{states.count(state)} {state}" for state in others]
     return text + (f" ({', '.join(notes)})" if notes else "")
@@ -120,7 +120,7 @@ def _difference(found: DifferenceEntry | None, record: Record) -> str:
         return ""
     text = f"{found['mean']:+.2f}"
     if found["low"] is not None:
-        text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+        text += f" {interval_text(found['low'], found['high'])}"
     return text + (f" ({found['n']} pairs)" if found["n"] < len(record["seeds"]) else "")
 
 

@@ -14,6 +14,7 @@ from tr_det.study.page.scale import number
 from tr_det.study.page.scatter import Point, Series, scatter_chart
 from tr_det.study.page.studied import Key, Studied, bits_axis, key_of, name_of
 from tr_det.study.record import RowEntry, SearchEntry
+from tr_det.study.statistics import mean_text
 
 Runs = Mapping[Key, RecordedRun]
 MOST_POINTS = 120
@@ -138,8 +139,8 @@ def _series(series: Mapping[str, list[RowEntry]], place: Any, told: Any) -> list
             if x is None:
                 continue
             std = row["std"] if row["std"] is not None else math.nan
-            text = f"{label or name_of(row)}, {told(x)}: {row['mean']:.2f}"
-            text += f" ± {std:.2f}" if math.isfinite(std) else ""
+            value = mean_text(row["mean"], row["std"])
+            text = f"{label or name_of(row)}, {told(x)}: {value}"
             points.append(Point(x, row["mean"], text, row["mean"] - std, row["mean"] + std))
         if points:
             points.sort(key=lambda point: point.x)

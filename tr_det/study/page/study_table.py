@@ -11,6 +11,7 @@ from tr_det.study.page.content import Cell, Column, Filter, Row, Strip, Table
 from tr_det.study.page.scale import Scale, number, size
 from tr_det.study.page.studied import Group, Studied, name_of
 from tr_det.study.record import DifferenceEntry, Record, RowEntry
+from tr_det.study.statistics import interval_text, mean_text
 
 EMPTY = Cell("–")
 
@@ -66,7 +67,7 @@ def sentence(group: Group, metric: str, unit: str = "") -> str:
     where = f"{group.name}: " if group.name else ""
     if best is None:
         return f"{where}no run has ended yet."
-    value = f"{best['mean']:.2f}" + (f" ± {best['std']:.2f}" if best["std"] is not None else "")
+    value = mean_text(best["mean"], best["std"])
     text = f"{where}{_own(best, group)} is best with {value}{unit} {metric}"
     text += f" ({best['n']} seed{'s' * (best['n'] > 1)})"
     rest = [row for row in group.rows if row["n"] and row is not best]
@@ -91,10 +92,8 @@ def _interval(found: DifferenceEntry, sign: int = 1) -> str:
     if found["low"] is None:
         return "; one pair of seeds says nothing of chance"
     low, high = sorted((sign * found["low"], sign * found["high"]))
-    text = f" [{low:+.2f}, {high:+.2f}]"
-    return text + (
-        ", which holds 0: these seeds do not tell them apart" if low <= 0 <= high else ""
-    )
+    told = ", which holds 0: these seeds do not tell them apart" if low <= 0 <= high else ""
+    return f" {interval_text(low, high)}{told}"
 
 
 def _own(row: RowEntry, group: Group) -> str:
@@ -113,7 +112,7 @@ def _value(row: RowEntry, record: Record) -> Cell:
     told = ", ".join(f"{count} {state}" for state, count in others.items())
     if row["mean"] is None:
         return Cell("–", small=told or "not run")
-    text = f"{row['mean']:.2f}" + (f" ± {row['std']:.2f}" if row["std"] is not None else "")
+    text = mean_text(row["mean"], row["std"])
     missing = f"n = {row['n']}: {told}" if row["n"] < len(record["seeds"]) else ""
     return Cell(text, row["mean"], small=missing)
 
@@ -133,10 +132,9 @@ def _difference(found: DifferenceEntry | None, ends: Sequence[float], seeds: int
         return [EMPTY, EMPTY]
     scale = Scale(min(*ends, 0.0), max(*ends, 0.0) or 1.0, 6, 114)
     mean, low, high = found["mean"], found["low"], found["high"]
-    text = f"{mean:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+    small = "one pair" if low is None else interval_text(low, high)
     edges = [] if low is None else [scale(low), scale(high)]
-    strip = Strip([], scale(mean), text, edges, scale(0.0))
-    small = "one pair" if low is None else f"[{low:+.2f}, {high:+.2f}]"
+    strip = Strip([], scale(mean), f"{mean:+.2f}, {small}", edges, scale(0.0))
     small += f", {found['n']} pairs" if 1 < found["n"] < seeds else ""
     return [Cell(f"{mean:+.2f}", mean, small=small), Cell("", mean, strip=strip)]
 
