@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_runs import loss, pair, train
 
 from tr_det.core import CodeBook, build_quantizer
-from tr_det.core.weight_stats import SIGNALS, distances, effective_step_size, transition_rate
+from tr_det.core.weight_stats import SIGNALS, distances, effective_step_size
 
 CODES = st.lists(st.tuples(*[st.integers(-128, 127)] * 3), min_size=1, max_size=40).map(
     lambda rows: np.array(rows).T
@@ -44,7 +44,7 @@ def update(codes, previous, step=1.0, signed=True, held=None):
 )
 def test_signals_by_hand(codes, previous, step, rate, size) -> None:
     change = update(codes, previous, step, signed=np.max(codes, initial=0) < 128)
-    for signal, expected in ((transition_rate, rate), (effective_step_size, size)):
+    for signal, expected in ((SIGNALS["transition_rate"], rate), (effective_step_size, size)):
         result = signal(change)
         assert (result.shape, result.dtype) == ((), torch.float32)
         assert result.item() == expected
@@ -52,11 +52,11 @@ def test_signals_by_hand(codes, previous, step, rate, size) -> None:
 
 def test_held_weights_count_neither_as_changed_nor_as_weights() -> None:
     codes, previous = [5, 5, 5, 5, 5], [5, 4, 4, 4, 5]
-    assert transition_rate(update(codes, previous, held=[False] * 5)).item() == pytest.approx(0.6)
+    assert update(codes, previous, held=[False] * 5).rate().item() == pytest.approx(0.6)
     some = update(codes, previous, held=[True, True, False, False, False])
-    assert transition_rate(some).item() == pytest.approx(2 / 3)
+    assert some.rate().item() == pytest.approx(2 / 3)
     assert some.codes.tolist() == [5, 4, 5, 5, 5]
-    assert transition_rate(update(codes, previous, held=[True] * 5)).item() == 0.0
+    assert update(codes, previous, held=[True] * 5).rate().item() == 0.0
 
 
 @given(CODES, st.sampled_from([1.0, 0.5, 0.125]))

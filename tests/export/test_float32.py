@@ -99,6 +99,22 @@ def test_it_computes_what_torch_does_without_rounding(quantizers, runtime) -> No
     np.testing.assert_allclose(found["output"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_signed_bit_becomes_the_line_through_its_two_levels() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    quantize_model(net, QuantConfig(act_bits=1, signed_input=True))
+    images = torch.randn(2, 3, 8, 8)
+    set_scales(net, lambda: net(images))
+    model = Float32Writer(fold(trace(net, images).graph)).write({})
+    found = open_runtime(model.SerializeToString(), "onnxruntime").run({"images": images.numpy()})
+    layer, quantizer = net[0], net[0].input_quantizer
+    top = torch.tensor([quantizer.high])
+    with torch.no_grad():
+        line = images * quantizer.values(top) / quantizer.centres(top)
+        sums = nn.functional.conv2d(line, layer.quantized_weight(), layer.bias)
+        np.testing.assert_allclose(found["output"], net[1](sums), rtol=1e-4, atol=1e-5)
+
+
 def test_it_is_an_ordinary_network() -> None:
     net, images = calibrated("lsq", "lsq")
     model = Float32Writer(fold(trace(net, images).graph)).write({})

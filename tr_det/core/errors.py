@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from typing import TypeGuard
 
 
 class ConfigError(ValueError):
@@ -37,6 +39,20 @@ def check(key: str, value: object, holds: bool, allowed: str) -> None:
     """Raise ConfigError unless ``holds``."""
     if not holds:
         raise ConfigError(key, value, allowed)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number; True and False are none.
+
+    >>> is_number(2), is_number(0.5), is_number(True), is_number(float("inf")), is_number("2")
+    (True, True, False, False, False)
+    """
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_among(key: str, value: object, names: object) -> None:

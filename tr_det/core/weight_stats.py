@@ -12,17 +12,6 @@ from tr_det.core.ops import SCALE_FLOOR
 from tr_det.core.quantizers import FREE, Quantizer
 
 
-def transition_rate(update: Update) -> Tensor:
-    """Return the share of codes that the update changed, Eq. 5, without held weights.
-
-    Codes are compared, never levels, which also change with a scale (supplement S5.1).
-
-    Returns:
-        0-d float32 in [0, 1], on the weight's device.
-    """
-    return update.rate()
-
-
 def effective_step_size(update: Update) -> Tensor:
     """Return the mean change of the quantized weights' levels, Eq. S3.
 
@@ -96,7 +85,7 @@ def held_share(weights: Mapping[str, tuple[Tensor, Quantizer]]) -> Tensor:
 
 
 SIGNALS: dict[str, Callable[[Update], Tensor]] = {
-    "transition_rate": transition_rate,
+    "transition_rate": Update.rate,
     "effective_step_size": effective_step_size,
 }
 """Name -> what controllers measure and follow."""

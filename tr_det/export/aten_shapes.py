@@ -116,7 +116,10 @@ def _squeeze(c: Conversion, node: fx.Node) -> None:
     dims = [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
     shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
     dims = [dim for dim in dims if isinstance(shape[dim], int) and shape[dim] == 1]
-    c.emit("Squeeze", node, node.args[0], axes=dims)
+    if dims:
+        c.emit("Squeeze", node, node.args[0], axes=dims)
+    else:  # ONNX Runtime takes no axes for all of them
+        c.copy(node, node.args[0])
 
 
 @converts(aten.cat.default)

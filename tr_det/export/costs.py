@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import onnx
 
+from tr_det.core.nn.config import FULL_PRECISION
 from tr_det.export.float32 import Float32Writer
 from tr_det.export.graph import INTEGER_OPS, Graph, Node
 
-FULL_PRECISION = 32
 FLOAT_LAYERS = ("Conv", "Linear")
 
 Shapes = dict[str, tuple[int, ...]]

@@ -24,8 +24,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tr_det.export.metadata import METADATA_KEY, DetectorSpec, Metadata
-from tr_det.export.onnx_parts import IR_VERSION, OPSET
+from tr_det.export.metadata import DetectorSpec, Metadata
+from tr_det.export.onnx_parts import finished
 
 IMAGE_SIZE = "image_size"
 OUTPUTS = ("boxes", "scores", "labels")
@@ -59,13 +59,7 @@ def decode_graph(metadata: Metadata) -> onnx.ModelProto:
         value("labels", TensorProto.INT64, ["N", most]),
     ]
     graph = helper.make_graph(draft.nodes, "decode", inputs, outputs, draft.constants)
-    opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(
-        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tr_det"
-    )
-    helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return finished(graph, metadata.to_json())
 
 
 class _Draft:

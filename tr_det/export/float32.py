@@ -132,7 +132,7 @@ class Float32Writer(OnnxWriter):
 
 def _line(grid: InputGrid) -> tuple[float, float]:
     """Return slope and shift of the line that the multiples follow as a function of the input."""
+    if grid.sign:  # through both levels, at minus and plus a step
+        return grid.bounds[1] / float(grid.step), 0.0
     slope = grid.mul / float(grid.step)
-    if grid.sign:  # one bit: both levels lie around zero
-        return slope, 0.0
     return slope, grid.add + grid.mul * grid.base - slope * float(grid.shift)

@@ -15,9 +15,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tr_det.export.bits import pack
 from tr_det.export.graph import InputGrid, Node, Weights
+from tr_det.export.metadata import METADATA_KEY
 
 OPSET = 21
 IR_VERSION = 10
+
+
+def finished(graph: onnx.GraphProto, metadata: str) -> onnx.ModelProto:
+    """Return a checked model of a graph, with the metadata, JSON, among its properties."""
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="tr_det",
+    )
+    helper.set_model_props(model, {METADATA_KEY: metadata})
+    onnx.checker.check_model(model)
+    return model
 
 
 class OnnxParts:

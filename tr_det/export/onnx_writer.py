@@ -14,8 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from tr_det.export.graph import INTEGER_OPS, Graph, Node
-from tr_det.export.metadata import METADATA_KEY
-from tr_det.export.onnx_parts import IR_VERSION, OPSET, OnnxParts
+from tr_det.export.onnx_parts import OnnxParts, finished
 
 _PASSED_ON = frozenset(
     {
@@ -66,16 +65,7 @@ class OnnxWriter(OnnxParts):
         inputs = [_info(name, shape) for name, shape in self.graph.inputs.items()]
         outputs = [_info(name, [None] * rank, name) for name, rank in self.graph.ranks.items()]
         body = helper.make_graph(self.nodes, "tr_det", inputs, outputs, self.initializers)
-        model = helper.make_model(
-            body,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="tr_det",
-        )
-        properties = {METADATA_KEY: json.dumps({**metadata, "format": self.format})}
-        helper.set_model_props(model, properties)
-        onnx.checker.check_model(model)
-        return model
+        return finished(body, json.dumps({**metadata, "format": self.format}))
 
     # ---- one operation ----
 

@@ -47,7 +47,8 @@ def test_evaluating_shows_the_average_and_then_the_weights_again():
     assert torch.equal(model[3].weight, before["3.weight"])
 
 
-def test_the_average_of_a_scale_starts_when_the_scale_is_set():
+@pytest.mark.parametrize("act_quantizer", ["fixed_grid", "running_minmax"])  # parameter, buffer
+def test_the_average_of_a_scale_starts_when_the_scale_is_set(act_quantizer):
     """It is set late in a detector's second stage if the first batch has no proposals."""
 
     class Late(nn.Module):
@@ -59,7 +60,7 @@ def test_the_average_of_a_scale_starts_when_the_scale_is_set():
             return self.first(x).sum() + self.second(x if both else x[:0]).sum()
 
     model = Late()
-    quantize_model(model, QuantConfig())
+    quantize_model(model, QuantConfig(act_quantizer=act_quantizer))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attached = attach(["weight_average"], model, optimizer, 5)
     for step in range(3):

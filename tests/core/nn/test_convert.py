@@ -228,13 +228,27 @@ def test_second_call_changes_nothing_and_reports_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "present"),
-    [("weight_bits", 2, 4), ("act_bits", 32, 4), ("act_quantizer", "lsq", "fixed_grid")],
+    [
+        ("weight_bits", 2, 4),
+        ("act_bits", 32, 4),
+        ("act_quantizer", "lsq", "fixed_grid"),
+        ("weight_options", {"per_channel": True}, {}),
+        ("learn_weight_scale", True, False),
+        ("signed_input", True, False),
+    ],
 )
 def test_second_call_that_wants_something_else_is_refused(key, value, present) -> None:
     model = _model()
     quantize_model(model, QuantConfig())
     with pytest.raises(ConfigError, match=rf"^{key}={value!r}: must be {present!r}, .*'0'"):
         quantize_model(model, QuantConfig(**{key: value}))
+
+
+def test_second_call_cannot_leave_out_what_is_quantized() -> None:
+    model = _model()
+    quantize_model(model, QuantConfig())
+    with pytest.raises(ConfigError, match="^rules='3': must be without skip where '3' is already"):
+        quantize_model(model, _rules({"pattern": "3", "skip": True}))
 
 
 def test_options_reach_the_quantizers_and_only_they_decide_on_output_scales() -> None:

@@ -64,6 +64,11 @@ def test_weights_have_half_integer_levels_and_inputs_start_at_zero(bits):
     torch.testing.assert_close(inputs.levels(), torch.arange(2**bits) / steps)
 
 
+def test_other_estimators_have_no_factor():
+    kit.check_refused("ewgs_factor", "lsq", 4, True, ewgs_factor=0.1)
+    kit.check_refused("ewgs_factor", "lsq", 4, True, ewgs_factor=float("inf"), estimator="ewgs")
+
+
 def test_ties_go_to_the_even_multiple_of_the_step():
     assert with_interval(1, True, -1.0, 1.0)(torch.tensor(0.0)).item() == -1
     assert with_interval(2, True, -1.0, 1.0)(torch.tensor(0.0)).item() == pytest.approx(1 / 3)

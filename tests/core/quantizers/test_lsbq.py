@@ -189,4 +189,7 @@ def test_what_it_cannot_quantize_is_refused():
         check_refused("period", "lsbq", 2, True, period=period)
     check_refused("prox", "lsbq", 2, True, prox="soft")
     check_refused("end", "lsbq", 2, True, prox="parq", start=0.5, end=0.5)
-    check_refused("steepness", "lsbq", 2, True, prox="parq", steepness=0)
+    for steepness in (0, 2000):
+        check_refused("steepness", "lsbq", 2, True, prox="parq", steepness=steepness)
+    check_refused("prox", "lsbq", 2, True, end=0.8)
+    check_refused("own_signs", "lsbq", 3, True, own_signs=True, period=2)

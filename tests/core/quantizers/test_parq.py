@@ -50,8 +50,8 @@ def parq():
     ("name", "bits", "period", "per_channel", "kind"),
     [
         ("lsbq", 1, 1, True, "SGD"),
-        ("lsbq", 2, 3, False, "AdamW"),
-        ("lsbq", 4, 3, True, "SGD"),
+        ("lsbq", 2, 1, False, "AdamW"),
+        ("lsbq", 4, 1, True, "SGD"),
         ("uniform", 1, 1, True, "AdamW"),
         ("uniform", 2, 1, True, "SGD"),
         ("uniform", 4, 3, False, "AdamW"),
@@ -77,8 +77,8 @@ def test_weights_and_latents_are_torchaos_to_the_bit(
         quant_per_channel=per_channel,
     )
 
-    options = options | {"prox": prox, "start": 0.1, "end": 0.8}
-    options |= {"period": period, "per_channel": per_channel}
+    options = options | {"prox": prox, "period": period, "per_channel": per_channel}
+    options |= {} if prox == "hard" else {"start": 0.1, "end": 0.8}
     config = {"weight_quantizer": name, "weight_bits": bits, "weight_options": options}
     quantize_model(ours, QuantConfig(act_bits=32, **config))
     layers = [ours[0], ours[3]]

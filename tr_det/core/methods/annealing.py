@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 
 
 def cosine(step: int, total: int, first: float, last: float, start: float) -> float:
@@ -39,5 +39,4 @@ def cosine(step: int, total: int, first: float, last: float, start: float) -> fl
 
 def check_start(start: object) -> None:
     """Raise ConfigError unless it is a share of the run, less than the whole."""
-    number = isinstance(start, float | int) and not isinstance(start, bool)
-    check("start", start, number and 0 <= start < 1, "in [0, 1)")  # type: ignore[operator]
+    check("start", start, is_number(start) and 0 <= start < 1, "in [0, 1)")

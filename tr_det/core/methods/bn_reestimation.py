@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_whole
 from tr_det.core.methods.base import METHODS, Method, Run
 from tr_det.core.nn.calibrate import undisturbed
 from tr_det.core.quantizers.pool import over_processes
@@ -59,8 +59,8 @@ class BNReestimation(Method):
     needs = ("batch norms", "batches")
 
     def __init__(self, *, batches: int = 50) -> None:
-        whole = isinstance(batches, int) and not isinstance(batches, bool)
-        check("batches", batches, whole and batches >= 1, "an integer, at least 1")
+        fits = is_whole(batches) and batches >= 1
+        check("batches", batches, fits, "an integer, at least 1")
         self.batches = batches
 
     def setup(self, run: Run) -> None:
@@ -93,17 +93,16 @@ class BNReestimation(Method):
         with undisturbed(self._model), _only_in_training(self._model, norms):
             sums = self._sums(norms)
         pooled = over_processes(torch.cat([s.to(sums[0].device) for s in sums]), "sum")
-        found: list[Tensor] = []
-        reached = False
-        for known, part in zip(before, torch.split(pooled, [len(s) for s in sums]), strict=True):
-            calls, total = part[:1].to(known.device), part[1:].to(known.device)
-            reached |= bool(calls > 0)
-            found += torch.where(calls > 0, total / calls, known).chunk(2)
-        if not reached:
+        parts = torch.split(pooled, [len(s) for s in sums])
+        if not torch.stack([part[0] for part in parts]).any():
             raise RuntimeError(
                 "bn_reestimation: no batch has reached a batch norm; attach(..., batches=...) must "
                 "give functions that run the model"
             )
+        found: list[Tensor] = []
+        for known, part in zip(before, parts, strict=True):
+            calls, total = part[:1].to(known.device), part[1:].to(known.device)
+            found += torch.where(calls > 0, total / calls, known).chunk(2)
         return found
 
     def _sums(self, norms: list[BatchNorm]) -> list[Tensor]:

@@ -29,12 +29,10 @@ temporary tensors of one weight's size and no state in checkpoints.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check, check_among
+from tr_det.core.errors import check, check_among, is_number
 from tr_det.core.methods.annealing import check_start, cosine
 from tr_det.core.methods.base import METHODS, Method, Run
 from tr_det.core.quantizers import Quantizer
@@ -69,8 +67,7 @@ class Dampening(Method):
     ) -> None:
         last = weight if weight_final is None else weight_final
         for key, value in (("weight", weight), ("weight_final", last)):
-            number = isinstance(value, float | int) and not isinstance(value, bool)
-            check(key, value, number and 0 <= value < math.inf, "a finite number, not negative")
+            check(key, value, is_number(value) and value >= 0, "a finite number, not negative")
         check("weight", weight, weight > 0 or last > 0, "positive where weight_final is not")
         check_start(start)
         check_among("aggregation", aggregation, AGGREGATIONS)

@@ -34,7 +34,7 @@ from collections.abc import Mapping
 import torch
 
 from tr_det.core.codes import Update
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.methods.annealing import check_start, cosine
 from tr_det.core.methods.base import METHODS, Method, Run
 from tr_det.core.methods.tracker import Tracker
@@ -69,8 +69,7 @@ class Freezing(Method):
         last = threshold if threshold_final is None else threshold_final
         self.thresholds = {"threshold": threshold, "threshold_final": last}
         for key, value in self.thresholds.items():
-            number = isinstance(value, float | int) and 0 < value < 1
-            check(key, value, number, "in (0, 1)")
+            check(key, value, is_number(value) and 0 < value < 1, "in (0, 1)")
         check_start(start)
         check("use_average", use_average, isinstance(use_average, bool), "True or False")
         self.start = start if threshold_final is not None else 0.0

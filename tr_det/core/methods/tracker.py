@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.codes import Update
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number, is_whole
 from tr_det.core.methods.base import METHODS, Method, Run
 
 OSCILLATING = 0.005
@@ -75,10 +75,9 @@ class Tracker(Method):
     needs = ("weights", "hard weights")
 
     def __init__(self, *, momentum: float = 0.001, max_bits: int = 4) -> None:
-        number = isinstance(momentum, float | int) and 0 < momentum <= 1
-        check("momentum", momentum, number, "in (0, 1]")
-        whole = isinstance(max_bits, int) and not isinstance(max_bits, bool)
-        check("max_bits", max_bits, whole and 1 <= max_bits <= 8, "an integer from 1 to 8")
+        check("momentum", momentum, is_number(momentum) and 0 < momentum <= 1, "in (0, 1]")
+        fits = is_whole(max_bits) and 1 <= max_bits <= 8
+        check("max_bits", max_bits, fits, "an integer from 1 to 8")
         self.momentum, self.max_bits = momentum, max_bits
         self.tracks: dict[str, Track] = {}
         self.with_average = False

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tr_det.core.codes import Update
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.methods.base import METHODS, Method, Run
 from tr_det.core.quantizers import Calibrated
 
@@ -39,19 +39,18 @@ class WeightAverage(Method):
     order = 2
 
     def __init__(self, *, decay: float = 0.999) -> None:
-        number = isinstance(decay, float | int) and not isinstance(decay, bool)
-        check("decay", decay, number and 0 <= decay < 1, "in [0, 1)")
+        check("decay", decay, is_number(decay) and 0 <= decay < 1, "in [0, 1)")
         self.decay = decay
         self.average: dict[str, Tensor] = {}
 
     def setup(self, run: Run) -> None:
         """Store the model; the average starts with its state after the first update."""
         self._model = run.model
-        self._scales = [
+        self._set_late = [
             f"{prefix}.{name}"
             for prefix, module in run.model.named_modules()
             if isinstance(module, Calibrated)
-            for name, parameter in module.named_parameters()
+            for name, _ in (*module.named_parameters(), *module.named_buffers())
         ]
 
     @torch.no_grad()
@@ -64,8 +63,8 @@ class WeightAverage(Method):
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [self.average[name] for name in current]
         torch._foreach_lerp_(averages, list(current.values()), 1.0 - decay)
-        for name in self._scales:  # NaN until the scale is calibrated
-            if name not in current:  # it went when the sign of an input was found
+        for name in self._set_late:  # NaN until it is calibrated
+            if name not in current:  # no number, or gone when the sign of an input was found
                 continue
             average = self.average[name]
             average.copy_(torch.where(average.isnan(), current[name], average))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tr_det.core.errors import ConfigError, check, check_among
+from tr_det.core.errors import ConfigError, check, check_among, is_whole
 from tr_det.core.quantizers import QUANTIZERS
 from tr_det.core.quantizers.spec import Spec
 
@@ -17,8 +17,7 @@ OUTPUT_SCALE_POLICIES = ("auto", "always", "never")
 
 def check_bits(key: str, bits: object) -> None:
     """Raise ConfigError unless bits is an integer from 1 to 8, or 32 for full precision."""
-    whole = isinstance(bits, int) and not isinstance(bits, bool)
-    valid = whole and (1 <= bits <= 8 or bits == FULL_PRECISION)  # type: ignore[operator]
+    valid = is_whole(bits) and (1 <= bits <= 8 or bits == FULL_PRECISION)
     check(key, bits, valid, f"from 1 to 8, or {FULL_PRECISION} for full precision")
 
 

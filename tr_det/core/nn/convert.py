@@ -20,6 +20,8 @@ _QUANT_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
 _Parts = tuple[Quantizer | None, Quantizer | None, OutputScale | None]
+_LIKEWISE = ("weight_options", "act_options", "learn_weight_scale", "recompute_inputs")
+"""Settings of a config that a second one must share."""
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -122,8 +124,7 @@ def _plan(
     size = weight.numel() if weight is not None else sum(p.numel() for p in layer.parameters(False))
     choice = config.for_layer(name)
     if isinstance(layer, _QuantLayer):
-        if choice.skip is None:
-            _check_same(name, layer, choice, config)
+        _check_same(name, layer, choice, config)
         parts: _Parts = (layer.weight_quantizer, layer.input_quantizer, layer.output_scale)
     else:
         reason = ""
@@ -160,18 +161,30 @@ def _sign(quantizer: Quantizer | None) -> tuple[bool | None, bool]:
 
 def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: QuantConfig) -> None:
     """Check that a quantized layer is quantized as the config says."""
+    undo = f"{name!r} is already quantized; dequantize_layers undoes it"
+    check("rules", choice.skip, choice.skip is None, f"without skip where {undo}")
     for part, quantizer, bits in (
         ("weight", layer.weight_quantizer, choice.weight_bits),
         ("act", layer.input_quantizer, choice.act_bits),
     ):
         present = FULL_PRECISION if quantizer is None else quantizer.bits
-        at = f"with which {name!r} is already quantized; dequantize_layers undoes it"
-        check(f"{part}_bits", bits, bits == present, f"{present}, {at}")
+        check(f"{part}_bits", bits, bits == present, f"{present}, with which {undo}")
         if quantizer is not None:
             wanted = getattr(config, f"{part}_quantizer")
             same = type(quantizer) is QUANTIZERS[wanted]
             kind = type(quantizer).__module__.rpartition(".")[2]
-            check(f"{part}_quantizer", wanted, same, f"{kind!r}, {at}")
+            check(f"{part}_quantizer", wanted, same, f"{kind!r}, with which {undo}")
+    for key in _LIKEWISE if layer.made_with is not None else ():
+        wanted, present = getattr(config, key), getattr(layer.made_with, key)
+        check(key, wanted, wanted == present, f"{present!r}, with which {undo}")
+    if layer.input_quantizer is not None and choice.signed_input is not None:
+        present = layer.input_quantizer.signed
+        same = choice.signed_input == present
+        check("signed_input", choice.signed_input, same, f"{present}, with which {undo}")
+    if choice.output_scale is not None:
+        present = layer.output_scale is not None
+        same = choice.output_scale == present
+        check("output_scale", choice.output_scale, same, f"{present}, with which {undo}")
 
 
 def _specs(choice: LayerChoice, layer: nn.Module | None = None) -> tuple[Spec | None, Spec | None]:
@@ -238,7 +251,7 @@ def _convert(layer: nn.Module, name: str, config: QuantConfig, parts: _Parts) ->
         part = getattr(layer, child)
         if part is not None:
             part.label = f"{name}.{child}"
-    layer.recompute_input = config.recompute_inputs
+    layer.recompute_input, layer.made_with = config.recompute_inputs, config
     layer.train(layer.training)  # the new children follow the layer's mode
     layer.to(layer.weight.device)
 

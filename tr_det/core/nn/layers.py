@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tr_det.core.nn.config import QuantConfig
 from tr_det.core.nn.output_scale import OutputScale
 from tr_det.core.nn.recompute import recomputed_input
 from tr_det.core.nn.shared_weights import computed_once
@@ -48,6 +49,7 @@ class _QuantLayer(nn.Module):
 
     Attributes:
         recompute_input: quantize the input again in the backward pass instead of storing it.
+        made_with: the config of `quantize_model`, which has made the layer; else None.
     """
 
     weight: Tensor
@@ -56,6 +58,7 @@ class _QuantLayer(nn.Module):
     input_quantizer: Quantizer | None
     output_scale: OutputScale | None
     recompute_input = False
+    made_with: QuantConfig | None = None
     _bias_shape: tuple[int, ...] = (-1,)  # broadcasts to the output
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FULL_PRECISION = 32
+from tr_det.core.nn.config import FULL_PRECISION
 
 
 @dataclass(frozen=True)

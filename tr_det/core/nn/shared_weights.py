@@ -17,7 +17,7 @@ Within a scope a result is reused only if none of its sources has changed (tenso
 version counters and addresses, grad mode, training mode). It is dropped when autograd runs
 backward through it, because that frees its graph. A weight changed in place through
 ``weight.data`` is not detected: open a scope around forward passes only. Evaluation has no cache
-that outlives a scope: it would double the memory of the weights to save one level in five.
+that outlives a scope: a scope already quantizes a head's weight once for all levels of an FPN.
 """
 
 from __future__ import annotations

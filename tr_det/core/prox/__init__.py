@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tr_det.core.prox import binary_relax, hard, parq
+from tr_det.core.prox import binary_relax, parq
 
 Apply = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -34,7 +34,6 @@ class ProxMap(NamedTuple):
 
 
 PROX_MAPS = {
-    "hard": ProxMap(hard.softness, hard.apply),
     "parq": ProxMap(parq.softness, parq.apply),
     "binary_relax": ProxMap(binary_relax.softness, binary_relax.apply),
 }

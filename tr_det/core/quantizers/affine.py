@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check, check_among
+from tr_det.core.errors import check, check_among, is_number
 from tr_det.core.ops import (
     SCALE_FLOOR,
     Affine,
@@ -39,7 +39,8 @@ class AffineQuantizer(Quantizer):
             range before rounding, ``"round"`` where the code is in the range (half a step wider
             at both ends), ``"ewgs"`` as clip, weighed by the rounding error (EWGS), ``"identity"``
             everywhere.
-        ewgs_factor: delta of EWGS, >= 0, where the range has length 1, as in the paper.
+        ewgs_factor: delta of EWGS, >= 0, where the range has length 1, as in the paper; None: 1e-3
+            for ``"ewgs"``. Other estimators have none.
         **options: of `Quantizer`.
 
     Attributes:
@@ -57,19 +58,23 @@ class AffineQuantizer(Quantizer):
         spec: Spec,
         *,
         estimator: str | None = None,
-        ewgs_factor: float = 1e-3,
+        ewgs_factor: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(spec, **options)
         chosen = estimator or self.estimator
         check_among("estimator", chosen, self.estimators)
-        number = isinstance(ewgs_factor, float | int) and ewgs_factor >= 0
-        check("ewgs_factor", ewgs_factor, number, "a number, not negative")
+        if ewgs_factor is None:
+            ewgs_factor = 1e-3 if chosen == "ewgs" else 0.0
+        else:
+            check("ewgs_factor", ewgs_factor, chosen == "ewgs", "left out unless estimator is ewgs")
+        fits = is_number(ewgs_factor) and ewgs_factor >= 0
+        check("ewgs_factor", ewgs_factor, fits, "a number, not negative")
         self.affine = replace(
             self.make_affine(),
             axis=self.spec.axis if self.per_channel else None,
             estimator=chosen,  # type: ignore[arg-type]  # checked above
-            delta=ewgs_factor / (2**spec.bits - 1) if chosen == "ewgs" else 0.0,
+            delta=ewgs_factor / (2**spec.bits - 1),
         )
         self.low, self.high = self.affine.low, self.affine.high
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_whole
 from tr_det.core.ops import FREE, Affine
 from tr_det.core.quantizers.pool import Pool, alone
 from tr_det.core.quantizers.sign import OpenSign
@@ -57,8 +57,8 @@ class Quantizer(OpenSign):
     def __init__(self, spec: Spec, *, learn_scale: bool = True, per_channel: bool = False) -> None:
         super().__init__()
         name = type(self).__name__
-        whole = isinstance(spec.bits, int) and not isinstance(spec.bits, bool)
-        check("bits", spec.bits, whole and 1 <= spec.bits <= 8, "an integer from 1 to 8")
+        fits = is_whole(spec.bits) and 1 <= spec.bits <= 8
+        check("bits", spec.bits, fits, "an integer from 1 to 8")
         check("role", spec.role, spec.role in self.roles, f"one of {list(self.roles)} for {name}")
         for key, value in (("learn_scale", learn_scale), ("per_channel", per_channel)):
             check(key, value, isinstance(value, bool), "True or False")

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.ops import SCALE_FLOOR, Affine, affine_quantize, applied
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.moments import first_range
@@ -113,8 +113,7 @@ class DSQ(AffineQuantizer):
     estimators = ("clip",)
 
     def __init__(self, spec: Spec, *, alpha: float = 0.2, **options: Any) -> None:
-        number = isinstance(alpha, float | int) and 0 < alpha < 0.5
-        check("alpha", alpha, number, "in (0, 0.5)")
+        check("alpha", alpha, is_number(alpha) and 0 < alpha < 0.5, "in (0, 0.5)")
         super().__init__(spec, **options)
         self.first_alpha = alpha
         self.lower, self.upper = self.new_parameter(), self.new_parameter()

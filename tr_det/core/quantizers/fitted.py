@@ -1,9 +1,9 @@
 """The base of weight quantizers whose levels are fitted to the weights, with proximal maps.
 
-With a map of `tr_det.core.prox` this is PARQ's AProx, equal to its authors' optimizer to the bit.
-Levels are fitted after every ``period``-th update. In evaluation, and after the end of a map's
-schedule, weights are at their levels. Before its start, and before the first update of a run, they
-are in full precision.
+Levels are fitted after every ``period``-th update. With a map of `tr_det.core.prox` this is PARQ's
+AProx, equal to its authors' optimizer to the bit: in training, weights are in full precision before
+the first update and before the start of the map's schedule, and at their levels after its end. In
+evaluation, and without a map, they always are.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check, check_among
+from tr_det.core.errors import check, check_among, is_number, is_whole
 from tr_det.core.ops import pass_gradient
 from tr_det.core.prox import PROX_MAPS
 from tr_det.core.quantizers.base import Quantizer
 from tr_det.core.quantizers.pool import Pool
 from tr_det.core.quantizers.spec import Spec
+
+HARD = "hard"
+"""No map: weights are always at their levels."""
 
 
 class FittedQuantizer(Quantizer):
@@ -27,11 +30,11 @@ class FittedQuantizer(Quantizer):
     Args:
         spec: a weight.
         period: updates between two fits, >= 1; 0 keeps those of the calibration.
-        prox: between latent weights and levels in training: ``"hard"``, ``"parq"`` or
-            ``"binary_relax"``.
-        start: share of the run after which a map other than "hard" begins, in [0, 1).
+        prox: the map between latent weights and levels in training, ``"parq"`` or
+            ``"binary_relax"``; ``"hard"`` for none.
+        start: share of the run after which the map begins, in [0, 1).
         end: share after which it is hard, in (start, 1].
-        steepness: of PARQ's schedule, > 0; below 1 it is nearly a line.
+        steepness: of PARQ's schedule, in (0, 100]; below 1 it is nearly a line.
         **options: of the other base class.
     """
 
@@ -43,26 +46,26 @@ class FittedQuantizer(Quantizer):
         spec: Spec,
         *,
         period: int = 1,
-        prox: str = "hard",
+        prox: str = HARD,
         start: float = 0.0,
         end: float = 1.0,
         steepness: float = 10.0,
         **options: Any,
     ) -> None:
-        whole = isinstance(period, int) and not isinstance(period, bool)
-        check("period", period, whole and period >= 0, "an integer, not negative")
-        check_among("prox", prox, PROX_MAPS)
+        check("period", period, is_whole(period) and period >= 0, "an integer, not negative")
+        check_among("prox", prox, (HARD, *PROX_MAPS))
         for key, value in (("start", start), ("end", end), ("steepness", steepness)):
-            number = isinstance(value, float | int) and not isinstance(value, bool)
-            check(key, value, number, "a number")
+            check(key, value, is_number(value), "a number")
         check("end", end, 0 <= start < end <= 1, f"above start, {start}, both in [0, 1]")
-        check("steepness", steepness, steepness > 0, "positive")
+        check("steepness", steepness, 0 < steepness <= 100, "in (0, 100]")
+        scheduled = (start, end, steepness) != (0, 1, 10)
+        allowed = f"one of {sorted(PROX_MAPS)} where start, end or steepness are given"
+        check("prox", prox, prox != HARD or not scheduled, allowed)
         check("signed", spec.signed, spec.signed, "True for weights whose levels are fitted")
         super().__init__(spec, **options)
         self.period, self.prox = period, prox
         self.start, self.end, self.steepness = start, end, steepness
-        self.soft = prox != "hard"
-        self.is_fresh = True
+        self.soft = prox != HARD
         self._softness: float | None = 0.0  # None: before the start
 
     def fit(self, x: Tensor) -> None:
@@ -85,12 +88,11 @@ class FittedQuantizer(Quantizer):
 
     def end_update(self, step: int, total: int, weight: Tensor | None = None) -> None:
         """Fit the levels to the weight, after the first update and every ``period`` more."""
-        if weight is not None and self._fits_at(step):
+        if weight is not None and self.period > 0 and (step - 1) % self.period == 0:
             self._fit(weight)
 
     def anneal(self, step: int, total: int) -> None:
         """Set the position in the map's schedule."""
-        self.is_fresh = step == 0 or self._fits_at(step)
         n, start, end = step - 1, self.start * total, self.end * total
         if not self.soft or n >= end:
             self._softness = 0.0
@@ -103,9 +105,6 @@ class FittedQuantizer(Quantizer):
         """Fit the levels."""
         if x.numel():
             self._fit(x)
-
-    def _fits_at(self, step: int) -> bool:
-        return self.period > 0 and (step - 1) % self.period == 0
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:

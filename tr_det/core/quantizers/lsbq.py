@@ -16,7 +16,8 @@ The gradient passes everywhere (PARQ: the exact gradient at w_q, no mask); the l
 Deviations from the papers:
   * the levels are refitted after updates, not computed in each forward;
   * w_q is the nearest level. PARQ's code takes the sum of the fit's own signs right after a fit,
-    which for some weights is a farther level from three bits on; that is an option.
+    which for some weights is a farther level from three bits on; that is an option where levels
+    are fitted after every update.
 """
 
 from __future__ import annotations
@@ -39,11 +40,10 @@ class _Levels(Quantizer):
 
     magnitudes: Tensor
     own_signs: bool
-    is_fresh: bool
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the level of each element."""
-        if self.training and self.own_signs and self.is_fresh:
+        if self.training and self.own_signs:
             with torch.no_grad():
                 signed = self.from_rows(self._by_signs(self.by_channel(x.float())), x)
             return pass_gradient(x, signed.to(x.dtype))
@@ -55,7 +55,7 @@ class _Levels(Quantizer):
         levels = self._levels()
         midpoints = (levels[:, 1:] + levels[:, :-1]) / 2
         rows = self.by_channel(x.float())
-        if self.own_signs and self.is_fresh:
+        if self.own_signs:
             rows = self._by_signs(rows)
         # At a midpoint the upper level, as sgn(0) = +1.
         found = torch.searchsorted(midpoints, rows.contiguous(), right=True)
@@ -103,8 +103,8 @@ class LSBQ(FittedQuantizer, _Levels):
     Args:
         spec: a weight.
         optimal: the least-squares optimum instead of the greedy fit; 1 or 2 bits.
-        own_signs: in forwards right after a fit each weight has the sum of the fit's signs, not the
-            nearest level: PARQ's code to the bit. Codes then need not ascend with the weights.
+        own_signs: each weight has the sum of the fit's signs, not the nearest level: PARQ's code to
+            the bit. Codes then need not ascend with the weights; ``period`` must be 1.
         **options: of `FittedQuantizer` and `Quantizer`; ``learn_scale`` has no effect.
 
     Attributes:
@@ -124,6 +124,8 @@ class LSBQ(FittedQuantizer, _Levels):
             check(key, value, isinstance(value, bool), "True or False")
         check("optimal", optimal, not optimal or spec.bits <= 2, "False from 3 bits on")
         super().__init__(spec, **options)
+        fits = not own_signs or self.period == 1
+        check("own_signs", own_signs, fits, "False unless period is 1: they are those of a fit")
         self.optimal, self.own_signs = optimal, own_signs
         self.register_buffer("magnitudes", self.unset(self.bits))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.fitted import FittedQuantizer
@@ -50,8 +50,8 @@ class MinMax(FittedQuantizer, AffineQuantizer):
 
     def __init__(self, spec: Spec, *, percentile: float = 100.0, **options: Any) -> None:
         check("bits", spec.bits, spec.bits > 1, "from 2 to 8 with minmax")
-        number = isinstance(percentile, float | int) and 0 < percentile <= 100
-        check("percentile", percentile, number, "in (0, 100]")
+        fits = is_number(percentile) and 0 < percentile <= 100
+        check("percentile", percentile, fits, "in (0, 100]")
         super().__init__(spec, **options)
         self.percentile = percentile
         self.register_buffer("reach", self.unset())

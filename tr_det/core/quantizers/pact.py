@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.moments import three_deviations
@@ -62,9 +62,9 @@ class PACT(AffineQuantizer):
     ) -> None:
         binary = spec.bits == 1 and spec.signed
         check("bits", spec.bits, not binary, "from 2 to 8 for signed data with pact")
-        fits = initial is None or (_is_number(initial) and initial > 0)
+        fits = initial is None or (is_number(initial) and initial > 0)
         check("initial", initial, fits, "a positive number or None")
-        check("decay", decay, _is_number(decay) and decay >= 0, "a number, not negative")
+        check("decay", decay, is_number(decay) and decay >= 0, "a number, not negative")
         super().__init__(spec, **options)
         self.initial, self.decay = initial, decay
         self.alpha = self.new_parameter()
@@ -88,7 +88,3 @@ class PACT(AffineQuantizer):
     def param_options(self) -> dict[str, Any]:
         """Return the decay, if there is one."""
         return {"weight_decay": self.decay} if self.decay > 0 else {}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

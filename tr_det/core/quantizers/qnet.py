@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.ops import (
     SCALE_FLOOR,
     Affine,
@@ -147,8 +147,7 @@ class QuantizationNetwork(Quantizer):
     ) -> None:
         first, last = temperature_start, temperature_end
         for key, value in (("temperature_start", first), ("temperature_end", last)):
-            number = isinstance(value, float | int) and not isinstance(value, bool)
-            check(key, value, number and 0 < value < float("inf"), "a positive number")
+            check(key, value, is_number(value) and value > 0, "a positive number")
         check("temperature_end", last, last >= first, f"at least temperature_start, {first}")
         super().__init__(spec, **options)
         self.temperature_start, self.temperature_end = first, last

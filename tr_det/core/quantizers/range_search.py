@@ -25,6 +25,7 @@ def best_scale(rows: Tensor, low: int, high: int) -> Tensor:
 
     Nagel et al., ICML 2022: the candidates are i/100 of max|x|, i = 1..100, divided by the largest
     code; the error is that of rounding, then clipping; of equal ones the smallest scale is taken.
+    Their code takes max|x| + 0.5, which is coarse for small weights; here nothing is added.
 
     Args:
         rows: shape (scales, elements), at least one element; the caller draws a sample of many.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 from tr_det.core.ops import Affine
 from tr_det.core.quantizers.affine import AffineQuantizer
 from tr_det.core.quantizers.pool import Pool
@@ -58,8 +58,7 @@ class RunningMinMax(AffineQuantizer):
     def __init__(self, spec: Spec, *, momentum: float = 0.1, **options: Any) -> None:
         binary = spec.bits == 1 and spec.signed
         check("bits", spec.bits, not binary, "from 2 to 8 for signed data with running_minmax")
-        number = isinstance(momentum, float | int) and 0 < momentum <= 1
-        check("momentum", momentum, number, "in (0, 1]")
+        check("momentum", momentum, is_number(momentum) and 0 < momentum <= 1, "in (0, 1]")
         super().__init__(spec, **options)
         self.momentum = momentum
         self.register_buffer("range", torch.full((2,), torch.nan))

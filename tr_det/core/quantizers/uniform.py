@@ -4,11 +4,11 @@ The quantizers of *PARQ: Piecewise-Affine Regularized Quantization*, Jin et al.,
 its authors' code: with q_max = min(b mean|w|, max|w|), or max|w|,
 
     half     s = q_max / (2^{b-1} - 1/2),  w_q = s (round(clip(w, +-q_max) / s - 1/2) + 1/2)
-    narrow   s = q_max / (2^{b-1} - 1),    w_q = s round(w / s),  2^b - 1 levels, zero among them
+    narrow   s = q_max / (2^{b-1} - 1),    w_q = s round(clip(w, +-q_max) / s),  2^b - 1 levels
     full     s = q_max / (2^{b-1} - 1/2),  w_q = s clip(round(w / s), -2^{b-1}, 2^{b-1} - 1)
 
-"half" has 2^b levels, none of them zero, and is the paper's; "full" is torchao's integer grid. The
-levels are in units of w, so no scale need follow. The gradient passes everywhere.
+"half" has 2^b levels, none of them zero, and is the paper's; "narrow" has zero; "full" is torchao's
+integer grid. The levels are in units of w, so no scale need follow. The gradient passes everywhere.
 
 Deviation from the authors' code: "full" divides by s where theirs multiplies by 1 / s.
 """

@@ -11,7 +11,7 @@ from fvcore.common.param_scheduler import (
     StepParamScheduler,
 )
 
-from tr_det.core.errors import ConfigError, check
+from tr_det.core.errors import ConfigError, check, is_whole
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
 """Schedules known by name; any fvcore ``ParamScheduler`` that starts at 1 can be given instead."""
@@ -48,8 +48,7 @@ class TargetSchedule:
             ("total_steps", total_steps, 1, None),
             ("tr_warmup", warmup_steps, 0, total_steps),
         ):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            fits = whole and value >= low and (high is None or value < high)
+            fits = is_whole(value) and value >= low and (high is None or value < high)
             below = "" if high is None else f", below total_steps ({high})"
             check(key, value, fits, f"an integer of at least {low}{below}")
         self.total_steps = total_steps

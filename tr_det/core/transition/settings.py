@@ -14,7 +14,7 @@ from typing import Any
 
 from fvcore.common.param_scheduler import ParamScheduler
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number, is_whole
 from tr_det.core.transition.auto import AUTO
 from tr_det.core.transition.pi import default_momentum
 from tr_det.core.transition.rules import UPDATE_RULES
@@ -58,11 +58,6 @@ def _choice(default: str, meaning: str, names: Iterable[str]) -> Any:
     return _knob(default, meaning, f"one of {known}", lambda value: value in known)
 
 
-def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TransitionSettings:
     """The settings of one optimizer.
@@ -81,14 +76,14 @@ class TransitionSettings:
         "lambda: the first target TR of a layer with b-bit weights is lambda * sqrt(b). 'auto' "
         "finds it in the first updates.",
         f"in (0, 1], or {AUTO!r}",
-        lambda value: value == AUTO or (_is_number(value) and 0 < value <= 1),
+        lambda value: value == AUTO or (is_number(value) and 0 < value <= 1),
         stands_for=(-1.0, AUTO),
     )
     momentum: float | None = _knob(
         0.99,
         "m: momentum of the running TR; None derives it from the run's length.",
         "None or in [0, 1)",
-        lambda value: value is None or (_is_number(value) and 0 <= value < 1),
+        lambda value: value is None or (is_number(value) and 0 <= value < 1),
         stands_for=(-1.0, None),
     )
     schedule: str | ParamScheduler = _knob(
@@ -102,13 +97,13 @@ class TransitionSettings:
         0,
         "Updates over which the target first rises from 0.",
         "an integer, not negative",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        lambda value: is_whole(value) and value >= 0,
     )
     final: float = _knob(
         0.0,
         "Last target TR, approached instead of 0 (Table S6).",
         "in [0, 1]",
-        lambda value: _is_number(value) and 0 <= value <= 1,
+        lambda value: is_number(value) and 0 <= value <= 1,
     )
     update: str = _choice(
         "additive",
@@ -140,7 +135,7 @@ class TransitionSettings:
         "eta of the additive rule; None means the base learning rate, as in the paper. Short runs "
         "need a larger one, about lr / (R_0 * T / 20).",
         "None, or finite and not negative",
-        lambda value: value is None or (_is_number(value) and value >= 0),
+        lambda value: value is None or (is_number(value) and value >= 0),
         stands_for=(0.0, None),
     )
     decay: str = _choice(
