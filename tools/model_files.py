@@ -64,7 +64,8 @@ def read_side(config: Path, opts: Sequence[str] = (), device: str = "cpu", task:
 def _detector(path: Path, opts: Sequence[str], device: str) -> Side:
     require(path, "detectron2")
     from tr_det.detection import QuantCheckpointer
-    from tr_det.detection.export import detector_metadata, fresh_detector, load_config_for_cpu
+    from tr_det.detection.config.reading import load_config_for_cpu
+    from tr_det.detection.export import detector_metadata, fresh_detector
 
     cfg = load_config_for_cpu(path, opts)
     cfg.MODEL.DEVICE = device

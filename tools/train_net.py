@@ -26,7 +26,8 @@ from tr_det.detection.engine.calibration import update_norms
 from tr_det.detection.engine.processes import run_processes
 from tr_det.detection.engine.resume import make_way
 from tr_det.runtime.cli import one_line_errors
-from tr_det.runtime.processes import only_writer, restarted
+from tr_det.runtime.processes import from_first, only_writer, rank, restarted
+from tr_det.runtime.run_folder import evaluated_checkpoint
 from tr_det.runtime.signals import held
 
 
@@ -42,7 +43,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS``.
+    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, what the run in ``OUTPUT_DIR`` has given.
 
     A model without scales is calibrated first; with TEST.PRECISE_BN batch norms are measured again.
     """
@@ -50,7 +51,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     checkpointer = QuantCheckpointer(
         model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
     )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    own = from_first(evaluated_checkpoint(cfg.OUTPUT_DIR) if resume and rank() == 0 else "")
+    checkpointer.load(own or cfg.MODEL.WEIGHTS, checkpointables=[])
     if not is_calibrated(model):
         calibrate(model, QuantTrainer.build_train_loader(cfg), cfg.MODEL.QUANT.CALIBRATION_BATCHES)
     elif cfg.TEST.PRECISE_BN.ENABLED:

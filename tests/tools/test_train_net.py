@@ -134,3 +134,18 @@ def test_eval_only_calibrates_a_full_precision_checkpoint(run, make_config, tmp_
         "Scales and batch norms are of 2 batches"
         in (tmp_path / "out/inference/log.txt").read_text()
     )
+
+
+def test_eval_only_of_a_run_sees_what_the_run_has_evaluated(run, make_config, tmp_path):
+    cfg = make_config("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    model = QuantTrainer.build_model(cfg)
+    calibrate(model, QuantTrainer.build_train_loader(cfg), 1)
+    checkpointer = QuantCheckpointer(model, str(tmp_path / "out"))
+    for name in ("model_averaged", "model_final"):
+        checkpointer.save(name)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    status, _ = run("--config-file", tmp_path / "config.yaml", "--eval-only", "--resume")
+    assert status == 0
+    log = (tmp_path / "out/inference/log.txt").read_text()
+    assert "out/model_averaged.pth" in log
+    assert "out/model_final.pth" not in log

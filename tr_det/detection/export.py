@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tr_det.core.errors import check_among
 from tr_det.detection.checkpoint.checkpointer import QuantCheckpointer
-from tr_det.detection.config.reading import load_config
+from tr_det.detection.config.reading import load_config_for_cpu
 from tr_det.detection.data.datasets import check_datasets, named_dataset_errors
 from tr_det.detection.engine.trainer import QuantTrainer
 from tr_det.export.metadata import COLORS, DetectorSpec, InputSpec, Metadata, ShortestEdge
@@ -187,13 +187,6 @@ def detector_subject(
         images=lambda count: itertools.islice(network_inputs(model, _test_loader(cfg)), count),
         fresh=lambda: fresh_detector(cfg),
     )
-
-
-def load_config_for_cpu(path: str | Path, pairs: Sequence[str]) -> CfgNode:
-    """Return the config of a file and ``KEY VALUE`` pairs, on the CPU whatever they say."""
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", *pairs])  # there may be no GPU to check for
-    cfg.MODEL.DEVICE = "cpu"
-    return cfg
 
 
 def fresh_detector(cfg: CfgNode) -> tuple[nn.Module, DetectorNet]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -102,19 +103,24 @@ def batch_size_named(key: str, value: int) -> Iterator[None]:
 
 def share_statistics(model: nn.Module) -> None:
     """Give every process the first one's, which are those of the checkpoint."""
-    take_from_first(_statistics(model))
+    take_from_first(itertools.chain.from_iterable(_statistics(model)))
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Give every process the mean over all of them; each has measured its share of the data."""
+    """Give every process the statistics of all data; each has measured an equal share of them."""
     if processes() > 1:
-        for statistic in _statistics(model):
-            dist.all_reduce(statistic)
-            statistic /= processes()
+        for mean, variance in _statistics(model):
+            moments = torch.stack((mean, variance + mean.square()))
+            dist.all_reduce(moments)
+            moments /= processes()
+            mean.copy_(moments[0])
+            variance.copy_(moments[1] - mean.square())
 
 
-def _statistics(model: nn.Module) -> Iterator[Tensor]:
+def _statistics(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield running mean and variance of each batch norm that has them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            statistics = (module.running_mean, module.running_var)
-            yield from (statistic for statistic in statistics if statistic is not None)
+            mean, variance = module.running_mean, module.running_var
+            if mean is not None and variance is not None:
+                yield mean, variance

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tr_det.core.errors import check
+
 
 @contextmanager
 def torchrun_processes() -> Iterator[None]:
@@ -49,6 +51,9 @@ def join(local_rank: int, **options: Any) -> None:
     """
     has_gpu = torch.cuda.is_available()
     if has_gpu:
+        count = torch.cuda.device_count()
+        allowed = f"at most {count}, the visible GPUs"
+        check("--nproc-per-node", local_rank + 1, local_rank < count, allowed)
         torch.cuda.set_device(local_rank)
     # The others wait as long as the first one takes to score detections.
     options = {"timeout": timedelta(minutes=30), **options}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tr_det.runtime.damage import is_whole
 from tr_det.runtime.files import write_text
+from tr_det.runtime.metrics import METRICS
+from tr_det.runtime.results import RESULTS
 
 FINAL = "model_final"
 """Checkpoint of a run's end, as Detectron2 names it."""
@@ -74,15 +76,16 @@ def set_aside(folder: str | Path, *others: str, last: str = "model_*.pth") -> No
     """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
 
     So a new run is not resumed from them, and nothing is lost. Folders of still earlier runs stay.
+    Nothing is moved where there are neither checkpoints nor records or results.
 
     Args:
         folder: of the run.
         *others: patterns of the other files' names.
-        last: pattern of what is moved last. Where there is none, nothing is moved.
+        last: pattern of what is moved last.
     """
     folder = Path(folder)
     old, note = list(folder.glob(last)), folder / LAST
-    if not old:
+    if not (old or (folder / METRICS).is_file() or (folder / RESULTS).is_file()):
         return
     number = 1
     while (earlier := folder / f"{EARLIER}{number}").exists():

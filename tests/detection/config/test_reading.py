@@ -6,7 +6,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.model_zoo import get_config_file
 
 from tr_det.detection import env
-from tr_det.detection.config.reading import load_config, read_tree
+from tr_det.detection.config.reading import load_config, load_config_for_cpu, read_tree
 
 CPU = ["MODEL.DEVICE", "cpu"]
 
@@ -108,3 +108,10 @@ def test_a_mistake_in_a_config_is_named(write, text, message):
 def test_a_mistake_on_the_command_line_is_named(write, pair, message):
     with pytest.raises(ValueError, match=message):
         load_config(write("a.yaml", "SOLVER: {BASE_LR: 1}"), [*CPU, *pair])
+
+
+def test_a_trained_detector_is_read_where_its_gpu_and_its_start_are_not(write):
+    text = "MODEL: {DEVICE: 'cuda:99', TIMM: {WEIGHTS: gone.pth}}\n"
+    text += "SOLVER: {AMP: {ENABLED: True, DTYPE: float16}}"
+    cfg = load_config_for_cpu(write("config.yaml", text))
+    assert (cfg.MODEL.DEVICE, cfg.MODEL.TIMM.WEIGHTS, cfg.SOLVER.AMP.ENABLED) == ("cpu", "", False)

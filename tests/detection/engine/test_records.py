@@ -100,6 +100,18 @@ def test_a_killed_run_ends_like_the_one_that_was_not(make, whole, where, name, c
     assert written(folder) == written(whole)
 
 
+def test_the_learning_rate_of_what_is_not_quantized_is_recorded(make, whole):
+    cfg = make("whole")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler, rates = QuantTrainer.build_lr_scheduler(cfg, optimizer), []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    recorded = {row["iteration"]: row["lr"] for row in rows(whole) if "lr" in row}
+    assert recorded == {place: pytest.approx(rates[place]) for place in recorded} != {}
+
+
 def test_a_users_own_writer_of_json_stays(tmp_path):
     class Elsewhere(JSONWriter):
         pass

@@ -175,7 +175,8 @@ def test_a_checkpoint_without_run_state_goes_on_with_a_warning(whole, tmp_path, 
     ("key", "value", "message"),
     [
         ("SOLVER.IMS_PER_BATCH", 3, "had 1 processes and 2 images per iteration"),
-        ("SOLVER.BASE_LR", 0.5, "SOLVER.BASE_LR=0.5 has no effect: the resumed run goes on with"),
+        ("SOLVER.BASE_LR", 0.5, "goes on with its own: initial_lr 0.001 instead of 0.5"),
+        ("SOLVER.WEIGHT_DECAY", 0.25, "goes on with its own: weight_decay 0.0001 instead of 0.25"),
     ],
 )
 def test_what_a_resumed_run_does_not_follow_is_reported(

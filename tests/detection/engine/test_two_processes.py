@@ -95,12 +95,14 @@ def test_weights_were_held(run):
     assert any((v != FREE).any() for key, v in state.items() if key.endswith(".held"))
 
 
-def test_calibration_averages_batch_norm_over_the_processes(found):
-    for index in (0, 1):
-        own = [rank["own"][index] for rank in found]
-        assert not torch.equal(*own)
-        for rank in found:
-            torch.testing.assert_close(rank["averaged"][index], (own[0] + own[1]) / 2)
+def test_calibration_measures_batch_norm_over_the_data_of_all_processes(found):
+    means, variances = (torch.stack([rank["own"][i] for rank in found]).double() for i in (0, 1))
+    assert not torch.equal(*means)
+    within, between = variances.mean(0), means.var(0, correction=0)
+    for rank in found:
+        mean, variance = rank["averaged"]
+        torch.testing.assert_close(mean.double(), means.mean(0))
+        torch.testing.assert_close(variance.double(), within + between)
 
 
 def test_all_processes_evaluate_with_the_statistics_that_the_first_one_saves(found):

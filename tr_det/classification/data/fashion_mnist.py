@@ -20,17 +20,6 @@ class FashionMNIST(datasets.FashionMNIST):
     So they lie after Debian's `dataset-fashion-mnist` was installed.
     """
 
-    def download(self) -> None:
-        """Download the files, unless they are there.
-
-        Raises:
-            OSError: it could not.
-        """
-        try:
-            super().download()
-        except RuntimeError as error:
-            raise OSError(f"data.download: {error}") from None
-
     def _check_exists(self) -> bool:
         names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in (IMAGES, LABELS)]
         return all(self._file(name) for name in names)

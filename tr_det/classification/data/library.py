@@ -52,7 +52,10 @@ class Library:
         resize = [] if size == self.side else [transforms.Resize(size, scale)]
         if config.download:
             if rank() == 0:
-                kind(config.root, download=True)
+                try:
+                    kind(config.root, download=True)
+                except RuntimeError as error:
+                    raise OSError(f"data.download: {error}") from None
             wait_for_all()
 
         def images(train: bool, augmented: bool) -> Images:

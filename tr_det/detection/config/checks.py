@@ -72,7 +72,7 @@ def check_evaluated(cfg: CfgNode, resume: bool) -> None:
 
     Args:
         cfg: the config.
-        resume: the run's last checkpoint is to be evaluated, not ``MODEL.WEIGHTS``.
+        resume: what the run has given is to be evaluated, not ``MODEL.WEIGHTS``.
     """
     if not resume:
         check("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, bool(cfg.MODEL.WEIGHTS), "given to --eval-only")
@@ -140,8 +140,10 @@ def _check_device(cfg: CfgNode) -> None:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError("MODEL.DEVICE", name, "'cpu', 'cuda' or 'cuda:N'") from None
-    visible = device.type != "cuda" or torch.cuda.is_available()
-    check("MODEL.DEVICE", name, visible, "'cpu', as no GPU is visible")
+    gpus = torch.cuda.device_count()
+    there = device.type != "cuda" or (device.index or 0) < gpus
+    allowed = f"'cuda', or 'cuda:N' with N below {gpus}" if gpus else "'cpu', as no GPU is visible"
+    check("MODEL.DEVICE", name, there, allowed)
     parts = ("RESNETS", "FPN", *["TIMM"] * has_timm_backbone(cfg))
     for part in parts if device.type == "cpu" and comm.get_world_size() > 1 else ():
         norm = cfg.MODEL[part].NORM

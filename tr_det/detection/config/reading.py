@@ -81,6 +81,16 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
     return cfg
 
 
+def load_config_for_cpu(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
+    """Return the config of a trained detector, to be built on a CPU and loaded.
+
+    There may be no GPU here, and no file that its backbone's weights came from.
+    """
+    cfg = load_config(path, [*pairs, "MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"])
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    return cfg
+
+
 def read_tree(path: str | Path) -> dict[str, Any]:
     """Return what a YAML file and those that it builds on set; nothing in them is run.
 

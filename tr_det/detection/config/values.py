@@ -158,6 +158,7 @@ VALUES: dict[str, Range] = {
     "TEST.EVAL_PERIOD": COUNT,
     "TEST.PRECISE_BN.NUM_ITER": SIZE,
     "TEST.AUG.ENABLED": Range(lambda v: not v, "False; test-time augmentation is not supported"),
+    "OUTPUT_DIR": Range(lambda v: v.strip() != "", "the name of a folder"),
     "SEED": Range(lambda v: type(v) is int and v < 2**31, "below 2**31; negative draws one"),
     "VIS_PERIOD": COUNT,
 }

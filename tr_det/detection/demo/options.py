@@ -21,6 +21,8 @@ LEARNING_RATES = {"SGD": 0.01, "Adagrad": 0.01, "RMSprop": 1e-4}
 
 OWN_KEYS = {
     "OUTPUT_DIR": "use --output",
+    "DATASETS.TEST": "use --data",
+    "MODEL.WEIGHTS": "use tools/train_net.py",
     "MODEL.QUANT.ENABLED": "for full precision use tools/train_net.py",
     "MODEL.QUANT.WEIGHT_BITS": "use --bits",
     "MODEL.QUANT.ACT_BITS": "use --bits",

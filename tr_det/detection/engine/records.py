@@ -48,6 +48,18 @@ def own_writers(writers: list[EventWriter]) -> list[EventWriter]:
     return own
 
 
+class LearningRate(hooks.LRScheduler):  # type: ignore[misc]
+    """Steps the schedule, and records the learning rate of what is not quantized.
+
+    Detectron2's records that of the largest group, which often is the quantizers', a tenth.
+    """
+
+    def before_train(self) -> None:
+        """Take the first group, which is an ordinary one."""
+        super().before_train()
+        self._best_param_group_id = 0
+
+
 class Records(HookBase):
     """Appends what is new in the EventStorage to metrics.json, as Detectron2's JSONWriter does.
 

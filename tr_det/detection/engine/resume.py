@@ -22,6 +22,8 @@ from tr_det.runtime.results import RESULTS
 from tr_det.runtime.rng import seed_step
 from tr_det.runtime.run_folder import last_checkpoint, set_aside
 
+_OPTIONS = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "alpha", "eps")
+"""Options of parameter groups that are constant over a run."""
 OF_A_RUN = (METRICS, RESULTS, "config.yaml", "log.txt*", "events.out.tfevents.*")
 """What a run's folder has beside its checkpoints."""
 
@@ -167,12 +169,16 @@ def check_resumed_groups(
             f"SOLVER.OPTIMIZER={cfg.SOLVER.OPTIMIZER!r}: the run to resume was TR-scheduled; "
             "resume with the optimizer that it was started with"
         )
-    saved_rate, own_rate = (groups[0].get("initial_lr") for groups in (saved, own))
-    if None not in (saved_rate, own_rate) and saved_rate != own_rate:
+    changed = {
+        f"{key} {theirs[key]} instead of {ours[key]}": None
+        for theirs, ours in zip(saved, own, strict=False)
+        for key in _OPTIONS
+        if key in theirs and key in ours and theirs[key] != ours[key]
+    }
+    if changed:
         logging.getLogger(__name__).warning(
-            "SOLVER.BASE_LR=%g has no effect: the resumed run goes on with its own, %g",
-            own_rate,
-            saved_rate,
+            "These values of SOLVER have no effect, the resumed run goes on with its own: %s",
+            ", ".join(changed),
         )
 
 

@@ -21,7 +21,13 @@ from tr_det.detection.data.loader import build_train_loader
 from tr_det.detection.engine.amp import build_loop
 from tr_det.detection.engine.calibration import RepeatablePreciseBN
 from tr_det.detection.engine.ending import EndOnSignal, mistakes_in_one_line
-from tr_det.detection.engine.records import Checkpoints, Evaluation, Records, own_writers
+from tr_det.detection.engine.records import (
+    Checkpoints,
+    Evaluation,
+    LearningRate,
+    Records,
+    own_writers,
+)
 from tr_det.detection.engine.results import ResultsWriter
 from tr_det.detection.engine.resume import RunState, check_resumed_groups, repeatable_scripts
 from tr_det.detection.modeling.cost import log_cost
@@ -130,6 +136,8 @@ class QuantTrainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._writers = own_writers(hook._writers)
                 hook._period = min(hook._period, logs)
+            elif isinstance(hook, hooks.LRScheduler):
+                hook = LearningRate()
             elif isinstance(hook, hooks.PreciseBN) and not hook._disabled:
                 loaders.append(hook._data_loader)
                 hook = RepeatablePreciseBN(

@@ -18,6 +18,7 @@ from tr_det.detection.config.timm_input import check_timm
 from tr_det.detection.config.values import check_value
 from tr_det.detection.modeling.quantize import quantize_backbone
 from tr_det.detection.modeling.resnet import build_fpn
+from tr_det.runtime.checkpoint_keys import listed, shortened
 from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.options import parse_pairs
 from tr_det.runtime.timm_models import make_exportable, pretrained_cfg, timm_library
@@ -169,13 +170,9 @@ def load_weights(body: nn.Module, path: str) -> None:
         if saved[key][1].shape != own[key][1].shape
     ]
     if missing or shapes:
-        listed = [
-            f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-            for kind, found in (("missing", missing), ("of another shape", shapes))
-            if found
-        ]
+        problems = listed({"missing": missing, "of another shape": shapes})
         raise ValueError(
-            f"MODEL.TIMM.WEIGHTS={path}: not the weights of this model: keys {'; '.join(listed)}"
+            f"MODEL.TIMM.WEIGHTS={path}: not the weights of this model: keys {problems}"
         )
     body.load_state_dict({own[key][0]: saved[key][1] for key in own if key in saved}, strict=False)
     rest = [key for plain, (key, _) in saved.items() if plain not in own]
@@ -183,7 +180,7 @@ def load_weights(body: nn.Module, path: str) -> None:
         "Weights of the backbone from %s: %d tensors%s",
         path,
         len(wanted),
-        f"; not used: {', '.join(rest[:6])}{', ...' if len(rest) > 6 else ''}" if rest else "",
+        f"; not used: {shortened(rest, 6)}" if rest else "",
     )
 
 

@@ -92,7 +92,7 @@ def optimizer_groups(
     groups = get_default_optimizer_params(model, weight_decay_norm=weight_decay_norm, **options)
     for group in groups:
         group["params"] = [p for p in group["params"] if p not in taken]
-    # Detectron2 logs the learning rate of the group with most parameters.
+    # Our trainer logs the rate of the first group, Detectron2's tools that of the largest.
     ordinary = sorted(
         (group for group in groups if group["params"]), key=lambda group: -len(group["params"])
     )

@@ -69,6 +69,13 @@ def test_images_of_one_name_in_two_folders_are_told_apart(paint, tmp_path):
     assert all((tmp_path / "t/images" / name).is_file() for name in names)
 
 
+@pytest.mark.parametrize("names", [("A.png", "a.png"), ("a.png", "a.png")])
+def test_images_that_some_disks_could_not_tell_apart_are_refused(paint, tmp_path, names):
+    photos = [Photo(paint(name), (Box("a", 1, 1, 9, 9),), "") for name in names]
+    with pytest.raises(ValueError, match=r"^[Aa]\.png: is listed twice, or two images would"):
+        prepare_folder(Source(photos, ("a",), []), tmp_path / "t", Options(), Faults())
+
+
 def test_an_image_that_cannot_be_read_leaves_nothing_behind(voc, tmp_path):
     path = voc / "JPEGImages/a3.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -174,11 +174,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     if len({path.name.lower() for path in paths}) == len(paths):
         return [path.name for path in paths]
     parts = [path.parts for path in paths]
-    shared = next(i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1)
+    levels = [len(set(level)) for level in zip(*parts, strict=False)]
+    shared = next((i for i, count in enumerate(levels) if count > 1), len(levels) - 1)
     names = ["_".join(path[shared:]) for path in parts]
-    if len({name.lower() for name in names}) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"{twice}: is listed twice, or two images would have this name")
+    counts = Counter(name.lower() for name in names)
+    for name in names:
+        if counts[name.lower()] > 1:
+            raise ValueError(f"{name}: is listed twice, or two images would have this name")
     return names
 
 
