@@ -87,7 +87,11 @@ def read_categories(file: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)  # a config is read several times in a process
 def _categories(file: str, time: int, size: int) -> tuple[str, ...]:
-    coco = _read(file)
+    return categories_of(_read(file), file)
+
+
+def categories_of(coco: Any, file: str) -> tuple[str, ...]:
+    """Return the same of a file's content."""
     found = coco.get("categories") if isinstance(coco, dict) else None
     entries = found if isinstance(found, list) else []
     whole = all(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tr_det.core.errors import check
-from tr_det.detection.data.coco_file import PARTS, read_categories
+from tr_det.detection.data.coco_file import PARTS, categories_of
 from tr_det.detection.data.prepare.source import (
     Box,
     Faults,
@@ -42,7 +42,7 @@ def read_coco(source: Path, faults: Faults) -> Source:
     # A file in annotations/ speaks of images in folders beside it.
     base = root.parent if source.is_file() and root.name == "annotations" else root
     images = ImageFiles(base)
-    named = [read_categories(str(file)) for file, _ in tables]
+    named = [categories_of(table, str(file)) for file, table in tables]
     classes = tuple(dict.fromkeys(name for names in named for name in names))
     notes = list(dict.fromkeys(note for names in named for note in merged(names)))
     photos: list[Photo] = []
