@@ -28,7 +28,7 @@ def test_latents_are_those_of_the_first_the_last_and_some_checkpoints_between(ce
     assert list(history.latents) == [3, 12, 21, 30]
     assert history.transition_points.tolist() == [-1.5, -0.5, 0.5]
     config = load_config(cells["SGDT"] / "config.yaml")
-    model, _ = build_network(config, load_data(config.data), published=False)
+    model = build_network(config, load_data(config.data), published=False)
     for update, latents in history.latents.items():
         name = "model_final" if update == 30 else f"model_{update:07d}"
         stored = torch.load(cells["SGDT"] / f"{name}.pth", weights_only=True)

@@ -248,7 +248,7 @@ def test_a_classifier_predicts_in_every_form(classifier_run, call, tmp_path):
 
     config = load_config(classifier_run / "config.yaml")
     data = load_data(config.data)
-    model, _ = build_network(config, data, published=False)
+    model = build_network(config, data, published=False)
     model.load_state_dict(torch.load(classifier_run / "model_final.pth")["model"])
     pixels = np.random.default_rng(0).integers(0, 2, (3, 8, 8), dtype=np.uint8)
     for number, image in enumerate(pixels):

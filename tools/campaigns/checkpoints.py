@@ -73,7 +73,7 @@ def prepare(folder: Path) -> list[Way]:
     detector = QuantTrainer.build_model(cfg)
     config = reading.load_config(folder / tiny.CLASSIFIER)
     data = load_data(config.data)
-    classifier, _ = build_network(config, data, published=False)
+    classifier = build_network(config, data, published=False)
 
     def evaluate_detector(path: Path) -> str:
         QuantCheckpointer(detector).load(str(path))

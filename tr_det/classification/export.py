@@ -87,7 +87,7 @@ def load_config_for_cpu(path: str | Path, pairs: Sequence[str]) -> ClassifierCon
 
 def fresh_classifier(config: ClassifierConfig, data: Data) -> nn.Module:
     """Return a classifier without trained weights, in evaluation."""
-    model, _ = build_network(config, data, published=False)
+    model = build_network(config, data, published=False)
     return model.eval()
 
 

@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(
     assert rows[0] == rows[1]
     assert rows[0][-1]["tr/distance"] > 0
     if name in QUANTIZERS:
-        model, _ = build_network(config, load_data(config.data), published=False)
+        model = build_network(config, load_data(config.data), published=False)
         layer = next(layer for _, layer in quantized_layers(model))
         weight, act = config.quant.weight_quantizer, config.quant.act_quantizer
         assert type(layer.weight_quantizer) is QUANTIZERS[weight]

@@ -135,7 +135,7 @@ def test_resuming_requires_the_same_data_and_reports_other_processes(folder, cap
 def test_an_update_that_the_float16_scaler_skips_moves_no_schedule(folder):
     config = qat("model.pretraining", "", "run.output_dir", "a")
     data = load_data(config.data)
-    trainer = ClassifierTrainer(config, build_network(config, data, published=False)[0], data)
+    trainer = ClassifierTrainer(config, build_network(config, data, published=False), data)
     trainer.scaler = torch.amp.GradScaler("cpu")
     batches = train_batches(data.train, 32, seed=0)
     broken = ((images * float("nan"), labels) for images, labels in batches)

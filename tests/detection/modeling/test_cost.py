@@ -8,8 +8,9 @@ from torch import nn
 
 from tests.tiny import ROOT
 from tr_det.core import QuantConfig, dequantize_layers, quantize_model
+from tr_det.core.nn.storage import storage_mb
 from tr_det.detection.config.reading import load_config
-from tr_det.detection.modeling.cost import counted_macs, log_cost, measure_cost, storage_bits
+from tr_det.detection.modeling.cost import counted_macs, log_cost, measure_cost
 
 
 class DenseParts(nn.Module):
@@ -76,10 +77,10 @@ def test_grouped_transposed_and_linear_layers_by_hand():
 def test_tied_weights_are_counted_once():
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     model[1].weight = model[0].weight
-    assert storage_bits(model) == (64 * 32, 64 * 32)
+    assert storage_mb(model) == (64 * 4e-6, 64 * 4e-6)
     report = quantize_model(model, QuantConfig(weight_bits=4))
     scales = sum(p.numel() for p in model.parameters()) - 64
-    assert storage_bits(model) == (64 * 4 + scales * 32, (64 + scales) * 32)
+    assert storage_mb(model) == ((64 * 4 + scales * 32) / 8e6, (64 + scales) * 4e-6)
     assert report.storage_mb() * 8e6 == 64 * 4
 
 

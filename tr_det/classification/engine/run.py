@@ -19,6 +19,7 @@ from tr_det.classification.data.loader import check_batch_size, train_batches
 from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
 from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
+from tr_det.core.nn.storage import storage_mb
 from tr_det.runtime.calibration import batch_size_named, calibrate
 from tr_det.runtime.checkpoints import StrictCheckpointer
 from tr_det.runtime.configs import parse
@@ -84,7 +85,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
         # All is built before the pretraining is trained, so that mistakes show before that.
         first = pretraining_of(config)
         data = load_data(config.data)
-        model, megabytes = build_network(config, data, published=not checkpoint)
+        model = build_network(config, data, published=not checkpoint)
         loss = build_loss(config, data, model)
         trainer = ClassifierTrainer(config, model, data, loss)
         if checkpoint:
@@ -103,7 +104,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             metrics = trainer.train()
         seconds = time.perf_counter() - began
         measured = {"metrics": metrics, "updates": trainer.total, "seconds": seconds}
-        results = _results(config, model, megabytes, start, measured)
+        results = _results(config, model, start, measured)
         if rank() == 0:
             write_results(results)
         wait_for_all()
@@ -136,7 +137,7 @@ def evaluate_only(
             f"--eval-only: {folder} has no checkpoint; train first, or name one by model.weights"
         )
     data = load_data(config.data)
-    model, megabytes = build_network(config, data, published=not trained)
+    model = build_network(config, data, published=not trained)
     updates = 0
     if path == LIBRARY:
         _log.info("Evaluating the published weights of %s", config.model.name)
@@ -149,7 +150,7 @@ def evaluate_only(
     metrics = evaluate_model(config, model, data)
     seconds = time.perf_counter() - began
     measured = {"metrics": metrics, "updates": updates, "seconds": seconds}
-    results = _results(config, model, megabytes, weights, measured)
+    results = _results(config, model, weights, measured)
     results["paths"]["checkpoint"] = path
     return results
 
@@ -169,15 +170,11 @@ def _train_once(config: ClassifierConfig) -> None:
 
 
 def _results(
-    config: ClassifierConfig,
-    model: nn.Module,
-    megabytes: float,
-    start: str,
-    measured: dict[str, Any],
+    config: ClassifierConfig, model: nn.Module, start: str, measured: dict[str, Any]
 ) -> Results:
     folder, seed = config.run.output_dir, config.run.seed
-    full = sum(p.numel() for p in model.parameters()) * 4e-6
-    cost = {"storage_mb": megabytes, "storage_mb_at_32_bits": full}
+    own, full = storage_mb(model)
+    cost = {"storage_mb": own, "storage_mb_at_32_bits": full}
     paths = {"folder": folder, "checkpoint": evaluated_checkpoint(folder), "start": start}
     records = read_records(Path(folder) / METRICS) if measured["updates"] else []
     return make_results(

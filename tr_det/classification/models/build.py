@@ -18,8 +18,8 @@ from tr_det.runtime.checkpoints import StrictCheckpointer
 _log = logging.getLogger(__name__)
 
 
-def build_network(config: ClassifierConfig, data: Data, published: bool) -> tuple[nn.Module, float]:
-    """Return the model on its device, quantized if the config says so, and its storage in MB.
+def build_network(config: ClassifierConfig, data: Data, published: bool) -> nn.Module:
+    """Return the model on its device, quantized if the config says so.
 
     Args:
         config: the run.
@@ -44,16 +44,14 @@ def build_network(config: ClassifierConfig, data: Data, published: bool) -> tupl
     except ConfigError as error:
         raise error.renamed(f"model.{error.key}") from None
     _check_image_size(config, data, model)
-    megabytes = sum(p.numel() for p in model.parameters()) * 4e-6
     if config.quant.enabled:
         quant = config.quant.for_core(config.learn_weight_scale)
         try:
             report = quantize_network(model, config.model.name, quant)
         except ConfigError as error:
             raise under_quant_key(error) from None
-        megabytes = report.storage_mb()
         _log.info("%s", report.table().splitlines()[-1])
-    return model.to(device), megabytes
+    return model.to(device)
 
 
 def _check_image_size(config: ClassifierConfig, data: Data, model: nn.Module) -> None:

@@ -20,8 +20,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from tr_det.core import QuantConv2d, QuantLinear, dequantize_layers
+from tr_det.core import dequantize_layers
 from tr_det.core.nn.config import FULL_PRECISION
+from tr_det.core.nn.storage import storage_mb
 
 RGB = ("red", "green", "blue")
 
@@ -61,21 +62,6 @@ class Cost:
         )
 
 
-def storage_bits(model: nn.Module) -> tuple[int, int]:
-    """Return bits of all parameters at their bit-widths, and at 32; a shared parameter once.
-
-    Scales of quantizers are parameters like any other, at 32 bits.
-    """
-    bits: dict[Tensor, int] = dict.fromkeys(model.parameters(), FULL_PRECISION)
-    for module in model.modules():
-        if isinstance(module, QuantConv2d | QuantLinear):
-            bits[module.weight] = _bits(module)[0]
-    return (
-        sum(p.numel() * width for p, width in bits.items()),
-        sum(p.numel() * FULL_PRECISION for p in bits),
-    )
-
-
 def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
     """Return the costs of a detector of Detectron2's.
 
@@ -94,14 +80,14 @@ def measure_cost(model: nn.Module, image_size: tuple[int, int]) -> Cost:
     with torch.no_grad(), counted_macs(twin) as macs:
         channels = len(getattr(model, "pixel_mean", RGB))
         _run_dense_parts(twin, torch.empty(1, channels, height, width, device="meta"))
-    own, full = storage_bits(model)
+    own, full = storage_mb(model)
     return Cost(
         image_size=(height, width),
         macs=sum(macs.values()),
         bops=sum(count * bits[name][0] * bits[name][1] for name, count in macs.items()),
         full_bops=sum(macs.values()) * FULL_PRECISION**2,
-        megabytes=own / 8e6,
-        full_megabytes=full / 8e6,
+        megabytes=own,
+        full_megabytes=full,
         per_proposal=("roi_heads",) if hasattr(model, "roi_heads") else (),
     )
 
