@@ -81,10 +81,10 @@ def test_what_an_earlier_run_left_is_moved_and_not_resumed_from(run_folder):
 
 def test_records_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path):
     (tmp_path / "config.yaml").write_text("the next run's")
-    set_aside(tmp_path, "metrics.json", "config.yaml")
+    set_aside(tmp_path, "config.yaml", otherwise="metrics.json")
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     (tmp_path / "metrics.json").write_text("records")
-    set_aside(tmp_path, "metrics.json")
+    set_aside(tmp_path, otherwise="metrics.json")
     assert (tmp_path / "earlier_1/metrics.json").read_text() == "records"
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from tr_det.runtime.damage import is_whole
 from tr_det.runtime.files import write_text
-from tr_det.runtime.metrics import METRICS
-from tr_det.runtime.results import RESULTS
 
 FINAL = "model_final"
 """Checkpoint of a run's end, as Detectron2 names it."""
@@ -72,20 +70,24 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
     return sorted(numbers, key=numbers.__getitem__)
 
 
-def set_aside(folder: str | Path, *others: str, last: str = "model_*.pth") -> None:
+def set_aside(
+    folder: str | Path, *others: str, last: str = "model_*.pth", otherwise: str = ""
+) -> None:
     """Move the checkpoints of an earlier run, and other files, to a new folder in theirs.
 
     So a new run is not resumed from them, and nothing is lost. Folders of still earlier runs stay.
-    Nothing is moved where there are neither checkpoints nor records or results.
 
     Args:
         folder: of the run.
         *others: patterns of the other files' names.
-        last: pattern of what is moved last.
+        last: pattern of what is moved last. Where there is none, nothing is moved.
+        otherwise: pattern that then takes its place.
     """
     folder = Path(folder)
     old, note = list(folder.glob(last)), folder / LAST
-    if not (old or (folder / METRICS).is_file() or (folder / RESULTS).is_file()):
+    if otherwise and not old:
+        old = list(folder.glob(otherwise))
+    if not old:
         return
     number = 1
     while (earlier := folder / f"{EARLIER}{number}").exists():

@@ -97,7 +97,8 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             if start not in ("", LIBRARY):
                 StrictCheckpointer(model).load(start, checkpointables=[])
             if rank() == 0:
-                set_aside(folder, METRICS, RESULTS, CONFIG, "events.out.tfevents.*")
+                others = (METRICS, RESULTS, CONFIG, "events.out.tfevents.*")
+                set_aside(folder, *others, otherwise="" if goes_on else METRICS)
                 write_text(Path(folder) / CONFIG, to_yaml(config))
         began = time.perf_counter()
         with held(), batch_size_named("solver.batch_size", config.solver.batch_size):

@@ -45,7 +45,7 @@ def make_way(cfg: CfgNode, resume: bool) -> None:
                 "be in another folder"
             )
         if comm.is_main_process():
-            set_aside(folder, *OF_A_RUN)
+            set_aside(folder, *OF_A_RUN, otherwise="" if resume else METRICS)
     comm.synchronize()
 
 
