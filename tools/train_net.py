@@ -43,7 +43,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, what the run in ``OUTPUT_DIR`` has given.
+    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, what the run in ``OUTPUT_DIR`` ended with.
 
     A model without scales is calibrated first; with TEST.PRECISE_BN batch norms are measured again.
     """

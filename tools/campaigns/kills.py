@@ -141,8 +141,7 @@ def attempt(shared: Shared, rng: random.Random, number: int, folder: Path) -> At
         kill = _draw(rng, reference) if len(kills) < wanted else None
         output = folder / tiny.OUT
         reached, _ = checkpoints_of(output)
-        resume = bool(kills)
-        ended = _run(kind, shared.files, folder, resume, kill)
+        ended = _run(kind, shared.files, folder, bool(kills), kill)
         problems += _start_problem(reached, ended)
         problems += ["processes outlive it"] if ended.orphans else []
         is_killed = ended.status == -9 and kill is not None

@@ -1,4 +1,4 @@
-"""Parts of an ONNX graph: constants, affine maps, quantizers, packed weights.
+"""Parts of an ONNX graph: constants, affine maps, quantizers, packed weights; the model around it.
 
 Weights are stored as bit planes (`bits`) and unpacked by a few operations that runtimes compute
 once, when they load the file.

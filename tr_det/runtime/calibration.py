@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -110,11 +109,12 @@ def average_statistics(model: nn.Module) -> None:
     """Give every process the statistics of all data; each has measured an equal share of them."""
     if processes() > 1:
         for mean, variance in _statistics(model):
-            moments = torch.stack((mean, variance + mean.square()))
-            dist.all_reduce(moments)
-            moments /= processes()
-            mean.copy_(moments[0])
-            variance.copy_(moments[1] - mean.square())
+            own = mean.clone()
+            dist.all_reduce(mean)
+            mean /= processes()
+            variance += (own - mean).square()
+            dist.all_reduce(variance)
+            variance /= processes()
 
 
 def _statistics(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

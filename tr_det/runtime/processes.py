@@ -39,6 +39,8 @@ def torchrun_processes() -> Iterator[None]:
 def join_torchrun() -> None:
     """Join the other processes that torchrun has started."""
     end_with_parent()
+    gpus, own = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    check("--nproc-per-node", own, not 0 < gpus < own, f"at most {gpus}, the visible GPUs")
     join(int(os.environ["LOCAL_RANK"]))
 
 
@@ -51,9 +53,6 @@ def join(local_rank: int, **options: Any) -> None:
     """
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        count = torch.cuda.device_count()
-        allowed = f"at most {count}, the visible GPUs"
-        check("--nproc-per-node", local_rank + 1, local_rank < count, allowed)
         torch.cuda.set_device(local_rank)
     # The others wait as long as the first one takes to score detections.
     options = {"timeout": timedelta(minutes=30), **options}

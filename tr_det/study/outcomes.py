@@ -118,11 +118,16 @@ class Outcomes:
 
 
 def _origin(folder: Path) -> dict[str, Any]:
-    """Return what origin.json holds, or would of a folder that is another study's."""
+    """Return what origin.json holds, or would of a folder that is another study's.
+
+    A study below the working folder is named from there: its place on this machine is of no use to
+    anybody else.
+    """
     if not folder.is_symlink():
         return _json(folder / ORIGIN)
-    path = folder.resolve().parent / STUDY
-    return {"study": str(path), "environment": _json(path).get("environment")}
+    path, here = folder.resolve().parent / STUDY, Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return {"study": str(shown), "environment": _json(path).get("environment")}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Means, spreads and paired differences over seeds."""
+"""Means, spreads and paired differences over seeds, and how tables write them."""
 
 from __future__ import annotations
 

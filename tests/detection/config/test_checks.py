@@ -51,7 +51,7 @@ from tr_det.detection.config.checks import check_config, value_of
         ("MODEL.QUANT.OUTPUT_SCALE", "sometimes", r"one of \["),
         ("MODEL.QUANT.CALIBRATION_BATCHES", 0, "at least 1"),
         ("MODEL.DEVICE", "gpu", "'cpu', 'cuda' or 'cuda:N'"),
-        ("MODEL.DEVICE", "cuda:99", "'cpu', as no GPU|'cuda', or 'cuda:N' with N below"),
+        ("MODEL.DEVICE", "cuda:99", "('cpu', as no GPU|'cuda', or 'cuda:N' with N below)"),
         ("OUTPUT_DIR", "", "the name of a folder"),
         ("DATALOADER.NUM_WORKERS", -1, "from 0 to 128"),
         ("INPUT.MIN_SIZE_TRAIN", (0,), "a list, each an integer, at least 1"),

@@ -20,8 +20,8 @@ _QUANT_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
 _Parts = tuple[Quantizer | None, Quantizer | None, OutputScale | None]
-_LIKEWISE = ("weight_options", "act_options", "learn_weight_scale", "recompute_inputs")
-"""Settings of a config that a second one must share."""
+_MUST_AGREE = ("weight_options", "act_options", "learn_weight_scale", "recompute_inputs")
+"""Settings in which a second config must agree with the first, beside bits and quantizers."""
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -174,7 +174,7 @@ def _check_same(name: str, layer: _QuantLayer, choice: LayerChoice, config: Quan
             same = type(quantizer) is QUANTIZERS[wanted]
             kind = type(quantizer).__module__.rpartition(".")[2]
             check(f"{part}_quantizer", wanted, same, f"{kind!r}, with which {undo}")
-    for key in _LIKEWISE if layer.made_with is not None else ():
+    for key in _MUST_AGREE if layer.made_with is not None else ():
         wanted, present = getattr(config, key), getattr(layer.made_with, key)
         check(key, wanted, wanted == present, f"{present!r}, with which {undo}")
     if layer.input_quantizer is not None and choice.signed_input is not None:

@@ -49,7 +49,7 @@ class _QuantLayer(nn.Module):
 
     Attributes:
         recompute_input: quantize the input again in the backward pass instead of storing it.
-        made_with: the config of `quantize_model`, which has made the layer; else None.
+        made_with: the config that `quantize_model` was given; None if the layer was built directly.
     """
 
     weight: Tensor

@@ -72,7 +72,7 @@ def check_evaluated(cfg: CfgNode, resume: bool) -> None:
 
     Args:
         cfg: the config.
-        resume: what the run has given is to be evaluated, not ``MODEL.WEIGHTS``.
+        resume: evaluate what the run in ``OUTPUT_DIR`` ended with, not ``MODEL.WEIGHTS``.
     """
     if not resume:
         check("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, bool(cfg.MODEL.WEIGHTS), "given to --eval-only")

@@ -46,7 +46,7 @@ def add_tr_det_config(cfg: CN) -> None:
     # trained as the network it will become.
     cfg.MODEL.QUANT.HEAD_INPUT_RELU = True
     # Layers kept in full precision: globs over layer names. The paper's choice: the first and the
-    # last ones. Other architectures than QuantRetinaNet name theirs as well.
+    # last ones. For other architectures than QuantRetinaNet the default names theirs as well.
     cfg.MODEL.QUANT.SKIP = list(FIRST_AND_LAST)
     # Exceptions, one string per rule: "GLOB key=value ...", keys weight_bits, act_bits,
     # signed_input, output_scale; e.g. "head.cls_score weight_bits=8 act_bits=8".

@@ -91,7 +91,7 @@ def _categories(file: str, time: int, size: int) -> tuple[str, ...]:
 
 
 def categories_of(coco: Any, file: str) -> tuple[str, ...]:
-    """Return the same of a file's content."""
+    """Return what `read_categories` does, of a file's parsed content."""
     found = coco.get("categories") if isinstance(coco, dict) else None
     entries = found if isinstance(found, list) else []
     whole = all(

@@ -51,7 +51,8 @@ def own_writers(writers: list[EventWriter]) -> list[EventWriter]:
 class LearningRate(hooks.LRScheduler):  # type: ignore[misc]
     """Steps the schedule, and records the learning rate of what is not quantized.
 
-    Detectron2's records that of the largest group, which often is the quantizers', a tenth.
+    Detectron2's hook records that of the largest group. Often that is the quantizers', whose rate
+    is a tenth of it.
     """
 
     def before_train(self) -> None:

@@ -169,12 +169,12 @@ def check_resumed_groups(
             f"SOLVER.OPTIMIZER={cfg.SOLVER.OPTIMIZER!r}: the run to resume was TR-scheduled; "
             "resume with the optimizer that it was started with"
         )
-    changed = {
-        f"{key} {theirs[key]} instead of {ours[key]}": None
+    changed = dict.fromkeys(  # groups share most of them
+        f"{key} {theirs[key]} instead of {ours[key]}"
         for theirs, ours in zip(saved, own, strict=False)
         for key in _OPTIONS
         if key in theirs and key in ours and theirs[key] != ours[key]
-    }
+    )
     if changed:
         logging.getLogger(__name__).warning(
             "These values of SOLVER have no effect, the resumed run goes on with its own: %s",
