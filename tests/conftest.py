@@ -85,7 +85,7 @@ def check_results():
         assert isinstance(results["seed"], int)
         assert results["updates"] > 0 < results["seconds"]
         assert results["metrics"]
-        tr = {"first_target", "last_target", "running_tr", "mean_rate"}
+        tr = {"first_target", "last_target", "running_tr", "factor", "tracking_error", "mean_rate"}
         assert results["tr"].keys() in (tr, {"mean_rate"}, set())
         cost = results["cost"]
         assert 0 < cost["storage_mb"] <= cost["storage_mb_at_32_bits"]

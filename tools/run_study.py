@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         study = read_study(args.study)
         check_study(study)
         folder = args.output or Path("output/studies") / study.name
-        outcomes = Outcomes(folder, study.metric, study.measures)
+        outcomes = Outcomes(folder, study.metric)
         if args.dry_run or args.status:
             check("--from", str(args.others), not args.others, "given when runs are made")
             tell(study, outcomes, args)

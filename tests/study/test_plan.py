@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tr_det.study import cells, reading, sides, states
+from tr_det.study import cells, measures, reading, sides, states
 from tr_det.study.cells import CANDIDATE, ROW, RUN
 from tr_det.study.check import check_study
 from tr_det.study.definition import read_study
@@ -268,6 +268,6 @@ def test_a_search_on_detection_data_keeps_off_the_test_images(tmp_path):
         side.check_start(own, tree("fit", "select"), own)
 
 
-@pytest.mark.parametrize("module", [cells, reading, sides, states])
+@pytest.mark.parametrize("module", [cells, measures, reading, sides, states])
 def test_examples_in_docstrings_give_what_they_show(module):
     assert doctest.testmod(module).failed == 0

@@ -46,7 +46,9 @@ class Given:
             diverged, value = place not in VALUES, VALUES.get(place)
         if diverged:
             return Outcome(DIVERGED, error="loss is NaN")
-        results = {"seconds": 36.0, "tr": {"mean_rate": None}, "cost": {}, "metrics": {}}
+        results = {"seconds": 36.0, "tr": {}, "cost": {}, "metrics": {}}
+        if value is not None and value > 55:
+            results["tr"] = {"mean_rate": value / 1000}
         return Outcome(DONE, value, results)
 
 
@@ -71,3 +73,17 @@ def test_a_spreadsheet_tells_what_diverged_from_what_was_not_run(record):
     rows = list(csv.DictReader(io.StringIO(csv_text(record))))
     assert [rows[0][f"state of seed {seed}"] for seed in (0, 1, 2)] == ["done", "done", "diverged"]
     assert (rows[0]["seed 2"], rows[0]["n"], rows[1]["difference n"]) == ("", "2", "2")
+
+
+def test_measures_are_columns_of_means_over_the_runs_that_have_them(tmp_path):
+    (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
+    text = STUDY[: STUDY.index("SEARCH")] + "MEASURES: [seconds, tr.mean_rate, tr.factor]\n"
+    (tmp_path / "study.yaml").write_text(text)
+    plan = Plan(read_study(tmp_path / "study.yaml"), outcomes := Given(tmp_path))
+    record = make_record(plan, outcomes, command="command", environment=environment(1))
+    first, second = [line for line in markdown(record).splitlines() if line[:3] in ("| a", "| b")]
+    assert first.endswith("| 36 | - | - |")
+    assert second.endswith("| 36 | 0.059 | - |")  # of 56 and 62; that with 50 has none
+    (head, *_, last) = csv.reader(io.StringIO(csv_text(record)))
+    assert head[-3:] == ["seconds", "tr.mean_rate", "tr.factor"]
+    assert last[-3:] == ["36.0", "0.059", ""]

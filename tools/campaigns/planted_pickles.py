@@ -61,7 +61,7 @@ def cases() -> Iterator[Case]:
                 yield Case(
                     f"{name} {where} the {side}'s folder: --resume", _resume(side, name, where)
                 )
-    yield Case("torch's.pth in a classifier's folder: figures", _figures)
+    yield Case("torch's.pth in a classifier's folder: report", _report)
     yield Case("pickles in an exported program: predict", _program)
 
 
@@ -110,12 +110,12 @@ def _resume(side: str, name: str, where: str) -> Callable[[Place], Callable[[], 
     return plant
 
 
-def _figures(place: Place) -> Callable[[], Any]:
+def _report(place: Place) -> Callable[[], Any]:
     run = place.folder / "out"
     shutil.copytree(place.shared / "classifier/out", run)
     for path in run.glob("model_*.pth"):
         path.write_bytes(_files(_Evil(f"touch {place.ran}"))["torch's.pth"])
-    return command("figures.py", "tr-scheduling", "--run", run)
+    return command("report.py", run)
 
 
 def _program(place: Place) -> Callable[[], Any]:

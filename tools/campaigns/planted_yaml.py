@@ -85,7 +85,7 @@ def cases() -> Iterator[Case]:
     for side in ("detector", "classifier"):
         for tool in ("export_model", "predict"):
             yield Case(f"YAML in a {side}'s folder: {tool}", _run_folder(side, tool))
-    yield Case("YAML in a classifier's folder: figures", _run_folder("classifier", "figures"))
+    yield Case("YAML in a classifier's folder: report", _run_folder("classifier", "report"))
     yield Case("YAML in a folder: train_classifier", _run_folder("classifier", "train_classifier"))
     yield Case("YAML: Detectron2's tools with our environment module", _stock_tool)
 
@@ -110,7 +110,7 @@ def _run_folder(side: str, tool: str) -> Callable[[Place], Callable[[], Any]]:
         return {
             "export_model": command("export_model.py", run, "--output", "model.onnx"),
             "predict": command("predict.py", run, image),
-            "figures": command("figures.py", "tr-scheduling", "--run", run),
+            "report": command("report.py", run),
             "train_classifier": command("train_classifier.py", "--config-file", config),
         }[tool]
 

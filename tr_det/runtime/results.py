@@ -20,11 +20,13 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from tr_det import __version__
+from tr_det.core.methods.telemetry import LAYERS
 from tr_det.runtime.files import read_json, write_json
 
 RESULTS = "results.json"
@@ -50,21 +52,41 @@ def make_results(records: Iterable[Mapping[str, Any]], **parts: Any) -> Results:
 
 
 def tr_summary(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the first and last target TR, the last running TR and the mean rate of a run.
+    """Return what the transition rates of a run were, as far as its records have them.
 
-    Without TR scheduling there is the rate alone, without quantized weights nothing.
+    Args:
+        records: of metrics.json.
+
+    Returns:
+        ``first_target``, ``last_target`` and ``running_tr``, the last: means over layers;
+        ``factor``, lambda;
+        ``tracking_error``, mean abs(K - R) over layers and the records after the first tenth,
+        as a share of the largest target; with TR scheduling alone;
+        ``mean_rate``, the mean transition rate; with quantized weights alone.
 
     >>> tr_summary([{"tr/rate": 0.2, "tr/target": 0.4}, {"loss": 1.0}, {"tr/rate": 0.1}])
     {'first_target': 0.4, 'last_target': 0.4, 'mean_rate': 0.15000000000000002}
     """
-    curves: dict[str, list[float]] = {"target": [], "running": [], "rate": []}
-    for record in records:
-        for key, curve in curves.items():
-            if f"tr/{key}" in record:
-                curve.append(record[f"tr/{key}"])
-    target, running, rate = curves.values()
-    summary = {"first_target": target[:1], "last_target": target[-1:], "running_tr": running[-1:]}
-    summary["mean_rate"] = [sum(rate) / len(rate)] if rate else []
+    rows = list(records)
+    keys = ("target", "running", "factor", "rate")
+    target, running, factor, rate = (
+        [row[f"tr/{key}"] for row in rows if f"tr/{key}" in row] for key in keys
+    )
+    tracked = [row for row in rows if "tr/target" in row]
+    errors = [
+        abs(row[key.removesuffix("target") + "running"] - row[key])
+        for row in tracked[len(tracked) // 10 :]
+        for key in row
+        if key.startswith(LAYERS) and key.endswith("/target")
+    ]
+    summary = {
+        "first_target": target[:1],
+        "last_target": target[-1:],
+        "running_tr": running[-1:],
+        "factor": factor[-1:],
+        "tracking_error": [fmean(errors) / max(target)] if errors and max(target) > 0 else [],
+        "mean_rate": [fmean(rate)] if rate else [],
+    }
     return {key: value for key, values in summary.items() for value in values}
 
 

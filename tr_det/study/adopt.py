@@ -5,7 +5,6 @@ results.json and origin.json, which says where it comes from:
 
     study        path of the study.json
     environment  that it was made in
-    measures     the measures of curves that the other study had, by name
 """
 
 from __future__ import annotations
@@ -65,7 +64,6 @@ class Elsewhere:
         found = {
             "study": origin or str(path),
             "environment": record["others"][origin] if origin else record["environment"],
-            "measures": run["measures"],
         }
         folder.mkdir()
         write_json(folder / ORIGIN, found)

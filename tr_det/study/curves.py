@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tr_det.core.methods.telemetry import LAYERS
 from tr_det.runtime.metrics import Record
-
-LAYERS = "tr_layers/"
-"""What the names of a layer's own scalars begin with."""
 
 
 @dataclass(frozen=True)

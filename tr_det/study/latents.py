@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from tr_det.core import Quantizer, build_quantizer
 from tr_det.core.methods.attach import KEY as STATE
-from tr_det.core.optim.keys import FACTOR
 from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.run_folder import FINAL, numbered_checkpoints
 
@@ -40,7 +38,6 @@ class StoredWeights:
 
     Attributes:
         updates: that were made before.
-        factor: lambda; NaN while it is being sought, and without TR scheduling.
         layers: names of the layers with a quantized weight, in the model's order.
 
     Raises:
@@ -55,11 +52,8 @@ class StoredWeights:
             holder = stored["trainer"]["_trainer"] if "trainer" in stored else stored
             optimizer = holder["optimizer"]
             self.updates: int = optimizer[STATE]["step"]
-            groups = [group for group in optimizer["param_groups"] if FACTOR in group]
         except (KeyError, TypeError, IndexError):
             raise ValueError(f"{path}: not a checkpoint of a run's training") from None
-        factor = groups[0][FACTOR] if groups else None
-        self.factor: float = math.nan if factor is None else factor
         names = [key for key in self._tensors if key.endswith(_IDENTITY)]
         self.layers = [name.removesuffix(_IDENTITY) for name in names]
         self._quantizer = quantizer
@@ -73,11 +67,8 @@ class StoredWeights:
         return quantizer.normalized(weight).flatten()
 
 
-def training_checkpoints(folder: Path, most: int) -> list[Path]:
-    """Return the checkpoints in a run's folder: the first, the last, and some between."""
+def first_and_last_checkpoint(folder: Path) -> list[Path]:
+    """Return what is left of them in a run's folder: two paths, one or none."""
     end = folder / f"{FINAL}.pth"
     paths = [*numbered_checkpoints(folder), *([end] if end.is_file() else [])]
-    if len(paths) <= most:
-        return paths
-    step = (len(paths) - 1) / (most - 1)
-    return [paths[round(place * step)] for place in range(most)]
+    return [*paths[:1], *paths[1:][-1:]]

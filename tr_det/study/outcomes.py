@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
 from tr_det.study.adopt import ORIGIN
 from tr_det.study.cells import Cell
-from tr_det.study.measures import CURVES, measure
 from tr_det.study.record import STUDY, Environment
 from tr_det.study.sides import SIDES
 
@@ -30,7 +28,6 @@ class Outcome:
         state: `DONE`, `DIVERGED` or `FAILED`.
         value: of the study's metric; None unless done.
         results: what the run has written.
-        measures: the study's further measures, by name; those that the run has.
         error: last line of what a run that failed has said.
         origin: the study.json that it was taken from; "" if it was made here.
         environment: that it was made in, if it was taken from elsewhere.
@@ -40,7 +37,6 @@ class Outcome:
     state: str
     value: float | None = None
     results: Results = field(default_factory=dict)
-    measures: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     origin: str = ""
     environment: Environment | None = None
@@ -53,11 +49,10 @@ class Outcomes:
     Args:
         folder: of the study.
         metric: which is compared.
-        measures: further ones.
     """
 
-    def __init__(self, folder: Path, metric: str, measures: tuple[str, ...] = ()) -> None:
-        self.folder, self.metric, self.measures = folder, metric, measures
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder, metric
         self._seen: dict[str, Outcome | None] = {}
 
     def __call__(self, cell: Cell) -> Outcome | None:
@@ -99,21 +94,13 @@ class Outcomes:
             note = _json(folder / _FAILED)
             return Outcome(DIVERGED, error=note["error"]) if note else None
         origin = _origin(folder)
-        has_files = folder.is_symlink() or not origin
-        found = {
-            name: measure(name, folder, results)
-            if has_files or name not in CURVES
-            else origin["measures"].get(name)
-            for name in self.measures
-        }
         return Outcome(
             DONE,
             SIDES[cell.side].value(results, self.metric),
             results,
-            {name: number for name, number in found.items() if number is not None},
             origin=origin.get("study", ""),
             environment=origin.get("environment"),
-            has_files=has_files,
+            has_files=folder.is_symlink() or not origin,
         )
 
 

@@ -52,7 +52,6 @@ class RunEntry(TypedDict):
     state: str
     value: float | None
     settings: dict[str, Any]
-    measures: dict[str, float]
     results: Results
     error: str
     origin: str

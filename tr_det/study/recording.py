@@ -15,6 +15,7 @@ import torch
 from tr_det import __version__
 from tr_det.study.cells import RUN, Cell
 from tr_det.study.definition import Study
+from tr_det.study.measures import measures_of
 from tr_det.study.outcomes import DONE, Outcome, Outcomes
 from tr_det.study.plan import Found, Plan
 from tr_det.study.record import (
@@ -111,7 +112,6 @@ def _run(cell: Cell, folder: str, outcome: Outcome) -> RunEntry:
         "state": outcome.state,
         "value": outcome.value,
         "settings": dict(cell.settings),
-        "measures": dict(outcome.measures),
         "results": {key: value for key, value in outcome.results.items() if key != "config"},
         "error": outcome.error,
         "origin": outcome.origin,
@@ -127,7 +127,6 @@ def _unknown(labels: Mapping[str, str], seed: int) -> RunEntry:
         "state": SEARCHED,
         "value": None,
         "settings": {},
-        "measures": {},
         "results": {},
         "error": "",
         "origin": "",
@@ -182,7 +181,7 @@ def _rows(study: Study, cells: list[RunEntry], searches: list[SearchEntry]) -> l
                 "chosen": chosen,
                 "cost": done[0]["results"]["cost"] if done else {},
                 "tr": _means([cell["results"]["tr"] for cell in done]),
-                "measures": _means([cell["measures"] for cell in done]),
+                "measures": _means([measures_of(c["results"], study.measures) for c in done]),
             }
         )
     return rows

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tr_det.study.measures import title
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED
 from tr_det.study.record import DifferenceEntry, Record, RowEntry, SearchEntry
 from tr_det.study.statistics import interval_text, mean_text, quantile
@@ -88,7 +87,7 @@ def _long(record: Record) -> list[str]:
     """Return a table with a line for each row, and columns for further measures."""
     compared = any(row["difference"] for row in record["rows"])
     head = [*record["axes"], record["metric"], *(["difference"] if compared else [])]
-    head += [title(name) for name in record["measures"]]
+    head += record["measures"]
     lines = []
     for row in record["rows"]:
         line = [*row["labels"].values(), _value(row, record)]

@@ -65,6 +65,13 @@ def test_results_have_what_training_did_to_the_codes(folder, check_results):
     assert quantized["tr"]["mean_rate"] == pytest.approx(sum(rates) / 8)
     assert quantized["tr"]["running_tr"] == rows[-1]["tr/running"]
     assert quantized["tr"]["first_target"] > quantized["tr"]["last_target"] >= 0
+    assert quantized["tr"]["factor"] == 0.01
+    layers = [k[: -len("/talr")] for k in rows[-1] if k.startswith("tr_layers") and "/talr" in k]
+    tracked = [row for row in rows if "tr/target" in row]
+    errors = [abs(row[f"{a}/running"] - row[f"{a}/target"]) for row in tracked for a in layers]
+    assert len(errors) == 8 * 6  # a tenth of 8 updates is none
+    expected = sum(errors) / len(errors) / (0.01 * 2**0.5)
+    assert quantized["tr"]["tracking_error"] == pytest.approx(expected)
     assert plain["tr"] == {}
     assert quantized["cost"]["storage_mb"] < plain["cost"]["storage_mb"]
 

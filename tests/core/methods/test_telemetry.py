@@ -41,6 +41,8 @@ def test_the_log_has_what_the_update_did(name):
                 assert written[step][f"tr_layers/{n}/{key}"] == pytest.approx(value, abs=1e-6), key
         assert written[step]["tr/rate"] == pytest.approx(sum(rates) / 2, abs=1e-7)
         assert ("tr/talr" in written[step]) == (name != "SGD")
+        factors = [g["tr_factor"] for g in optimizer.param_groups if "tr_factor" in g]
+        assert written[step].get("tr/factor") == (factors[0] if factors else None)
     assert sorted(written) == [2, 5, 8]
     assert sum(scalars["tr/rate"] for scalars in written.values()) > 0
 

@@ -29,8 +29,9 @@ def test_curves_are_recorded_once_per_period_with_any_optimizer(scheduled):
         optimizer.zero_grad()
     keys = ["rate", "by_scale", "scale_drift", "step_size", "distance"]
     keys += ["target", "running", "talr"] * scheduled
+    own = ["frozen", *["factor"] * scheduled]
     for key in keys:
         for name in (f"tr/{key}", f"tr_layers/0/{key}", f"tr_layers/3/{key}"):
             assert [step for _, step in storage.history(name).values()] == [2, 5], name
-    assert {name.split("/")[-1] for name in storage.histories()} == {*keys, "frozen"}
+    assert {name.split("/")[-1] for name in storage.histories()} == {*keys, *own}
     assert any(value > 0 for value, _ in storage.history("tr/rate").values())

@@ -178,7 +178,6 @@ def study(tmp_path):
                 cell |= {
                     "settings": {"quant.bits": bits},
                     "value": values.get(seed),
-                    "measures": {},
                 }
                 cell |= {
                     "state": "done" if done else "failed",

@@ -7,10 +7,11 @@
     tr/step_size    mean change of the quantized weights' levels (Eq. S3)
     tr/distance     mean distance of the weights to the nearest transition point, in codes
     tr/target, tr/running, tr/talr    R, K and U, with TR scheduling
+    tr/factor       lambda, with TR scheduling
     tr/frozen       share of all weights that are held
 
-All but the last are means over layers; those of a layer are ``tr_layers/<layer>/rate`` and so on.
-Methods add their own, e.g. ``tr/oscillating``. Only logged updates are measured, with one transfer
+All but the last two are means over layers; a layer's own are ``tr_layers/<layer>/rate`` and so on.
+Methods add theirs, e.g. ``tr/oscillating``. Only logged updates are measured, with one transfer
 from the device.
 """
 
@@ -27,6 +28,8 @@ from tr_det.core.methods.base import Method, Run
 from tr_det.core.optim.scheduled import TransitionScheduled
 from tr_det.core.weight_stats import distances, effective_step_size, held_share, scale_drift
 
+LAYERS = "tr_layers/"
+"""What the names of a layer's own curves begin with."""
 _OF_UPDATES: dict[str, Callable[[Update], Tensor]] = {
     "rate": Update.rate,
     "by_scale": Update.rate_by_scale,
@@ -79,12 +82,13 @@ class Telemetry(Method):
         scalars = dict(zip(extra, numbers, strict=True))
         optimizer = self._run.optimizer
         if isinstance(optimizer, TransitionScheduled) and names:
-            columns["target"] = optimizer.transition_metrics().target.tolist()
+            metrics = optimizer.transition_metrics()
+            columns["target"], scalars["tr/factor"] = metrics.target.tolist(), metrics.factor
         for key, column in columns.items():
             if names:
                 scalars[f"tr/{key}"] = math.fsum(column) / len(column)
             for name, number in zip(names, column, strict=True):
-                scalars[f"tr_layers/{name.removesuffix('.weight')}/{key}"] = number
+                scalars[f"{LAYERS}{name.removesuffix('.weight')}/{key}"] = number
         self.write(step, {key: value for key, value in scalars.items() if math.isfinite(value)})
 
     def _curves(self, updates: Mapping[str, Update]) -> dict[str, list[Tensor]]:

@@ -56,6 +56,7 @@ class TransitionMetrics:
         talr: U_t, likewise.
         rate: share of codes that the step just made change (k_{t+1}), likewise; 0 for a layer
             without gradient.
+        factor: lambda; NaN without TR groups and while ``tr_factor="auto"`` probes.
     """
 
     names: tuple[str, ...]
@@ -63,17 +64,20 @@ class TransitionMetrics:
     running: Tensor
     talr: Tensor
     rate: Tensor
+    factor: float
 
     @classmethod
     def of(cls, groups: list[Group], left_alone: set[int]) -> TransitionMetrics:
         """Collect from TR groups; ``left_alone`` has the ids of those that had no gradient."""
         rates = [torch.zeros_like(g[RATE]) if id(g) in left_alone else g[RATE] for g in groups]
+        factor = groups[0][FACTOR] if groups else None
         return cls(
             names=tuple(group[NAME] for group in groups),
             target=torch.tensor([group[TARGET_TR] for group in groups]),
             running=stack(groups, RUNNING_TR),
             talr=stack(groups, TALR),
             rate=torch.stack(rates) if rates else torch.zeros(0),
+            factor=math.nan if factor is None else factor,
         )
 
 

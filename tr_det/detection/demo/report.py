@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tr_det.core.methods.telemetry import LAYERS
 from tr_det.export.runtimes import TITLES
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -35,7 +36,7 @@ def tr_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [row for row in records if "tr/running" in row]
     suffix = "/running"
     keys = [key for key in (rows[0] if rows else ()) if key.endswith(suffix)]
-    layers = [key[len("tr_layers/") : -len(suffix)] for key in keys if key != "tr/running"]
+    layers = [key[len(LAYERS) : -len(suffix)] for key in keys if key != "tr/running"]
 
     def columns(prefix: str, *names: str) -> dict[str, list[Any]]:
         curves = {name: [row.get(f"{prefix}/{name}", math.nan) for row in rows] for name in names}
@@ -43,7 +44,7 @@ def tr_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     return {
         **columns("tr", "target", "running", "talr"),
-        "layers": {name: columns(f"tr_layers/{name}", "running", "talr") for name in layers},
+        "layers": {name: columns(f"{LAYERS}{name}", "running", "talr") for name in layers},
     }
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from tr_det.core.methods.telemetry import LAYERS
 from tr_det.core.transition.schedule import TargetSchedule
 from tr_det.runtime.metrics import METRICS, read_records
 
-_BEFORE, _AFTER = "tr_layers/", "/talr"
+_AFTER = "/talr"
 
 
 def replayed_talr(cfg: CfgNode) -> dict[str, list[float]]:
@@ -38,12 +39,12 @@ def replayed_talr(cfg: CfgNode) -> dict[str, list[float]]:
         )
     curves = {}
     for key in records[-1]:
-        if key.startswith(_BEFORE) and key.endswith(_AFTER):
+        if key.startswith(LAYERS) and key.endswith(_AFTER):
             own = [record for record in records if key in record]
             steps, values = ([record[what] for record in own] for what in ("iteration", key))
             curve = np.interp(np.arange(total), steps, values)
             if settings.REPLAY_AS == "cosine":
                 shape = TargetSchedule("cosine", total)
                 curve = 2 * curve.mean() * np.array([shape(step) for step in range(total)])
-            curves[f"{key[len(_BEFORE) : -len(_AFTER)]}.weight"] = curve.tolist()
+            curves[f"{key[len(LAYERS) : -len(_AFTER)]}.weight"] = curve.tolist()
     return curves

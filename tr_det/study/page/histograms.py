@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tr_det.study.latents import StoredWeights, training_checkpoints
+from tr_det.study.latents import StoredWeights, first_and_last_checkpoint
 from tr_det.study.page.charts import Chart
 from tr_det.study.page.lines import Line, line_chart
 from tr_det.study.page.recorded import RecordedRun
@@ -32,7 +32,7 @@ def weight_histograms(run: RecordedRun) -> tuple[list[Chart], str]:
     """
     if run.bits[0] > 8:
         return [], "The weights of this run are in full precision."
-    paths = training_checkpoints(run.folder, 2)
+    paths = first_and_last_checkpoint(run.folder)
     if not paths:
         return [], "No checkpoint of this run's training is left in its folder."
     try:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tr_det.core.methods.telemetry import LAYERS
 from tr_det.runtime.metrics import Record
-from tr_det.study.curves import LAYERS, Curve, curve, layer_curve, layers_of
+from tr_det.study.curves import Curve, curve, layer_curve, layers_of
 from tr_det.study.page.charts import Chart
 from tr_det.study.page.lines import Line, line_chart
 

@@ -116,6 +116,7 @@ def _tiles(run: RecordedRun, name: str, value: float | None) -> list[Tile]:
     if tr.get("first_target") and "running_tr" in tr:
         ended = f"{number(100 * tr['running_tr'])} %"
         note = f"at the end; its target began at {number(100 * tr['first_target'])} %"
+        note += f" (lambda {number(tr['factor'])})" if "factor" in tr else ""
         tiles.append(Tile("running TR", ended, note))
     if run.results.get("seconds"):
         minutes = run.results["seconds"] / 60

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tr_det.study.measures import title
 from tr_det.study.outcomes import DONE
 from tr_det.study.page.content import Cell, Column, Filter, Row, Strip, Table
 from tr_det.study.page.scale import Scale, number, size
@@ -33,7 +32,7 @@ def main_table(study: Studied) -> Table:
     storage = any(row["cost"].get("storage_mb") for row in rows)
     bops = any(row["cost"].get("bops") for row in rows)
     columns += [Column("storage")] * storage + [Column("BOPs")] * bops
-    columns += [Column(key) for key in chosen] + [Column(title(m)) for m in record["measures"]]
+    columns += [Column(key) for key in chosen] + [Column(name) for name in record["measures"]]
     made = []
     for row in rows:
         cells = [Cell(label) for label in row["labels"].values()] + [_value(row, record)]
