@@ -119,7 +119,7 @@ class TransitionSettings:
     )
     scales: str = _choice(
         "frozen",
-        "Trained scales of quantized weights: frozen refuses them, as the paper has it; by_weight "
+        "Trained scales of quantized weights: frozen refuses them, as in the paper; by_weight "
         "follows the transitions that the weights' moves cause at the scale in use; sum adds "
         "those that the scales' moves and refits of levels cause.",
         ("frozen", "by_weight", "sum"),

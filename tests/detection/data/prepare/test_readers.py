@@ -35,12 +35,13 @@ def test_voc_takes_the_lists_of_splits(voc):
 
 def test_voc_files_may_lie_beside_their_images_and_difficult_ones_are_marked(paint, annotate):
     path = paint("one/x.1.jpg")
-    paint("two/x.1.jpg")
-    paint("two/unlabelled.jpg")
+    paint("valid/x.1.jpg")
+    paint("valid/unlabelled.jpg")
     annotate("one/x.1.xml", [("cat", 1, 2, 3, 4)], difficult=1)
-    annotate("two/x.1.xml", [])
+    annotate("valid/x.1.xml", [])
     source = read_voc(path.parents[1], Faults())
-    assert [photo.path.parent.name for photo in source.photos] == ["one", "two"]
+    assert [photo.path.parent.name for photo in source.photos] == ["one", "valid"]
+    assert [photo.split for photo in source.photos] == ["", "val"]
     assert source.photos[0].boxes == (Box("cat", 1, 2, 3, 4, crowd=True),)
     assert source.notes == ["1 images have no .xml file"]
 

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each image, lists of splits in ``ImageSets/Main``.
+"""Pascal VOC: an XML file for each image; splits by ``ImageSets/Main``, or by folders' names.
 
 The coordinates of a box are taken as its edges, as today's labelling tools write them. The VOC
 challenge itself counted pixels from 1, which is a shift of one pixel.
@@ -19,6 +19,7 @@ from tr_det.detection.data.prepare.source import (
     Photo,
     Source,
     in_order,
+    split_of,
 )
 
 LISTS = ("train", "val", "trainval", "test")
@@ -29,7 +30,8 @@ def read_voc(root: Path, faults: Faults) -> Source:
 
     Args:
         root: with ``Annotations/``, ``JPEGImages/`` and maybe ``ImageSets/Main/``; other layouts
-            will do in which each XML file has the name of its image.
+            will do in which each XML file has the name of its image; ``train``, ``valid`` and
+            ``test`` among the folders' names tell the splits.
         faults: takes the files that cannot be used.
 
     Raises:
@@ -50,7 +52,8 @@ def read_voc(root: Path, faults: Faults) -> Source:
     photos = []
     for file in files:
         try:
-            photos.append(_read_file(file, images, splits.get(file.stem, "")))
+            split = splits[file.stem] if splits else split_of(file, root)
+            photos.append(_read_file(file, images, split))
         except (ElementTree.ParseError, ValueError) as error:
             faults.add(file, error)
     unlabelled = len(images) - len(photos) - len(faults.found)
