@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if metadata.task == "detection":
         results = detector_results(side, metadata, network, folder, args.images)
     else:
-        results = classifier_results(side, network, args.images)
+        results = classifier_results(side, metadata, network, args.images)
     record = {
         "file": str(args.model),
         "format": metadata.format,
@@ -99,11 +99,13 @@ def detector_results(
     return evaluate_exported(side.config, detector, folder, limit)
 
 
-def classifier_results(side: Side, network: Timed, limit: int) -> dict[str, float]:
+def classifier_results(
+    side: Side, metadata: Metadata, network: Timed, limit: int
+) -> dict[str, float]:
     """Return accuracies."""
     from tr_det.classification.export import evaluate_exported
 
-    return evaluate_exported(side.config, side.data, network, limit)
+    return evaluate_exported(side.config, side.data, metadata, network, limit)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -83,10 +83,14 @@ def export(args: argparse.Namespace) -> bool:
     config, checkpoint = find_run(args.source, args.checkpoint)
     output = args.output or default_output(args.source, args.format, subjects.SUFFIXES)
     subjects.check_output(args.format, output)
+    if not args.verify and (args.runtime or args.all_layers):
+        raise ValueError(f"{'--runtime' if args.runtime else '--all-layers'}: needs --verify")
     runtimes = wanted_runtimes(args) if args.verify else []
     subject = make_subject(config, args.opts, checkpoint)
     # Before anything is written, as the data may not be there.
     images = list(subject.images(args.images)) if args.verify else []
+    target = output.with_suffix(".proof.json")
+    target.unlink(missing_ok=True)  # of an older file
     exported = subjects.write(subject, args.format, output)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
     if exported is not None and subject.metadata.detector is not None:
@@ -99,7 +103,7 @@ def export(args: argparse.Namespace) -> bool:
     from tr_det.export import table
     from tr_det.export.saturation import layers_at_risk, this_cpu
 
-    target, cpu = output.with_suffix(".proof.json"), this_cpu()
+    cpu = this_cpu()
     if exported is not None:
         from tr_det.export.model import prove
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from tr_det.classification.config.reading import load_config
 from tr_det.classification.data.datasets import load_data
-from tr_det.classification.export import evaluate_exported, input_spec
+from tr_det.classification.export import classifier_metadata, evaluate_exported, input_spec
 from tr_det.digits.images import held_out
 from tr_det.export.images import opened, prepared
 
@@ -64,6 +66,31 @@ def test_the_accuracy_is_that_of_the_images_that_were_asked_for(folder):
     labels = data.test.labels.tolist()
     zeros = torch.tensor(labels[60:] + [0] * 60) == 0
     expected = 100 * (60 + int(zeros[: len(labels) - 60].sum())) / len(labels)
-    found = evaluate_exported(config, data, Knows(labels[:60]))
+    metadata = classifier_metadata(config, data)
+    found = evaluate_exported(config, data, metadata, Knows(labels[:60]))
     assert found["accuracy"] == pytest.approx(expected)
-    assert evaluate_exported(config, data, Knows(labels[:60]), 40)["accuracy"] == 100
+    assert evaluate_exported(config, data, metadata, Knows(labels[:60]), 40)["accuracy"] == 100
+
+
+def test_images_of_other_classes_or_made_otherwise_than_the_file_takes_them_are_refused(folder):
+    config = load_config("fp.yaml")
+    data = load_data(config.data)
+    metadata = classifier_metadata(config, data)
+    others = replace(metadata, classes=("ant", *metadata.classes[1:]))
+    with pytest.raises(ValueError, match=r"must have the classes of .*only one has \['0', 'ant'\]"):
+        evaluate_exported(config, data, others, Knows([]))
+    others = replace(metadata, input=replace(metadata.input, mean=(0.25,)))
+    with pytest.raises(ValueError, match=r"data='digits': must be images as the file takes them"):
+        evaluate_exported(config, data, others, Knows([]))
+
+
+def test_a_network_of_its_own_precision_is_not_run_in_the_run_s(folder):
+    class Sees:
+        def run(self, inputs):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+            assert product.dtype == torch.float32
+            return {"logits": np.zeros((len(inputs["images"]), 10), np.float32)}
+
+    config = load_config("fp.yaml", ["run.precision", "bfloat16"])
+    data = load_data(config.data)
+    evaluate_exported(config, data, classifier_metadata(config, data), Sees(), 8)

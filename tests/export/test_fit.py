@@ -29,11 +29,13 @@ def assert_equal_for_every_sum(graph: Graph, fit) -> None:
         assert np.array_equal(np.clip(np.rint(scaled), *fit.bounds), expected)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [3, 8, 13, 22, 25, 26, 29, 32])  # those with such layers
 def test_fitted_layers_give_the_references_codes(seed) -> None:
     net, images = random_case(seed)
     graph = fold(trace(net, images).graph)
-    for fit in fits(graph).values():
+    found = fits(graph).values()
+    assert found
+    for fit in found:
         assert_equal_for_every_sum(graph, fit)
 
 

@@ -121,6 +121,8 @@ def test_a_file_with_another_weight_fails_the_proof(classifier_run, call, monkey
     wrong = {b["name"]: b["wrong"] for b in proof["backends"]}
     assert wrong["torch"] == 0 < wrong["onnxruntime"]
     assert any("codes wrong" in line for line in proof["failures"])
+    assert call(export_model, classifier_run, "--output", output)[0] == 0
+    assert not (tmp_path / "model.proof.json").exists()  # it was another file's
 
 
 def test_packed_codes_that_are_read_otherwise_fail_the_proof(classifier_run, call, monkeypatch):
@@ -151,6 +153,8 @@ def test_packed_codes_that_are_read_otherwise_fail_the_proof(classifier_run, cal
         (["run", "--output", "a.pt2"], "--output=a.pt2: must end in .onnx for --format qcdq"),
         (["run", "--output", "empty"], "--output=empty: must end in .onnx"),
         (["run", "--images", "0"], "--images=0: must be at least 1"),
+        (["run", "--runtime", "openvino"], "--runtime: needs --verify"),
+        (["run", "--all-layers"], "--all-layers: needs --verify"),
         (
             ["run", "--verify", "--format", "integer", "--runtime", "openvino"],
             "--runtime=openvino:",

@@ -16,8 +16,9 @@ from tr_det.classification.config.reading import load_config, to_yaml
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import evaluation_batches
-from tr_det.classification.engine.trainer import evaluate_model
+from tr_det.classification.engine.trainer import check_classes, evaluate_model
 from tr_det.classification.models.build import build_network
+from tr_det.core.errors import check
 from tr_det.export.metadata import CentreCrop, InputSpec, Metadata
 from tr_det.export.networks import Network
 from tr_det.export.subject import (
@@ -120,20 +121,29 @@ class ExportedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of images (N, C, H, W)."""
-        return torch.from_numpy(self._network.run({"images": images.numpy()})[OUTPUT])
+        with torch.autocast("cpu", enabled=False):  # the run's precision is not the file's
+            return torch.from_numpy(self._network.run({"images": images.numpy()})[OUTPUT])
 
 
 def evaluate_exported(
-    config: ClassifierConfig, data: Data, network: Network, limit: int = 0
+    config: ClassifierConfig, data: Data, metadata: Metadata, network: Network, limit: int = 0
 ) -> dict[str, float]:
     """Return ``accuracy`` and ``top5`` in percent and the ``loss`` over the test images.
 
     Args:
         config: of the run.
         data: likewise.
+        metadata: of the file.
         network: what was exported.
         limit: number of images; 0 for all.
+
+    Raises:
+        ValueError: the file was made for other classes, or for other inputs.
     """
+    check_classes(config, list(metadata.classes), data.classes, "the exported file")
+    own = input_spec(config, data)
+    same = metadata.input == own
+    check("data", config.data.name, same, f"images as the file takes them: {metadata.input}")
     if limit:
         data = replace(data, test=_first(data, limit))
     return evaluate_model(config, ExportedClassifier(network), data)

@@ -63,7 +63,7 @@ def detect(
     Raises:
         ValueError: an output is missing or does not fit the anchors.
     """
-    # Endless numbers are let through: their boxes cover the image or, as empty ones, are left out.
+    # Infinite numbers are let through: their boxes cover the image or, as empty ones, are left out.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         levels = range(len(detector.levels))
         found = joined([_candidates(outputs, detector, level, index) for level in levels])

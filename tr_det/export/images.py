@@ -142,6 +142,8 @@ def prepared(image: Image.Image, spec: InputSpec) -> Prepared:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
+        raise ValueError(f"has pixels of mode {image.mode}; must have 8 bits a channel")
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF data, which may raise anything; the pixels are fine

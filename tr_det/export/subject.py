@@ -36,8 +36,8 @@ class Subject(NamedTuple):
         model: the whole of it, which packed files hold.
         net: its part that takes one tensor; all other files hold that.
         names: of the outputs of ``net``.
-        example: an input, at least 2 images, of the size of the test images: what torch records of
-            a feature map of one pixel is only for that, and the other way round.
+        example: an input, at least 2 images, of the size of the test images: a program that torch
+            records with a feature map of one pixel runs with no other, nor the reverse.
         metadata: of the file, but for the format.
         images: called with a number, yields that many test images, (1, C, H, W) as ``net`` gets
             them.

@@ -79,5 +79,5 @@ def under_methods_key(error: ConfigError, key: str) -> ConfigError:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return {"true": True, "false": False}.get(text, text)

@@ -166,7 +166,8 @@ def only_writer(
     lock = FileLock(Path(folder) / ".lock")
     is_waiting = False
     # The others ask the first one, again and again: no collective lasts as long as a run.
-    while not from_first(rank() != 0 or _acquire(lock)):
+    # It may be held for a moment by somebody who only asks (`is_written`).
+    while not from_first(rank() != 0 or _acquire(lock, 0.5)):
         if not wait:
             raise ValueError(
                 f"{key}={str(folder)!r}: another run writes there; must be another "
@@ -193,9 +194,9 @@ def is_written(folder: str | Path) -> bool:
     return not free
 
 
-def _acquire(lock: FileLock) -> bool:
+def _acquire(lock: FileLock, timeout: float = 0.0) -> bool:
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout:
         return False
     except OSError as error:  # file systems of clusters need not have locks

@@ -59,10 +59,11 @@ def test_an_error_names_the_key_its_value_and_what_is_allowed(write, overrides, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["007", "2024_01_02", "1e3", "on"])
+@pytest.mark.parametrize("name", ["007", "2024_01_02", "1e3", "on", "a #2", "[raw] b", "@x", "*x"])
 def test_a_string_that_yaml_would_convert_stays_as_it_is(write, name):
     path = write("a.yaml", "model: {name: x}")
-    assert load_config(path, ["run.output_dir", name]).run.output_dir == name
+    for text in (name, f"'{name}'"):
+        assert load_config(path, ["run.output_dir", text]).run.output_dir == name
 
 
 @pytest.mark.parametrize("text", ["data: {root: '???'}", "model: {pretraining: 5}"])
@@ -115,11 +116,18 @@ def test_a_file_that_cannot_be_read_is_named(write, text, message):
         load_config(write("a.yaml", text))
 
 
-def test_a_written_config_reads_the_same(write):
+def test_a_written_config_reads_the_same(write, tmp_path):
     config = load_config(
-        write("a.yaml", "tr: {factor: auto}\nsolver: {betas: [0.5, 0.9], no_decay: [x]}")
+        write(
+            "a.yaml",
+            "tr: {factor: auto}\nsolver: {betas: [0.5, 0.9], no_decay: [x]}\n"
+            "model: {pretraining: fp.yaml}",
+        )
     )
-    assert load_config(write("b.yaml", to_yaml(config))) == config
+    run = tmp_path / "run/config.yaml"  # in another folder than the file that it came from
+    run.parent.mkdir()
+    run.write_text(to_yaml(config))
+    assert load_config(run) == config
 
 
 def test_weight_scales_are_learned_under_plain_optimizers_and_with_tr_scales_by_weight():

@@ -38,12 +38,25 @@ def test_the_pretraining_is_trained_once_and_heads_the_table(folder):
         (["model.options", "{depth: 14, width: 4}"], r"model\.options=.* must be \{'depth': 8,"),
         (["data.name", "cifar10"], r"data\.name='cifar10': must be 'digits' as in .*fp\.yaml"),
         (["data.image_size", "8"], r"data\.image_size=8: must be 0 as in .*fp\.yaml"),
+        (
+            ["data.hold_out", "0.2"],
+            r"data\.hold_out=0\.2: must be 0 or 0\.0 as in .*fp\.yaml, which",
+        ),
+        (["data.crop_ratio", "0.5"], r"data\.crop_ratio=0\.5: must be .* as in .*fp\.yaml"),
+        (
+            ["model.pretraining", "loop.yaml"],
+            r"model\.pretraining=.* not build on itself",
+        ),
         (["model.pretraining", "w4a4.yaml"], r"quant\.bits='W2A2': must be reached from W4A4"),
-        (["run.output_dir", "output/classification/here/fp_fp"], r"run\.output_dir=.*other than"),
+        (
+            ["run.output_dir", "output/../output/classification/here/fp_fp"],
+            r"output_dir=.*other than",
+        ),
     ],
 )
 def test_a_mistake_shows_before_the_pretraining_is_trained(folder, overrides, message):
     (folder / "w4a4.yaml").write_text("_BASE_: fp.yaml\nquant: {bits: W4A4}\n")
+    (folder / "loop.yaml").write_text("_BASE_: fp.yaml\nmodel: {pretraining: loop.yaml}\n")
     overrides = [text.replace("here", folder.name) for text in overrides]
     with pytest.raises(ValueError, match=message):
         run(qat(*overrides))

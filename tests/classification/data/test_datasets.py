@@ -1,6 +1,7 @@
 import gzip
 import pickle
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_classes_of_both_halves_must_agree(folders):
     (folders / "val/n02").rename(folders / "val/n03")
     with pytest.raises(ValueError, match=r"train/ and val/ have folders of the same names"):
         load_data(DataConfig(name="imagenet", root=str(folders))).train  # noqa: B018
+
+
+def test_images_that_predictions_take_are_trained_on_and_hidden_files_are_not(folders):
+    (folders / "train/n01/._0.png").write_bytes(b"of macOS")
+    Image.new("RGB", (50, 40)).save(folders / "train/n01/3.gif")
+    config = DataConfig(name="imagenet", root=str(folders))
+    names = [Path(path).name for path, _ in load_data(config).train.samples]
+    assert names == ["0.png", "1.png", "2.png", "3.gif", "0.png", "1.png", "2.png"]
 
 
 def test_evaluation_needs_no_training_images(folders):

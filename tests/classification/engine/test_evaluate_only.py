@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from PIL import Image
 
 from tr_det.classification.config.reading import load_config
 from tr_det.classification.engine.run import evaluate_only, run
@@ -71,3 +72,29 @@ def test_evaluation_takes_the_trained_weights_unless_others_are_named(folder, mo
     assert trained != start
     assert evaluated() == (trained, "SGD", "Evaluating own/model_final.pth")
     assert evaluated("model.weights", "fp/model_final.pth")[0] == start
+
+
+def test_data_of_other_classes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root, names in (("a", ("ant", "bee", "cat")), ("b", ("ant", "cat", "dog"))):
+        for part in ("train", "test"):
+            for name in names:
+                (tmp_path / root / part / name).mkdir(parents=True)
+                for number in range(4):
+                    image = Image.new("RGB", (8, 8), (60 * number, 0, 0))
+                    image.save(tmp_path / root / part / name / f"{number}.png")
+    (tmp_path / "a.yaml").write_text(
+        "model: {name: resnet_cifar, options: {depth: 8, width: 4}}\n"
+        "solver: {batch_size: 4, iterations: 2}\n"
+        "data: {name: folders, root: a, image_size: 8, workers: 0}\n"
+        "run: {checkpoint_period: 1, device: cpu, output_dir: run}\n"
+    )
+    run(load_config("a.yaml"))
+    other = load_config("a.yaml", ["data.root", "b"])
+    message = r"data\.root='b': must have the classes of .*; only one has \['bee', 'dog'\]"
+    with pytest.raises(ValueError, match=message):
+        evaluate_only(other)
+    (tmp_path / "run/results.json").unlink()
+    (tmp_path / "run/model_final.pth").unlink()
+    with pytest.raises(ValueError, match=message):
+        run(other, resume=True)

@@ -147,7 +147,8 @@ def _read(path: Path) -> dict[str, Any]:
         model = own.get("model")
         if isinstance(model, dict) and model.get("pretraining"):
             _check_type("model.pretraining", model["pretraining"])
-            model["pretraining"] = str(file.parent / model["pretraining"])
+            # Whole, as the run's own config.yaml is in another folder.
+            model["pretraining"] = str((file.parent / model["pretraining"]).resolve())
         for section, part in own.items():
             for name, value in part.items() if isinstance(part, dict) else ():
                 _check_type(f"{section}.{name}", value)
@@ -156,10 +157,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, text: str) -> Any:
-    """Return a value written in YAML; nothing is how a shell passes an empty string."""
+    """Return a value written in YAML; a text is taken as it is, but for quotes around it."""
+    if _kind(key) is str:
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
     try:
-        value = parse(text) if text else ""
+        return parse(text) if text else ""
     except ValueError:
         raise ConfigError(key, text, "valid YAML") from None
-    # 007 or 1e3 as the name of a folder is no number.
-    return text if _kind(key) is str and not isinstance(value, str) else value

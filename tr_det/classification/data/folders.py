@@ -24,7 +24,7 @@ from tr_det.classification.data.images import (
 )
 from tr_det.classification.data.pixels import LoadedImages, read_pixels
 from tr_det.core.errors import ConfigError, check
-from tr_det.export.images import opened
+from tr_det.export.images import IMAGE_SUFFIXES, opened
 
 SMALL = 64
 """Largest side of images that are kept in memory, and augmented as CIFAR's are, px."""
@@ -125,7 +125,13 @@ def _listed(root: str, part: str, transform: Callable[[Any], Any] | None) -> Any
     from torchvision.datasets import ImageFolder
 
     with _explained(root, part) as folder:
-        return ImageFolder(folder, transform, loader=read_image)
+        return ImageFolder(folder, transform, loader=read_image, is_valid_file=_is_image)
+
+
+def _is_image(path: str) -> bool:
+    """Return whether predictions take it too; macOS leaves ``._x.jpg``, which is none."""
+    name = Path(path).name
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def _classes(root: str, part: str) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from tr_det.core.errors import check
+from tr_det.runtime.processes import begin_worker
 from tr_det.runtime.rng import sample_states
 from tr_det.runtime.streams import Place, SeededSamples, load_batches
 
@@ -81,5 +82,7 @@ def evaluation_batches(
 ) -> DataLoader[Any]:
     """Return this process' share of the test images, in batches."""
     share = Subset(dataset, range(rank, len(dataset), processes))
-    pinned = torch.cuda.is_available()
-    return DataLoader(share, batch_size, num_workers=workers, pin_memory=pinned)
+    pinned, begin = torch.cuda.is_available(), begin_worker if workers else None
+    return DataLoader(
+        share, batch_size, num_workers=workers, pin_memory=pinned, worker_init_fn=begin
+    )

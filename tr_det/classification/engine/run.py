@@ -16,7 +16,7 @@ from tr_det.classification.config.reading import from_tree, to_tree, to_yaml
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import check_batch_size, train_batches
-from tr_det.classification.engine.trainer import ClassifierTrainer, evaluate_model
+from tr_det.classification.engine.trainer import ClassifierTrainer, check_classes, evaluate_model
 from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
 from tr_det.core.nn.storage import storage_mb
@@ -52,9 +52,9 @@ FREE = (
     "run.checkpoint_period",
     "run.keep_checkpoints",
 )
-"""Keys that change no number."""
+"""Keys that may differ when a run is resumed."""
 PATHS = ("model.pretraining", "solver.teacher_weights")
-"""Files that may have moved; whether there is one must be the same."""
+"""Keys that name files, which may have moved: only whether they are set is compared."""
 _log = logging.getLogger(__name__)
 
 
@@ -145,9 +145,11 @@ def evaluate_only(
     else:
         _log.info("Evaluating %s", path)
         stored = StrictCheckpointer(model).load(path, checkpointables=[])
+        check_classes(config, stored.get("classes", list(data.classes)), data.classes, path)
         updates = stored.get("iteration", 0) if trained else 0
     if not is_calibrated(model):
-        _calibrate(config, model, data)
+        with batch_size_named("solver.batch_size", config.solver.batch_size):
+            _calibrate(config, model, data)
     metrics = evaluate_model(config, model, data)
     seconds = time.perf_counter() - began
     measured = {"metrics": metrics, "updates": updates, "seconds": seconds}

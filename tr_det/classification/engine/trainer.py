@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,6 +164,8 @@ class ClassifierTrainer:
                     saved,
                     own,
                 )
+            elif key == "classes":
+                check_classes(self.config, saved, own, path)
             elif saved != own:
                 raise ValueError(
                     f"data.root={self.config.data.root!r}: gives {own} {key}, {path} is of a run "
@@ -250,17 +253,17 @@ class ClassifierTrainer:
         config = to_yaml(self.config)
         return {"iteration": self.iteration, "config": config, **self._circumstances()}
 
-    def _circumstances(self) -> dict[str, int]:
+    def _circumstances(self) -> dict[str, Any]:
         """Return what a run's numbers depend on beside its config."""
         return {
             "images": self.images,
-            "classes": self.data.num_classes,
+            "classes": list(self.data.classes),
             "updates": self.total,
             "processes": processes(),
         }
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]], logged: bool) -> dict[str, float]:
-        """Make one update; return its scalars if they are wanted."""
+        """Make one update; return its scalars if ``logged``, else {}."""
         seed_step(self.config.run.seed, self.iteration, rank())
         images, labels = (part.to(self.device, non_blocking=True) for part in next(batches))
         with autocast(self.config, self.device):
@@ -312,6 +315,23 @@ def _scores(records: list[dict[str, Any]]) -> dict[str, float]:
     found = [record for record in records if f"{prefix}accuracy" in record]
     names = ("accuracy", "top5", "loss")
     return {name: found[-1].get(f"{prefix}{name}", math.nan) for name in names} if found else {}
+
+
+def check_classes(
+    config: ClassifierConfig, saved: Any, own: Sequence[str], path: str | Path
+) -> None:
+    """Raise ValueError unless the data have the classes that a file was made for.
+
+    Args:
+        config: of the data.
+        saved: names of the classes; of older files their number.
+        own: names of the data's classes.
+        path: of the file.
+    """
+    if saved not in (list(own), len(own)):
+        apart = sorted({*saved} ^ {*own})[:5] if isinstance(saved, list) else []
+        what = f"only one has {apart}" if apart else f"it has {len(own)}"
+        raise ValueError(f"data.root={config.data.root!r}: must have the classes of {path}; {what}")
 
 
 def autocast(config: ClassifierConfig, device: torch.device) -> torch.autocast:

@@ -14,6 +14,7 @@ from tr_det.classification.models.registry import build_model, quantize_network
 from tr_det.core import ConfigError
 from tr_det.core.errors import check
 from tr_det.runtime.checkpoints import StrictCheckpointer
+from tr_det.runtime.processes import processes
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def _device(config: ClassifierConfig) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     gpus = torch.cuda.device_count()
     there = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{n}" for n in range(gpus))]
+    if gpus and processes() > 1:  # they have joined as processes with a GPU each
+        there = ["auto", "cuda"]
     allowed = f"one of {there}, what this machine has"
     check("run.device", config.run.device, config.run.device in there, allowed)
     return torch.device(config.run.device)
