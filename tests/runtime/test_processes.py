@@ -42,7 +42,7 @@ def test_a_waiting_writer_starts_after_the_first(tmp_path, caplog):
         thread = threading.Thread(target=second)
         thread.start()
         waiting.wait()
-        thread.join(0.1)
+        thread.join(1)  # longer than a writer tries before it says that it waits
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
