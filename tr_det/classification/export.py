@@ -16,7 +16,7 @@ from tr_det.classification.config.reading import load_config, to_yaml
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import evaluation_batches
-from tr_det.classification.engine.trainer import check_classes, evaluate_model
+from tr_det.classification.engine.evaluation import check_classes, evaluate_model
 from tr_det.classification.models.build import build_network
 from tr_det.core.errors import check
 from tr_det.export.metadata import CentreCrop, InputSpec, Metadata

@@ -16,7 +16,8 @@ from tr_det.classification.config.reading import from_tree, to_tree, to_yaml
 from tr_det.classification.data.datasets import load_data
 from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import check_batch_size, train_batches
-from tr_det.classification.engine.trainer import ClassifierTrainer, check_classes, evaluate_model
+from tr_det.classification.engine.evaluation import check_classes, evaluate_model
+from tr_det.classification.engine.trainer import ClassifierTrainer
 from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
 from tr_det.core.nn.storage import storage_mb

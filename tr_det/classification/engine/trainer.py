@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,9 +24,9 @@ from tr_det.classification.config.reading import to_yaml
 from tr_det.classification.data.images import Data
 from tr_det.classification.data.loader import (
     check_batch_size,
-    evaluation_batches,
     train_batches,
 )
+from tr_det.classification.engine.evaluation import autocast, check_classes, evaluate_model
 from tr_det.classification.engine.losses import CrossEntropy
 from tr_det.classification.engine.solver import build_optimizer
 from tr_det.core import Attached, ConfigError, attach
@@ -39,7 +37,7 @@ from tr_det.runtime.bfloat16 import refuse_unset_gradients
 from tr_det.runtime.checkpoints import StrictCheckpointer, save_weights
 from tr_det.runtime.metrics import MetricsWriter
 from tr_det.runtime.options import methods_from, under_methods_key
-from tr_det.runtime.processes import from_first, processes, rank, summed, take_from_first
+from tr_det.runtime.processes import from_first, processes, rank, summed
 from tr_det.runtime.rng import seed_step
 from tr_det.runtime.run_folder import AVERAGED, FINAL
 from tr_det.runtime.signals import at_once, end_if_asked
@@ -315,56 +313,3 @@ def _scores(records: list[dict[str, Any]]) -> dict[str, float]:
     found = [record for record in records if f"{prefix}accuracy" in record]
     names = ("accuracy", "top5", "loss")
     return {name: found[-1].get(f"{prefix}{name}", math.nan) for name in names} if found else {}
-
-
-def check_classes(
-    config: ClassifierConfig, saved: Any, own: Sequence[str], path: str | Path
-) -> None:
-    """Raise ValueError unless the data have the classes that a file was made for.
-
-    Args:
-        config: of the data.
-        saved: names of the classes; of older files their number.
-        own: names of the data's classes.
-        path: of the file.
-    """
-    if saved not in (list(own), len(own)):
-        apart = sorted({*saved} ^ {*own})[:5] if isinstance(saved, list) else []
-        what = f"only one has {apart}" if apart else f"it has {len(own)}"
-        raise ValueError(f"data.root={config.data.root!r}: must have the classes of {path}; {what}")
-
-
-def autocast(config: ClassifierConfig, device: torch.device) -> torch.autocast:
-    """Return the context of a forward in ``run.precision``."""
-    dtype = getattr(torch, config.run.precision)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-@torch.no_grad()
-def evaluate_model(config: ClassifierConfig, model: nn.Module, data: Data) -> dict[str, float]:
-    """Return ``accuracy`` and ``top5`` in percent and the cross-entropy ``loss``, over all images.
-
-    Args:
-        config: the run.
-        model: a classifier, left in the mode it was in; evaluated as checkpoints keep it.
-        data: its test images, shared out among the processes.
-    """
-    # Since the last forward began, each process' batch norms have gone their own way.
-    take_from_first(model.buffers())
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
-    size, workers = config.solver.batch_size, config.data.workers
-    for images, labels in evaluation_batches(data.test, size, workers, rank(), processes()):
-        images, labels = images.to(device), labels.to(device)
-        with autocast(config, device):
-            logits = model(images)
-        logits = logits.float()
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        found = [ranked[:, 0].sum(), ranked.sum(), loss, torch.tensor(len(labels))]
-        totals += torch.stack([value.to(totals) for value in found])
-    model.train(was_training)
-    right, among, loss, count = summed(totals).tolist()
-    return {"accuracy": 100 * right / count, "top5": 100 * among / count, "loss": loss / count}
