@@ -23,7 +23,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tr_det.core.errors import check
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.files import write_text
 from tr_det.runtime.processes import is_written, only_writer
@@ -76,9 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         study = read_study(args.study)
         check_study(study)
         folder = args.output or Path("output/studies") / study.name
-        outcomes = Outcomes(folder, study.metric)
+        outcomes = Outcomes(folder, study.metric, Elsewhere(args.others))
         if args.dry_run or args.status:
-            check("--from", str(args.others), not args.others, "given when runs are made")
             tell(study, outcomes, args)
             return
         with only_writer(folder, "--output"), held():
@@ -99,7 +97,7 @@ def tell(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> None:
 def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
     """Make the missing runs and write the tables; return whether any run failed."""
     place: Place
-    folder, elsewhere = outcomes.folder, Elsewhere(args.others)
+    folder = outcomes.folder
     if args.slurm is None:
         place = Processes(TOOLS, share(args.workers, args.threads, args.gpus))
     else:
@@ -124,7 +122,7 @@ def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
             write_text(folder / "table.csv", csv_text(record))
             progress.show(runner)
 
-        runner = Runner(study, folder, outcomes, elsewhere, place, clock, write, progress.say)
+        runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
         runner.run()
     print(markdown(make_record(runner.plan, outcomes, **made)))
     left = needed(runner.plan, outcomes)

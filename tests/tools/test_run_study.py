@@ -115,10 +115,20 @@ def test_a_run_of_another_study_is_read_where_it_is(shared, tmp_path):
 
 
 def test_what_would_be_run_is_told(shared, tmp_path, capsys):
-    run_study.main([str(shared.files / studies.STUDY), "--output", str(tmp_path), "--dry-run"])
+    arguments = [str(shared.files / studies.STUDY), "--output", str(tmp_path), "--dry-run"]
+    run_study.main(arguments)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("missing") for line in lines) == 5  # fp, two candidates, SGDT
     assert lines[-2] == "searched           SGD, seed 0, 1"
+    record = record_of(shared.reference)
+    record["cells"][0]["state"] = "failed"
+    others = tmp_path.parent / "study.json"
+    others.write_text(json.dumps(record))
+    run_study.main([*arguments, "--from", str(others)])
+    lines = capsys.readouterr().out.splitlines()
+    (start,), cell = [run["folder"] for run in record["runs"]], record["cells"][0]["folder"]
+    told = [line.split() for line in lines[:-1]]
+    assert [(words[0], words[-1]) for words in told] == [("again", start), ("missing", cell)]
     assert not list(tmp_path.iterdir())
 
 

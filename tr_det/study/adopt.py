@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tr_det.core.errors import ConfigError
 from tr_det.runtime.files import write_json
-from tr_det.runtime.results import RESULTS
+from tr_det.runtime.results import RESULTS, Results
 from tr_det.study.record import STUDY, Record, RunEntry, candidates, read_record
 
 ORIGIN = "origin.json"
@@ -43,6 +43,16 @@ class Elsewhere:
                 if run["state"] == "done":
                     self._runs[run["identity"]] = (path, record, run)
 
+    def look(self, identity: str) -> tuple[Results, bool] | None:
+        """Return the results of a run, and whether its files are on this machine.
+
+        None where it is not done elsewhere.
+        """
+        if identity not in self._runs:
+            return None
+        path, _, run = self._runs[identity]
+        return run["results"], _has_files(path.parent / run["folder"])
+
     def bring(self, identity: str, study: Path) -> bool:
         """Bring a run into a study's folder, to which nobody else may write, unless it has one.
 
@@ -57,7 +67,7 @@ class Elsewhere:
                 return False
             own.unlink()  # a link to a study that is no longer there
         folder, source = study / run["folder"], path.parent / run["folder"]
-        if (source / RESULTS).is_file() and not (source / ORIGIN).exists():
+        if _has_files(source):
             folder.symlink_to(source.resolve())
             return True
         origin = run["origin"]
@@ -69,3 +79,7 @@ class Elsewhere:
         write_json(folder / ORIGIN, found)
         write_json(folder / RESULTS, run["results"])
         return True
+
+
+def _has_files(folder: Path) -> bool:
+    return (folder / RESULTS).is_file() and not (folder / ORIGIN).exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
-from tr_det.study.adopt import ORIGIN
+from tr_det.study.adopt import ORIGIN, Elsewhere
 from tr_det.study.cells import Cell
 from tr_det.study.record import STUDY, Environment
 from tr_det.study.sides import SIDES
@@ -49,10 +49,12 @@ class Outcomes:
     Args:
         folder: of the study.
         metric: which is compared.
+        elsewhere: runs that count where this study has not begun them.
     """
 
-    def __init__(self, folder: Path, metric: str) -> None:
+    def __init__(self, folder: Path, metric: str, elsewhere: Elsewhere | None = None) -> None:
         self.folder, self.metric = folder, metric
+        self.elsewhere = elsewhere or Elsewhere(())
         self._seen: dict[str, Outcome | None] = {}
 
     def __call__(self, cell: Cell) -> Outcome | None:
@@ -88,7 +90,11 @@ class Outcomes:
         self._seen[cell.identity] = Outcome(state, error=error)
 
     def _read(self, cell: Cell) -> Outcome | None:
-        folder = cell.folder(self.folder)
+        folder, value = cell.folder(self.folder), SIDES[cell.side].value
+        found = None if folder.exists() else self.elsewhere.look(cell.identity)
+        if found is not None:
+            results, has_files = found
+            return Outcome(DONE, value(results, self.metric), results, has_files=has_files)
         results = _json(folder / RESULTS)
         if not results:
             note = _json(folder / _FAILED)
@@ -96,7 +102,7 @@ class Outcomes:
         origin = _origin(folder)
         return Outcome(
             DONE,
-            SIDES[cell.side].value(results, self.metric),
+            value(results, self.metric),
             results,
             origin=origin.get("study", ""),
             environment=origin.get("environment"),

@@ -81,6 +81,8 @@ def cells_table(plan: Plan, outcomes: Outcomes, running: Iterable[str], missing_
         value = f"{outcome.value:8.2f}" if outcome and outcome.value is not None else " " * 8
         error = f"  {outcome.error}" if outcome and outcome.error else ""
         state = state_of(cell, outcomes, running)
+        if missing_only and state == DONE:
+            state = "again"  # its files, which other runs read, are elsewhere
         lines.append(f"{state:<9}{value}  {cell.name}{error}")
     for labels, cells in plan.rows:
         unknown = [str(seed) for seed, cell in cells.items() if cell is None]

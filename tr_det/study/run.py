@@ -11,7 +11,6 @@ from tr_det.runtime.cli import DIVERGED as DIVERGED_STATUS
 from tr_det.runtime.cli import MISTAKE
 from tr_det.runtime.run_folder import numbered_checkpoints
 from tr_det.runtime.signals import end_if_asked
-from tr_det.study.adopt import Elsewhere
 from tr_det.study.cells import CANDIDATE, Cell
 from tr_det.study.definition import Study
 from tr_det.study.jobs import Job, Place, last_line
@@ -40,7 +39,6 @@ class Runner:
         study: what is compared.
         folder: of the study, which no other one may write to.
         outcomes: how its runs have ended.
-        elsewhere: runs that need not be made.
         place: where they are started.
         clock: is told how long they took.
         tell: called whenever a run has started or ended, with this object.
@@ -56,14 +54,12 @@ class Runner:
         study: Study,
         folder: Path,
         outcomes: Outcomes,
-        elsewhere: Elsewhere,
         place: Place,
         clock: Clock,
         tell: Callable[[Runner], None],
         said: Callable[[str], None],
     ) -> None:
         self.study, self.folder, self.outcomes = study, folder, outcomes
-        self.elsewhere = elsewhere
         self.place, self.clock, self.tell, self.said = place, clock, tell, said
         self.plan = self._planned()
         self.running: dict[str, tuple[Cell, Job]] = {}
@@ -91,14 +87,12 @@ class Runner:
             self.tell(self)
 
     def _planned(self) -> Plan:
-        """Return the runs as far as they are known, with what there is of them elsewhere."""
-        while True:
-            plan = Plan(self.study, self.outcomes)
-            brought = [c for c in plan.cells() if self.elsewhere.bring(c.identity, self.folder)]
-            if not brought:
-                return plan
-            for cell in brought:
+        """Return the runs as far as they are known; those that are done elsewhere are brought."""
+        plan = Plan(self.study, self.outcomes)
+        for cell in plan.cells():
+            if self.outcomes.elsewhere.bring(cell.identity, self.folder):
                 self.outcomes.look_again(cell)
+        return plan
 
     def _start_some(self, tell: bool) -> bool:
         """Start what can be; return whether a run can be started now or later.
