@@ -70,7 +70,11 @@ class Telemetry(Method):
             return
         weights = self._run.codes.weights()
         names = list(weights)
+        optimizer, metrics = self._run.optimizer, None
         curves = self._curves(updates)
+        if isinstance(optimizer, TransitionScheduled) and names:
+            metrics = optimizer.transition_metrics()
+            curves |= {"running": list(metrics.running), "talr": list(metrics.talr)}
         own = [method.scalars() for method in self._run.methods]
         extra = {name: value for scalars in own for name, value in scalars.items()}
         if weights:
@@ -80,9 +84,7 @@ class Telemetry(Method):
         numbers = iter(torch.stack(values).tolist() if values else [])  # the one transfer
         columns = {key: [next(numbers) for _ in names] for key in curves}
         scalars = dict(zip(extra, numbers, strict=True))
-        optimizer = self._run.optimizer
-        if isinstance(optimizer, TransitionScheduled) and names:
-            metrics = optimizer.transition_metrics()
+        if metrics is not None:
             columns["target"], scalars["tr/factor"] = metrics.target.tolist(), metrics.factor
         for key, column in columns.items():
             if names:
@@ -100,8 +102,4 @@ class Telemetry(Method):
             for key, measure in _OF_UPDATES.items():
                 curves[key].append(zero if update is None else measure(update))
             curves["distance"].append(distances(quantizer, weight).mean())
-        optimizer = self._run.optimizer
-        if isinstance(optimizer, TransitionScheduled):
-            metrics = optimizer.transition_metrics()
-            curves |= {"running": list(metrics.running), "talr": list(metrics.talr)}
         return curves
