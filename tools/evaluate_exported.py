@@ -24,7 +24,7 @@ from tr_det.export.metadata import Metadata
 from tr_det.export.networks import Timed
 from tr_det.export.runtimes import RUNTIMES
 from tr_det.runtime.cli import one_line_errors
-from tr_det.runtime.files import write_json
+from tr_det.runtime.files import require_writable, write_json
 
 RESULTS = "evaluation.json"
 
@@ -63,6 +63,7 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     with config_of(args.config_file, metadata) as config:
         side = read_side(config, args.opts, task=metadata.task)
+    require_writable(folder / RESULTS)
     network = Timed(opened)
     if metadata.task == "detection":
         results = detector_results(side, metadata, network, folder, args.images)

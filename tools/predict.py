@@ -47,7 +47,7 @@ from tr_det.export.networks import SUFFIXES, Network
 from tr_det.export.predictor import Classification, Detections, Predictor
 from tr_det.export.runtimes import RUNTIMES
 from tr_det.runtime.cli import one_line_errors
-from tr_det.runtime.files import write_text, written_aside
+from tr_det.runtime.files import require_writable, write_text, written_aside
 
 BEST = 5  # classes of an image that predictions.json lists
 LEGIBLE = 480  # px; smaller pictures are enlarged, so that their labels can be read
@@ -88,6 +88,8 @@ def predict(args: argparse.Namespace) -> int:
         raise ValueError(f"--json={args.json}: must be a file")
     files = input_files(args.inputs, None if args.no_pictures else args.output)
     predictor, pictures, by_number = open_model(args), Pictures(args.output), are_numbered(files)
+    target = args.json or args.output / "predictions.json"
+    require_writable(target)
     entries: list[dict[str, Any]] = []
     images = detections = failures = 0
     progress = Progress(len(files))
@@ -109,7 +111,6 @@ def predict(args: argparse.Namespace) -> int:
                 progress.say(read.error)
             progress.step()
     finally:  # what is done is kept if the rest is given up, and an older file if nothing is
-        target = args.json or args.output / "predictions.json"
         if images:
             write_text(target, "[" + ",\n".join(map(json.dumps, entries)) + "]\n")
         elif target.exists():

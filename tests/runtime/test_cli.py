@@ -5,12 +5,14 @@ from torch.multiprocessing import ProcessRaisedException
 from tr_det.runtime.cli import UserMistakeError, mistakes_for_parent, one_line_errors
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), OSError("a b")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a:\n  b"), OSError("a: b"), PermissionError(13, "b", "a")]
+)
 def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors():
         raise error
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: a b\n"
+    assert capsys.readouterr().err == "error: a: b\n"
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError("x"), TypeError("x")])

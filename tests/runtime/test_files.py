@@ -114,3 +114,12 @@ def test_written_files_have_ordinary_permissions(tmp_path):
     write_json(tmp_path / "results.json", {})
     mode = (tmp_path / "plain").stat().st_mode
     assert (tmp_path / "results.json").stat().st_mode == mode
+
+
+def test_a_folder_that_cannot_be_is_named_before_the_work(tmp_path):
+    write_json(tmp_path / "file", 1)
+    files.require_writable(tmp_path / "new" / "a.json")
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(OSError, match="file") as error:
+        files.require_writable(tmp_path / "file" / "a.json")
+    assert error.value.filename == str(tmp_path / "file")

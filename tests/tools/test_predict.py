@@ -182,6 +182,7 @@ def test_what_was_done_before_an_interruption_is_kept(case, run, monkeypatch):
         (["model.onnx", "images/b.jpg", "--output", "images"], "--output=images: holds the"),
         (["model.onnx", "images", "--output", "model.onnx"], "--output=model.onnx: must be a"),
         (["model.onnx", "images", "--json", "empty"], "--json=empty: must be a file"),
+        (["model.onnx", "images", "--json", "weights.pth/a.json"], "weights.pth"),
     ],
 )
 def test_a_mistake_is_one_line(case, run, arguments, message):

@@ -79,7 +79,9 @@ def _stop(line: str, status: Any) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text without its line breaks."""
+    """Return an error's text without its line breaks, the system's as ``FILE: what is wrong``."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     # What a loader's worker process raises has its traceback for a message.
     found = re.match(r"Caught (\w+) in DataLoader worker.*^(?:\w+\.)*\1: (.*)", str(error), _LINES)
     return " ".join((found.group(2) if found else str(error)).split())

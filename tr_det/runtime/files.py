@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, Exception) and full:
             raise OSError(full.errno, full.strerror, os.fspath(path)) from None
         raise
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether its result can be written.
+
+    Args:
+        path: a file to write or replace later. Its folder is made when missing.
+
+    Raises:
+        OSError: files cannot be made in that folder, which it names.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(folder)) from None
 
 
 def _why_full(path: Path) -> OSError | None:
