@@ -80,7 +80,7 @@ def test_images_of_other_classes_or_made_otherwise_than_the_file_takes_them_are_
     with pytest.raises(ValueError, match=r"must have the classes of .*only one has \['0', 'ant'\]"):
         evaluate_exported(config, data, others, Knows([]))
     others = replace(metadata, input=replace(metadata.input, mean=(0.25,)))
-    with pytest.raises(ValueError, match=r"data='digits': must be images as the file takes them"):
+    with pytest.raises(ValueError, match=r"images' mean=.*: must be \(0\.25,\), which the file"):
         evaluate_exported(config, data, others, Knows([]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ def evaluate_exported(
     """
     check_classes(config, list(metadata.classes), data.classes, "the exported file")
     own = input_spec(config, data)
-    same = metadata.input == own
-    check("data", config.data.name, same, f"images as the file takes them: {metadata.input}")
+    for part in fields(own):
+        value, taken = (getattr(spec, part.name) for spec in (own, metadata.input))
+        check(f"images' {part.name}", value, value == taken, f"{taken}, which the file takes")
     if limit:
         data = replace(data, test=_first(data, limit))
     return evaluate_model(config, ExportedClassifier(network), data)

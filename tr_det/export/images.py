@@ -40,11 +40,6 @@ _TURNS = {
 }
 """EXIF orientation -> what sets it right."""
 _ORIENTATION = 0x0112
-_INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 @dataclass(frozen=True)
@@ -169,7 +164,7 @@ def _resized(image: Image.Image, resize: ShortestEdge | CentreCrop | None) -> Im
         long = int(resize.size * max(width, height) / min(width, height))
         size = (resize.size, long) if width <= height else (long, resize.size)
         if size != image.size:
-            image = image.resize(size, _INTERPOLATIONS[resize.interpolation])
+            image = image.resize(size, Image.Resampling[resize.interpolation.upper()])
         left = round((size[0] - resize.crop) / 2)
         top = round((size[1] - resize.crop) / 2)
         return image.crop((left, top, left + resize.crop, top + resize.crop))

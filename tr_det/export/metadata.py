@@ -26,6 +26,8 @@ FORMATS = ("qcdq", "integer", "packed", "torch")
 TASKS = ("detection", "classification", "features")
 COLORS = {"BGR": 3, "RGB": 3, "L": 1}
 """Order of the channels -> their number."""
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""How a classifier's images are scaled; Pillow's and torchvision's names."""
 METADATA_KEY = "tr_det"
 """Under which a file of any format has this JSON."""
 VERSION = 1
@@ -51,7 +53,7 @@ class CentreCrop:
     Attributes:
         size: length that the shorter side gets, px.
         crop: side of the square that is cut from the middle, px.
-        interpolation: "nearest", "bilinear" or "bicubic".
+        interpolation: one of `INTERPOLATIONS`.
     """
 
     size: int
@@ -250,7 +252,7 @@ def _resize(values: _Values) -> ShortestEdge | CentreCrop | None:
         values.check("long", edges.long >= 1 or edges.short == 0, "at least 1")
         return edges
     kind = values.get("interpolation", str, "bilinear")
-    values.check("interpolation", kind in _INTERPOLATIONS, f"one of {list(_INTERPOLATIONS)}")
+    values.check("interpolation", kind in INTERPOLATIONS, f"one of {list(INTERPOLATIONS)}")
     cut = CentreCrop(values.get("size", int), values.get("crop", int), kind)
     values.check("crop", 1 <= cut.crop <= cut.size, f"from 1 to size={cut.size}")
     return cut
@@ -285,7 +287,6 @@ def _detector(values: _Values) -> DetectorSpec:
     return spec
 
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _REQUIRED = object()
 
 

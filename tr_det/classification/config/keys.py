@@ -16,10 +16,10 @@ from tr_det.core.errors import check, check_among
 from tr_det.core.nn.config import FULL_PRECISION
 from tr_det.core.optim.optimizers import OPTIMIZERS
 from tr_det.core.transition import SCHEDULES
+from tr_det.export.metadata import INTERPOLATIONS
 from tr_det.runtime.options import methods_from
 
 LOSSES = ("cross_entropy", "distributional")
-INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
 LIBRARY = "library"
 _BITS = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
