@@ -6,7 +6,6 @@ Nothing is imported before it is needed: an ONNX file is opened without torch an
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tr_det.export.metadata import Metadata
 from tr_det.export.networks import SUFFIXES, Network, TorchNetwork, open_file, output_names
 from tr_det.export.runtimes import installed
+from tr_det.runtime.cli import require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -173,13 +173,6 @@ def wanted_runtime(model: Path, runtime: str | None) -> str:
     if not there:
         raise ValueError("--runtime: none is installed; pip install onnxruntime")
     return runtime or there[0]
-
-
-def require(what: Path, *packages: str) -> None:
-    """Raise ValueError for the first package that is not installed; ``what`` needs them."""
-    for package in packages:
-        if not importlib.util.find_spec(package):
-            raise ValueError(f"{what}: needs {package}, which is not installed")
 
 
 @contextlib.contextmanager

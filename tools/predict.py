@@ -36,7 +36,6 @@ from model_files import (
     find_run,
     open_checkpoint,
     open_exported,
-    require,
     wanted_runtime,
 )
 from PIL import Image, ImageDraw, ImageFont
@@ -46,7 +45,7 @@ from tr_det.export.metadata import Metadata
 from tr_det.export.networks import SUFFIXES, Network
 from tr_det.export.predictor import Classification, Detections, Predictor
 from tr_det.export.runtimes import RUNTIMES
-from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.cli import one_line_errors, require
 from tr_det.runtime.files import require_writable, write_text, written_aside
 
 BEST = 5  # classes of an image that predictions.json lists

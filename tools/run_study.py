@@ -23,17 +23,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.cli import one_line_errors, require
 from tr_det.runtime.files import write_text
 from tr_det.runtime.processes import is_written, only_writer
 from tr_det.runtime.signals import held
 from tr_det.study.adopt import Elsewhere
 from tr_det.study.check import check_study
 from tr_det.study.definition import Study, read_study
-from tr_det.study.jobs import Place, Processes, share
+from tr_det.study.jobs import Place, Processes, Share, cluster_share, share
 from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
-from tr_det.study.progress import Progress, cells_table, summary
+from tr_det.study.progress import Progress, cells_table, searched_rows, summary
 from tr_det.study.record import write_record
 from tr_det.study.recording import environment, make_record
 from tr_det.study.run import Runner
@@ -89,23 +89,28 @@ def tell(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> None:
     plan, folder = Plan(study, outcomes), outcomes.folder
     going = [cell.identity for cell in plan.cells() if is_written(cell.folder(folder))]
     print(cells_table(plan, outcomes, going, missing_only=args.dry_run))
-    workers = args.workers if args.slurm is not None else None
-    workers = workers or share(args.workers, args.threads, args.gpus).workers
-    print(summary(plan, outcomes, Clock(study, folder), workers, going))
+    print(summary(plan, outcomes, Clock(study, folder), share_of(args).workers, going))
+
+
+def share_of(args: argparse.Namespace) -> Share:
+    """Return what each run gets."""
+    found = share if args.slurm is None else cluster_share
+    return found(args.workers, args.threads, args.gpus)
 
 
 def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
     """Make the missing runs and write the tables; return whether any run failed."""
     place: Place
+    if study.baseline and len(study.seeds) > 1:
+        require("BASELINE, with intervals of differences", "scipy", extra="study")
     folder = outcomes.folder
     if args.slurm is None:
-        place = Processes(TOOLS, share(args.workers, args.threads, args.gpus))
+        place = Processes(TOOLS, share_of(args))
     else:
-        from tr_det.study.cluster import Cluster, options_from
+        require("--slurm", "submitit", extra="study")
+        from tr_det.study.cluster import Cluster
 
-        place = Cluster(
-            TOOLS, folder, options_from(args.slurm), args.workers, args.gpus or 0, args.threads
-        )
+        place = Cluster(TOOLS, folder, args.slurm, share_of(args))
     words = sys.argv if sys.argv[0].endswith("run_study.py") else ["tools/run_study.py"]
     command = shlex.join(["python", "tools/run_study.py", *words[1:]])
     made: dict[str, Any] = {
@@ -125,11 +130,15 @@ def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
         runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
         runner.run()
     print(markdown(make_record(runner.plan, outcomes, **made)))
-    left = needed(runner.plan, outcomes)
-    for cell in left:
+    left = []
+    for cell in needed(runner.plan, outcomes):
         outcome = outcomes(cell)
         why = outcome.error if outcome is not None and outcome.state == FAILED else "not run"
-        print(f"{cell.name}: {why}", file=sys.stderr)
+        left.append(f"{cell.name}: {why}")
+    for name in searched_rows(runner.plan):
+        left.append(f"{name}: not run, as its search has found no value")
+    for line in left:
+        print(line, file=sys.stderr)
     return bool(left)
 
 

@@ -30,9 +30,12 @@ def test_latents_are_those_of_the_model_at_the_first_and_last_checkpoint(tmp_pat
         model.load_state_dict(torch.load(path, weights_only=True)["model"])
         layers = dict(quantized_layers(model))
         assert (stored.updates, stored.layers) == (updates, list(layers))
+        other = StoredWeights(path, WeightQuantizer("fixed_grid", 4, {}))  # but for some layers
         for name, layer in layers.items():
             expected = layer.weight_quantizer.normalized(layer.weight).flatten()
-            assert torch.equal(stored.normalized(name), expected)
+            for found in (stored, other):
+                assert torch.equal(found.normalized(name), expected)
+                assert found.transition_points(name) == [-1.5, -0.5, 0.5]
 
 
 def test_one_checkpoint_is_there_once_and_weights_alone_are_refused(tmp_path):

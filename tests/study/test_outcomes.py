@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tr_det.study.cells import ROW, Cell
+from tr_det.study.cells import ROW, RUN, Cell
 from tr_det.study.outcomes import DONE, Outcomes
 
 
@@ -24,3 +24,18 @@ def test_a_run_of_another_study_names_it_from_the_working_folder(tmp_path, monke
     assert (outcome.state, outcome.value, outcome.environment) == (DONE, 90.0, {"cpu": "theirs"})
     expected = "studies/other/study.json" if below else str(other / "study.json")
     assert outcome.origin == expected
+
+
+def test_only_a_supporting_run_may_lack_what_runs_are_compared_by(tmp_path):
+    (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
+    for kind in (RUN, ROW):
+        cell = Cell(kind, {"run": kind}, 0, "classification", tmp_path / "base.yaml", {})
+        cell.folder(tmp_path).mkdir(exist_ok=True)
+        results = {"metrics": {"loss": 1.0}, "tr": {}}
+        (cell.folder(tmp_path) / "results.json").write_text(json.dumps(results))
+        if kind == RUN:
+            outcome = Outcomes(tmp_path, "accuracy")(cell)
+            assert (outcome.state, outcome.value) == (DONE, None)
+        else:
+            with pytest.raises(ValueError, match="METRIC='accuracy': must be one of .*: loss"):
+                Outcomes(tmp_path, "accuracy")(cell)

@@ -157,10 +157,12 @@ def test_a_search_does_not_start_from_a_run_of_a_row(write):
         Plan(study, outcome_by(lambda cell: 1.0))
 
 
-def test_a_search_in_which_all_diverge_gives_no_rows(write):
+def test_a_search_in_which_all_diverge_goes_down_and_gives_no_rows(write):
     look = outcome_by(lambda c: "diverged" if c.kind == CANDIDATE else None)
-    plan = Plan(write("EXTEND: 2", "EXTEND: 0"), look)
+    plan = Plan(write(), look)
     assert plan.searches[0].chosen is None
+    assert min(plan.searches[0].points) == (0.0125,)
+    assert max(plan.searches[0].points) == (0.4,)
     assert [cell.labels["way"] for cell in plan.own_cells() if cell.kind == ROW] == ["plain"] * 2
 
 
@@ -182,6 +184,8 @@ def test_what_changes_a_number_makes_another_cell(write):
 
     first = identities()
     assert len(set(first.values())) == len(first)
+    other = identities("SETTINGS: {model", "SETTINGS: {data.root: elsewhere, model")
+    assert other[("plain", 0)] != first[("plain", 0)]
     assert identities("SETTINGS: {model", "SETTINGS: {run.device: cpu, model") == first
     start = identities(
         "fp: {CONFIG: base.yaml}", "fp: {CONFIG: base.yaml, SETTINGS: {solver.lr: 1}}"
@@ -218,11 +222,38 @@ def test_what_changes_a_number_makes_another_cell(write):
             r"RUNS.fp=\['recorded'\]: must be settings without the run of a row",
         ),
         ("{data.hold_out: 0.2}", "{}", "data.hold_out=0.0: must be at least 0.2"),
+        (  # a start whose own start has seen the images
+            "{data.hold_out: 0.2}, SEEDS",
+            '{data.hold_out: 0.2, model.weights: "{fp}/model_final.pth"}, SEEDS',
+            "data.hold_out=0.0: must be at least 0.2",
+        ),
+        (
+            "SETTINGS: {model",
+            "SETTINGS: {data.hold_out: 0.1, model",
+            "data.hold_out=0.1: must be 0",
+        ),
+        ("KEYS: {solver.lr: [0.1, 0.2, 0.4]}", "KEYS: {}", r"SEARCH\[0\]: KEYS={}: must be a"),
+        (
+            "AXES:\n",
+            "AXES:\n  log:\n    a: {run.eval_period: 1}\n    b: {run.eval_period: 2}\n",
+            "AXES={'log': 'b', 'way': 'plain'}: must be rows that differ",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(write, old, new, message):
     with pytest.raises(ValueError, match=message):
         check_study(write(old, new))
+
+
+def test_settings_of_a_search_may_name_labels(write):
+    study = write(
+        "data.hold_out: 0.2, model.weights",
+        'run.output_dir: "{way}", data.hold_out: 0.2, model.weights',
+    )
+    check_study(study)
+    (search,) = Plan(study, outcome_by(lambda cell: None)).searches
+    (cell, *_) = search.points[(0.1,)]
+    assert cell.settings["run.output_dir"] == "TR"
 
 
 def test_a_label_that_yaml_reads_as_a_number_is_excluded(write):
@@ -255,7 +286,6 @@ def test_a_search_on_detection_data_keeps_off_the_test_images(tmp_path):
     side.check_off_test(tree("fit", "select"), own)
     side.check_start(tree("fit", "test"), tree("fit", "select"), own)
     for train, test, key in (
-        ("fit", "", "TEST"),
         ("fit", "test", "TEST"),
         ("fit", "same", "TEST"),
         ("train test", "select", "TRAIN"),
@@ -266,6 +296,15 @@ def test_a_search_on_detection_data_keeps_off_the_test_images(tmp_path):
             side.check_off_test(tree(train, test), own)
     with pytest.raises(ValueError, match=r"SEARCH: DATASETS\.TRAIN=.*other images than"):
         side.check_start(own, tree("fit", "select"), own)
+    side.check_data(own, is_compared=True)
+    side.check_data(tree("train", ""), is_compared=False)
+    for test, message in (
+        ("", r"DATASETS\.TEST=\[\]: must be one dataset"),
+        ("test select", r"DATASETS\.TEST=.*: must be one dataset"),
+        ("nowhere", r"DATASETS\.TEST='off_test_nowhere': must be a dataset that is registered"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            side.check_data(tree("train", test), is_compared=True)
 
 
 @pytest.mark.parametrize("module", [cells, measures, reading, sides, states])

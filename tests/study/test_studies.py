@@ -1,5 +1,6 @@
 """The studies that ship: every config that they make is one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,19 @@ PATHS = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswi
 def test_a_study_is_made_of_configs_and_no_run_comes_twice(path):
     study = read_study(path)
     check_study(study)
-    cells = Plan(study, lambda cell: None).cells()
-    assert len({cell.name for cell in cells}) == len(cells) > 0
-    configs = [str(SIDES[study.side].load(c.config, c.pairs(Path("x")))) for c in cells[:8]]
-    assert len(set(configs)) == len(configs)
+    plan = Plan(study, lambda cell: None)
+    cells = [cell for _, row in plan.rows for cell in row.values() if cell is not None]
+    assert len({cell.identity for cell in cells}) == len(cells)
+    for cell in plan.cells()[:8]:
+        SIDES[study.side].load(cell.config, cell.pairs(Path("x")))
+
+
+def test_the_example_of_the_documentation_is_a_study(tmp_path):
+    page = FOLDER.parents[1] / "tr_det/docs/studies.md"
+    (text,) = re.findall("```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "example.yaml"
+    path.write_text(text.replace("../digits", str(FOLDER.parent / "digits")), encoding="utf-8")
+    check_study(read_study(path))
 
 
 def test_every_method_and_quantizer_is_compared_on_the_detector():

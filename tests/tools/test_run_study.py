@@ -135,11 +135,19 @@ def test_what_would_be_run_is_told(shared, tmp_path, capsys):
 def test_runs_that_fail_or_diverge_do_not_stop_the_others(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("tr_det.study.run.PAUSES", (0.0,))
     keys = yaml.safe_load((shared.files / studies.STUDY).read_text())
-    del keys["RUNS"], keys["SEARCH"]
+    del keys["RUNS"]
     keys["SETTINGS"] = {"solver.iterations": 2}
+    keys["SEARCH"] = [
+        {
+            "WHERE": {"method": "is searched"},
+            "KEYS": {"solver.lr": [1e30]},
+            "SETTINGS": {"data.hold_out": 0.3, "solver.iterations": 9},
+        }
+    ]
     keys["SEEDS"] = [0]
     keys["AXES"]["method"] = {
         "SGD": {"solver.optimizer": "SGD"},
+        "is searched": {"solver.optimizer": "SGD"},
         "diverges": {"solver.optimizer": "SGD", "solver.lr": 1e30, "solver.iterations": 9},
         "fails": {"model.weights": "nowhere.pth"},
     }
@@ -147,10 +155,16 @@ def test_runs_that_fail_or_diverge_do_not_stop_the_others(shared, tmp_path, monk
     path.write_text(yaml.safe_dump(keys, sort_keys=False))
     ended = in_child(studies.start(path), tmp_path / "study", studies.LIMIT)
     assert ended.status == 1
-    assert "nowhere.pth" in ended.last_line
+    assert "is searched, seed 0: not run, as its search has found no value\n" in ended.output
     cells = {c["labels"]["method"]: c for c in record_of(tmp_path / "study/study")["cells"]}
     states = {name: cell["state"] for name, cell in cells.items()}
-    assert states == {"SGD": "done", "diverges": "diverged", "fails": "failed"}
+    assert states == {
+        "SGD": "done",
+        "is searched": "searched",
+        "diverges": "diverged",
+        "fails": "failed",
+    }
+    assert "nowhere.pth" in cells["fails"]["error"]
     assert "the run diverged" in cells["diverges"]["error"]
     table = (tmp_path / "study/study/table.md").read_text()
     assert "| diverges | diverged |" in table
@@ -164,9 +178,13 @@ def test_runs_that_fail_or_diverge_do_not_stop_the_others(shared, tmp_path, monk
         (["{study}", "--workers", "99"], "error: --workers=99: must be from 1 to"),
         (["{study}", "--from", "{study}"], "error: --from="),
         (["{study}", "--slurm", "partition"], "error: --slurm='partition': must be key=value"),
+        (["{study}", "--slurm"], "error: --slurm='': must be options that submitit takes here: "),
+        (["{study}", "--slurm", "cluster=local", "foo=1"], "error: --slurm='cluster=local foo=1'"),
+        (["{study}", "--slurm", "--workers", "0"], "error: --workers=0: must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_line(shared, tmp_path, capsys, arguments, message):
+def test_a_mistake_is_one_line(shared, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM is here
     words = [word.format(study=shared.files / studies.STUDY) for word in arguments]
     assert call(*words, "--output", tmp_path / "out") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)

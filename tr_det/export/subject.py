@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tr_det import __version__
 from tr_det.core import is_calibrated, quantized_layers
 from tr_det.core.nn.config import FULL_PRECISION
 from tr_det.export.metadata import FORMATS, Metadata
+from tr_det.runtime.cli import require
 from tr_det.runtime.files import written_aside
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ class Subject(NamedTuple):
 
 def check_output(form: str, path: Path) -> None:
     """Raise ValueError for a format that cannot be written here, or a path that is not for it."""
-    for package in _PACKAGES[form]:
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"--format {form}: needs {package}, which is not installed; "
-                "pip install -e '.[export]'"
-            )
+    require(f"--format {form}", *_PACKAGES[form], extra="export")
     suffix = SUFFIXES[form]
     if path.suffix != suffix:
         raise ValueError(f"--output={path}: must end in {suffix} for --format {form}")

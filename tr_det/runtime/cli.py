@@ -5,6 +5,7 @@ The predictor does, too, where neither torch nor YAML is installed.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -76,6 +77,20 @@ def mistakes_for_parent() -> Iterator[None]:
 def _stop(line: str, status: Any) -> None:
     print(line, file=sys.stderr)  # noqa: T201
     raise SystemExit(status) from None
+
+
+def require(what: object, *packages: str, extra: str = "") -> None:
+    """Raise ValueError for the first package that is not installed.
+
+    Args:
+        what: needs them.
+        packages: names under which they are imported.
+        extra: of this project, which installs them.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            hint = f"; pip install -e '.[{extra}]'" if extra else ""
+            raise ValueError(f"{what}: needs {package}, which is not installed{hint}")
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +163,16 @@ def overlaid(tree: Any, base: Any) -> Any:
         key: overlaid(value, base[key]) if key in base else value for key, value in tree.items()
     }
     return {**base, **over}
+
+
+def leaves(tree: Mapping[str, Any], joint: str = ".") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings under their joined keys; {} is a value.
+
+    >>> dict(leaves({"a": {"b": 1}, "c": [2], "d": {}}))
+    {'a.b': 1, 'c': [2], 'd': {}}
+    """
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{key}{joint}{name}", item) for name, item in leaves(value, joint))
+        else:
+            yield key, value

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tr_det.runtime.configs import leaves
 from tr_det.study.reading import with_names
-from tr_det.study.sides import SIDES, Side, leaves, plain
+from tr_det.study.sides import SIDES, Side, plain
 
 ROW, RUN, CANDIDATE = "row", "run", "candidate"
 """Kinds of cells: of the table; those that rows start from or read; those of a search."""
@@ -47,10 +48,14 @@ class Cell:
         """Ten digits that differ where anything that changes a number does."""
         side = SIDES[self.side]
         own = with_names(self.settings, lambda name: self.needs[name].identity)
-        keys = {**dict(_written(side, self.config)), **own, side.seed: self.seed}
+        keys = {**_written(side, self.config), **own, side.seed: self.seed}
         told = {key: plain(value) for key, value in keys.items() if key not in side.free}
         text = json.dumps([self.side, told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def sets(self, key: str) -> bool:
+        """Return whether the run's config file, or the study, sets a dotted key."""
+        return key in self.settings or key in _written(SIDES[self.side], self.config)
 
     @functools.cached_property
     def name(self) -> str:
@@ -81,5 +86,5 @@ class Cell:
 
 
 @functools.cache
-def _written(side: Side, path: Path) -> tuple[tuple[str, Any], ...]:
-    return tuple(leaves(side.written(path)))
+def _written(side: Side, path: Path) -> dict[str, Any]:
+    return {key: value for key, value in leaves(side.written(path)) if value != {}}

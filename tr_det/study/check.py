@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tr_det.core.errors import check
+from tr_det.study.cells import ROW, Cell
 from tr_det.study.definition import Search, Study, Support
-from tr_det.study.reading import names_in
+from tr_det.study.reading import names_in, with_names
 from tr_det.study.sides import SIDES, Side, Tree
 
 
@@ -15,7 +16,8 @@ def check_study(study: Study) -> None:
     """Load the config of every row, supporting run and value to try.
 
     Raises:
-        ValueError: a config that cannot be, or a search that would be judged by the test set.
+        ValueError: a config that cannot be, rows that are the same run, or a search that would be
+            judged by the test set.
     """
     side = SIDES[study.side]
     supports = {
@@ -23,20 +25,33 @@ def check_study(study: Study) -> None:
         for name, run in study.runs.items()
         if isinstance(run, Support)
     }
+    for config in supports.values():
+        side.check_data(config, is_compared=False)
     for labels in study.rows():
-        base = study.base(labels)
-        own = _loaded(study, side, base)
+        own = _loaded(study, side, study.base(labels))
         for search in study.searches:
             if search.takes(labels):
-                first = {key: values[0] for key, values in search.keys.items()}
-                settings = {**base, **first, **search.settings}
+                settings = study.candidate(search, labels)
                 tried = _loaded(study, side, settings)
                 side.check_off_test(tried, own)
-                for name in names_in(settings):
-                    if name in supports:
-                        side.check_start(supports[name], tried, own)
+                for name in _starts(study, settings):
+                    side.check_start(supports[name], tried, own)
     for search in study.searches:
         _check_values(study, side, search)
+    _check_rows_differ(study)
+
+
+def _starts(study: Study, settings: Mapping[str, Any]) -> list[str]:
+    """Return the supporting runs that a run starts from, and those that they start from."""
+    found: dict[str, None] = {}
+    waiting = names_in(settings)
+    while waiting:
+        name = waiting.pop()
+        run = study.runs.get(name)
+        if isinstance(run, Support) and name not in found:
+            found[name] = None
+            waiting += names_in(run.settings)
+    return list(found)
 
 
 def _check_values(study: Study, side: Side, search: Search) -> None:
@@ -45,14 +60,28 @@ def _check_values(study: Study, side: Side, search: Search) -> None:
     check("SEARCH: WHERE", dict(search.where), bool(rows), "of a row that is there")
     lost = [key for key in search.keys if key in search.settings]
     check("SEARCH: SETTINGS", lost, not lost, "other keys than KEYS")
-    first = {key: values[0] for key, values in search.keys.items()}
     for key, values in search.keys.items():
         for value in values[1:]:
-            _loaded(study, side, {**study.base(rows[0]), **first, key: value, **search.settings})
+            tried = {**search.first(), key: value}
+            _loaded(study, side, study.candidate(search, rows[0], tried))
+
+
+def _check_rows_differ(study: Study) -> None:
+    """Raise ConfigError for two rows that would be one run, and show its number twice."""
+    seen: dict[tuple[Any, ...], Mapping[str, str]] = {}
+    for labels in study.rows():
+        settings = with_names(study.base(labels), lambda name: name)
+        cell = Cell(ROW, labels, study.seeds[0], study.side, study.config, settings)
+        searched = [search.takes(labels) for search in study.searches]
+        other = seen.setdefault((cell.identity, *searched), labels)
+        allowed = f"rows that differ by a setting that can change numbers, unlike {dict(other)}"
+        check("AXES", dict(labels), other is labels, allowed)
 
 
 def _loaded(study: Study, side: Side, settings: Mapping[str, Any]) -> Tree:
     for name in names_in(settings):
         known = [f"{{{run}}}" for run in study.runs]
         check("RUNS", f"{{{name}}}", name in study.runs, f"one of {known}, which settings name")
-    return side.load(study.config, side.pairs(settings))
+    config = side.load(study.config, side.pairs(settings))
+    side.check_data(config, is_compared=True)
+    return config

@@ -13,17 +13,16 @@ from typing import Any
 os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 import submitit
 
+from tr_det.core.errors import ConfigError
 from tr_det.runtime.options import parse_pairs
 from tr_det.study.cells import Cell
-from tr_det.study.jobs import OUTPUT, Job, command, threads
+from tr_det.study.jobs import OUTPUT, Job, Share, command, threads
 
 JOBS = "jobs"
 """Folder of submitit's files, below the study's."""
-CLUSTER = "cluster"
-"""Option that names another scheduler than the one found: slurm, local (processes, for trials)."""
+CLUSTER, SLURM = "cluster", "slurm"
+"""Option that names another scheduler of submitit's than SLURM: local are processes, for trials."""
 _NOTE = ".job"
-MOST = 100
-"""Jobs at once unless --workers says how many."""
 
 
 def options_from(words: Sequence[str]) -> dict[str, Any]:
@@ -95,44 +94,43 @@ class Cluster:
     Args:
         tools: folder of the tools.
         folder: of the study.
-        options: of submitit's executor; those of SLURM alone begin with ``slurm_``.
-        workers: jobs at once.
-        gpus: of each.
-        cores: CPU threads of each.
+        words: ``KEY=VALUE`` options of submitit's executor; those of SLURM alone begin with
+            ``slurm_``.
+        share: what each job gets.
+
+    Raises:
+        ConfigError: the scheduler is not here, or there is no such option.
     """
 
-    def __init__(
-        self,
-        tools: Path,
-        folder: Path,
-        options: dict[str, Any],
-        workers: int | None,
-        gpus: int,
-        cores: int = 1,
-    ) -> None:
-        self.tools, self.gpus, self.cores = tools, gpus, cores
-        self.slots = workers or MOST
-        options = dict(options)
+    def __init__(self, tools: Path, folder: Path, words: Sequence[str], share: Share) -> None:
+        self.tools, self.share, self.slots = tools, share, share.workers
+        options = options_from(words)
         self._jobs = folder.resolve() / JOBS
-        self._executor = submitit.AutoExecutor(self._jobs, cluster=options.pop(CLUSTER, None))
         usual: dict[str, Any] = {
-            "cpus_per_task": cores,
+            "cpus_per_task": share.threads,
             "timeout_min": 24 * 60,
             "name": folder.name,
         }
-        usual |= {"gpus_per_node": gpus} if gpus else {}
-        self._executor.update_parameters(**{**usual, **options})
+        usual |= {"gpus_per_node": share.gpus} if share.gpus else {}
+        scheduler = options.pop(CLUSTER, SLURM)
+        try:
+            self._executor = submitit.AutoExecutor(self._jobs, cluster=scheduler)
+            self._executor.update_parameters(**{**usual, **options})
+        except (RuntimeError, NameError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            allowed = f"options that submitit takes here: {reason}"
+            raise ConfigError("--slurm", " ".join(words), allowed) from None
 
     def start(self, cell: Cell, folder: Path) -> Job:
         """Submit a run, unless its job is still there."""
         own = cell.folder(folder)
         note = own / _NOTE
-        if note.is_file() and self._executor.cluster == "slurm":
+        if note.is_file() and self._executor.cluster == SLURM:
             left: Any = submitit.SlurmJob(self._jobs, note.read_text().strip())
             if not left.done(force_check=True):
                 return Submitted(left, note)
-        words = command(cell, folder, self.tools, self.gpus)
-        job = self._executor.submit(Run(words, own.absolute(), self.cores))
+        words = command(cell, folder, self.tools, self.share.gpus)
+        job = self._executor.submit(Run(words, own.absolute(), self.share.threads))
         own.mkdir(parents=True, exist_ok=True)
         note.write_text(f"{job.job_id}\n")
         return Submitted(job, note)

@@ -69,6 +69,10 @@ class Search:
         """Return whether a row adopts what this search finds."""
         return all(labels[axis] in allowed for axis, allowed in self.where.items())
 
+    def first(self) -> dict[str, Any]:
+        """Return the first value of each key."""
+        return {key: values[0] for key, values in self.keys.items()}
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -110,6 +114,20 @@ class Study:
         for axis, label in labels.items():
             settings |= self.axes[axis][label]
         return with_names(settings, lambda name: labels.get(name, f"{{{name}}}"))
+
+    def candidate(
+        self, search: Search, labels: Labels, values: Settings | None = None
+    ) -> dict[str, Any]:
+        """Return the settings of a run of a search.
+
+        Args:
+            search: one that takes the row.
+            labels: of the row.
+            values: of the keys that are searched; None: the first of each.
+        """
+        tried = search.first() if values is None else values
+        own = with_names(search.settings, lambda name: labels.get(name, f"{{{name}}}"))
+        return {**self.base(labels), **tried, **own}
 
     def baseline_of(self, labels: Labels) -> dict[str, str] | None:
         """Return the labels of the row that a row is compared with, None if there is none."""
@@ -273,6 +291,7 @@ def _searches(key: str, value: Any, axes: Mapping[str, Any]) -> tuple[Search, ..
     for place, tree in enumerate(value):
         with Section(f"{key}[{place}]", tree) as section:
             keys = section.take("KEYS", settings_of)
+            check("KEYS", keys, bool(keys), "a mapping: dotted config key -> values to try")
             for name, values in keys.items():
                 fits = isinstance(values, list) and len(values) > 0
                 check(f"KEYS.{name}", values, fits, "a list of the values to try")

@@ -19,6 +19,8 @@ from tr_det.study.sides import SIDES
 
 OUTPUT = "output.txt"
 """What a run says goes there, in its folder."""
+MOST_JOBS = 100
+"""Jobs of a cluster at once unless --workers says how many."""
 _PATIENCE = 60.0
 """Seconds in which a run that is asked to end may write its checkpoint."""
 
@@ -77,10 +79,23 @@ def share(workers: int | None, threads: int, gpus: int | None) -> Share:
     check("--gpus", gpus, 0 <= gpus <= there, f"from 0 to {there}, this machine's GPUs")
     most = there // gpus if gpus else cores // threads
     workers = most if workers is None else workers
-    what = f"{there} GPUs" if gpus else f"{cores} cores"
+    what = f"{there} GPUs; --gpus 0 uses its cores" if gpus else f"{cores} cores"
     allowed = f"from 1 to {most}: this machine has {what}"
     check("--workers", workers, 1 <= workers <= most, allowed)
     return Share(workers, threads, gpus)
+
+
+def cluster_share(workers: int | None, threads: int, gpus: int | None) -> Share:
+    """Return what each job of a cluster gets; arguments as for `share`.
+
+    Raises:
+        ConfigError: less than there can be.
+    """
+    given = {"--workers": workers, "--threads": threads, "--gpus": gpus}
+    for key, value in given.items():
+        least = 0 if key == "--gpus" else 1
+        check(key, value, value is None or value >= least, f"at least {least}")
+    return Share(workers or MOST_JOBS, threads, gpus or 0)
 
 
 def command(cell: Cell, study: Path, tools: Path, gpus: int = 0) -> list[str]:

@@ -60,11 +60,30 @@ class StoredWeights:
 
     def normalized(self, layer: str) -> Tensor:
         """Return a layer's latent weights in units of codes, within their range; flat, float32."""
-        weight, prefix = self._tensors[f"{layer}.weight"], f"{layer}{_PART}"
-        quantizer = self._quantizer.build(len(weight))
-        own = {key: value for key, value in self._tensors.items() if key.startswith(prefix)}
-        quantizer.load_state_dict({key.removeprefix(prefix): own[key] for key in own})
+        weight, state = self._tensors[f"{layer}.weight"], self._state(layer)
+        quantizer = self._quantizer_of(layer).build(len(weight))
+        quantizer.load_state_dict(state)
         return quantizer.normalized(weight).flatten()
+
+    def transition_points(self, layer: str) -> list[float]:
+        """Return where a layer's codes change, in units of codes."""
+        points = self._quantizer_of(layer).build(1).transition_points()
+        return [float(point) for point in points.flatten()]
+
+    def _state(self, layer: str) -> dict[str, Tensor]:
+        prefix = f"{layer}{_PART}"
+        keys = [key for key in self._tensors if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self._tensors[key] for key in keys}
+
+    def _quantizer_of(self, layer: str) -> WeightQuantizer:
+        """Return what a layer has: rules may have given it other bits than the rest."""
+        state, usual = self._state(layer), self._quantizer
+        for bits in (usual.bits, *range(1, 9)):
+            found = usual._replace(bits=bits)
+            quantizer = found.build(1)
+            if quantizer.saved_identity(state, "") == quantizer.identity():
+                return found
+        return usual  # whose loading says what is wrong
 
 
 def first_and_last_checkpoint(folder: Path) -> list[Path]:

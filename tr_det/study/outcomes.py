@@ -10,7 +10,7 @@ from typing import Any
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
 from tr_det.study.adopt import ORIGIN, Elsewhere
-from tr_det.study.cells import Cell
+from tr_det.study.cells import RUN, Cell
 from tr_det.study.record import STUDY, Environment
 from tr_det.study.sides import SIDES
 
@@ -26,7 +26,7 @@ class Outcome:
 
     Attributes:
         state: `DONE`, `DIVERGED` or `FAILED`.
-        value: of the study's metric; None unless done.
+        value: of the study's metric; None unless done, and of a supporting run without it.
         results: what the run has written.
         error: last line of what a run that failed has said.
         origin: the study.json that it was taken from; "" if it was made here.
@@ -90,11 +90,11 @@ class Outcomes:
         self._seen[cell.identity] = Outcome(state, error=error)
 
     def _read(self, cell: Cell) -> Outcome | None:
-        folder, value = cell.folder(self.folder), SIDES[cell.side].value
+        folder = cell.folder(self.folder)
         found = None if folder.exists() else self.elsewhere.look(cell.identity)
         if found is not None:
             results, has_files = found
-            return Outcome(DONE, value(results, self.metric), results, has_files=has_files)
+            return Outcome(DONE, self._value(cell, results), results, has_files=has_files)
         results = _json(folder / RESULTS)
         if not results:
             note = _json(folder / _FAILED)
@@ -102,12 +102,21 @@ class Outcomes:
         origin = _origin(folder)
         return Outcome(
             DONE,
-            value(results, self.metric),
+            self._value(cell, results),
             results,
             origin=origin.get("study", ""),
             environment=origin.get("environment"),
             has_files=folder.is_symlink() or not origin,
         )
+
+    def _value(self, cell: Cell, results: Results) -> float | None:
+        """Return what a run is compared by; None of a supporting run that has no such metric."""
+        try:
+            return SIDES[cell.side].value(results, self.metric)
+        except ValueError:
+            if cell.kind == RUN:
+                return None
+            raise
 
 
 def _origin(folder: Path) -> dict[str, Any]:

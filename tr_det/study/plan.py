@@ -14,7 +14,7 @@ from tr_det.core.errors import check
 from tr_det.study.cells import CANDIDATE, ROW, RUN, Cell
 from tr_det.study.definition import NEXT, SAME, Labels, Reference, Search, Study
 from tr_det.study.outcomes import DIVERGED, DONE, Outcome
-from tr_det.study.reading import names_in, with_names
+from tr_det.study.reading import names_in
 from tr_det.study.sides import SIDES, Side
 
 Look = Callable[[Cell], Outcome | None]
@@ -138,7 +138,7 @@ class Plan:
 
     def _searched(self, number: int, rows: list[dict[str, str]]) -> Found | None:
         search, first = self.study.searches[number], rows[0]
-        settings = self.study.base(first)
+        settings: dict[str, Any] = {}  # what earlier searches found
         for earlier in range(number):
             if self.study.searches[earlier].takes(first):
                 found = self._search(earlier, first)
@@ -153,10 +153,10 @@ class Plan:
                 self._try(made, point, settings)
             if len(made.values) < len(made.points):
                 return made  # some have not ended
-            best = max(made.points, key=lambda point: made.values[point])
+            best = _best(search, made.values)
             made.edges = _edges(search, made.points, best)
             beyond = _beyond(search, made.points, best) if search.extend else []
-            waiting = [p for p in beyond if self._can_be({**settings, **_at(search, p)})]
+            waiting = [p for p in beyond if self._can_be(self._settings_at(made, p, settings))]
         made.best = best if made.values[best] > -math.inf else None
         return made
 
@@ -165,11 +165,15 @@ class Plan:
         side = SIDES[self.study.side]
         return _loads(side, self.study.config, tuple(side.pairs(settings)))
 
+    def _settings_at(
+        self, found: Found, point: Point, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        values = {**settings, **_at(found.search, point)}
+        return self.study.candidate(found.search, found.labels, values)
+
     def _try(self, found: Found, point: Point, settings: Mapping[str, Any]) -> None:
-        search = found.search
-        labels = found.labels
-        others = with_names(search.settings, lambda name: labels.get(name, f"{{{name}}}"))
-        own = {**settings, **_at(search, point), **others}
+        search, labels = found.search, found.labels
+        own = self._settings_at(found, point, settings)
         shown = {
             key: f"{key.rpartition('.')[2]}{_short(value)}"
             for key, value in zip(search.keys, point, strict=True)
@@ -223,12 +227,23 @@ class Plan:
         return self._made(RUN, {"run": name}, own, run.settings, above)
 
 
+def _best(search: Search, values: Mapping[Point, float]) -> Point:
+    """Return the first point with the largest value; where all diverged the smallest one."""
+    if max(values.values()) == -math.inf and all(map(_is_number, itertools.chain(*values))):
+        return min(values)
+    return max(values, key=values.__getitem__)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
 def _edges(search: Search, points: Mapping[Point, Any], best: Point) -> list[str]:
     """Return the keys with several values, all numbers, of which the best is the last on a side."""
     edges = []
     for place, key in enumerate(search.keys):
         tried = {point[place] for point in points}
-        numbers = len(tried) > 1 and all(type(value) in (int, float) for value in tried)
+        numbers = len(tried) > 1 and all(map(_is_number, tried))
         if numbers and best[place] in (min(tried), max(tried)):
             edges.append(key)
     return edges

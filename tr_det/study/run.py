@@ -16,6 +16,7 @@ from tr_det.study.definition import Study
 from tr_det.study.jobs import Job, Place, last_line
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED, Outcomes
 from tr_det.study.plan import Plan
+from tr_det.study.sides import SIDES
 from tr_det.study.states import Clock, needed
 
 PAUSES = (2.0, 20.0)
@@ -159,12 +160,18 @@ class Runner:
         self.said(f"{cell.name} ended with status {status}, goes on in {pause:.0f} s: {error}")
 
     def _tidy(self, cell: Cell) -> None:
-        """Remove the checkpoints that a run has gone beyond, and all of a search's."""
+        """Remove the checkpoints that a run has gone beyond, and all of a search's.
+
+        Where a study says how many to keep, its runs have done so.
+        """
         folder = cell.folder(self.folder)
         if folder.is_symlink():
             return  # another study's
-        paths = folder.glob("model_*.pth") if cell.kind == CANDIDATE else []
-        for path in [*numbered_checkpoints(folder), *paths]:
+        if cell.kind == CANDIDATE:
+            paths = [*folder.glob("model_*.pth")]
+        else:
+            paths = [] if cell.sets(SIDES[cell.side].keep) else numbered_checkpoints(folder)
+        for path in paths:
             path.unlink(missing_ok=True)
 
     def _stop(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tr_det.core.errors import check
-from tr_det.runtime.configs import config_files, overlaid
+from tr_det.runtime.configs import config_files, leaves, overlaid
 from tr_det.runtime.results import Results
 
 Tree = dict[str, Any]
@@ -23,8 +23,8 @@ class Side(ABC):
     tool: str  # file in tools/
     folder: str  # key of the run's folder
     seed: str  # key of its seed
-    test: str  # key by which a search keeps off the test set
     free: tuple[str, ...]  # keys that change no number: they do not tell cells apart
+    keep: str  # key of how many numbered checkpoints stay
 
     @abstractmethod
     def written(self, path: Path) -> Tree:
@@ -41,6 +41,15 @@ class Side(ABC):
     @abstractmethod
     def length(self, config: Tree) -> tuple[float, str]:
         """Return how long a run is, and the unit: "updates" or "epochs"."""
+
+    @abstractmethod
+    def check_data(self, config: Tree, is_compared: bool) -> None:
+        """Raise ConfigError if a run names data that nobody knows.
+
+        Args:
+            config: of the run.
+            is_compared: also if it has not the one test set that the metric is of.
+        """
 
     @abstractmethod
     def check_off_test(self, config: Tree, own: Tree) -> None:
@@ -74,7 +83,7 @@ class Side(ABC):
         found: Any = results["metrics"]
         for part in metric.split("/"):
             if not (isinstance(found, dict) and part in found):
-                have = ", ".join(sorted(_paths(results["metrics"])))
+                have = ", ".join(sorted(key for key, _ in leaves(results["metrics"], "/")))
                 raise ValueError(f"METRIC={metric!r}: must be one of what runs measure: {have}")
             found = found[part]
         if found is None and results["metrics"][metric.partition("/")[0]].get("AP") is not None:
@@ -91,10 +100,11 @@ class Side(ABC):
 class Detection(Side):
     """Runs of tools/train_net.py."""
 
-    tool, folder, seed, test = "train_net.py", "OUTPUT_DIR", "SEED", "DATASETS.TEST"
+    tool, folder, seed = "train_net.py", "OUTPUT_DIR", "SEED"
+    keep = "SOLVER.KEEP_CHECKPOINTS"
     free = (
         *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VERSION", "TEST.EVAL_PERIOD"),
-        *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS"),
+        *("SOLVER.CHECKPOINT_PERIOD", keep),
     )
 
     def written(self, path: Path) -> Tree:
@@ -118,11 +128,20 @@ class Detection(Side):
         """Return how long a run is, and the unit."""
         return float(config["SOLVER"]["MAX_ITER"]), "updates"
 
+    def check_data(self, config: Tree, is_compared: bool) -> None:
+        """Raise ConfigError if a run names data that nobody knows."""
+        from tr_det.detection.data.register import check_registered
+
+        datasets = config["DATASETS"]
+        for part in ("TRAIN", "TEST"):
+            check_registered(f"DATASETS.{part}", datasets[part], datasets["REGISTER"])
+        tests = datasets["TEST"]
+        fits = len(tests) == 1 or not is_compared
+        check("DATASETS.TEST", tests, fits, "one dataset, by which runs are compared")
+
     def check_off_test(self, config: Tree, own: Tree) -> None:
         """Raise ConfigError if a search's run uses what it may not, by the images' files."""
-        tried = config["DATASETS"]["TEST"]
-        check("SEARCH: DATASETS.TEST", tried, bool(tried), "a dataset to choose by")
-        self._check_apart("SEARCH: DATASETS.TEST", tried, own)
+        self._check_apart("SEARCH: DATASETS.TEST", config["DATASETS"]["TEST"], own)
         self.check_start(config, config, own)
 
     def check_start(self, start: Tree, config: Tree, own: Tree) -> None:
@@ -145,15 +164,16 @@ class Classification(Side):
     """Runs of tools/train_classifier.py."""
 
     tool, folder, seed = "train_classifier.py", "run.output_dir", "run.seed"
-    test = "data.hold_out"
+    keep = "run.keep_checkpoints"
 
     @property
     def free(self) -> tuple[str, ...]:  # type: ignore[override]
         """Keys that change no number."""
         from tr_det.classification.engine.run import FREE
 
-        # How often a run is logged decides what can be read of it.
-        return tuple(key for key in FREE if key != "run.log_period")
+        # A run goes on where its images have moved; rows may differ by their images. How often a
+        # run is logged decides what can be read of it.
+        return tuple(key for key in FREE if key not in ("data.root", "run.log_period"))
 
     def written(self, path: Path) -> Tree:
         """Return what a config file and those that it builds on set."""
@@ -181,11 +201,16 @@ class Classification(Side):
         updates, epochs = solver["iterations"], solver["epochs"]
         return (float(updates), "updates") if updates else (float(epochs), "epochs")
 
+    def check_data(self, config: Tree, is_compared: bool) -> None:
+        """Do nothing: every name is known, and every run has one test set."""
+
     def check_off_test(self, config: Tree, own: Tree) -> None:
         """Raise ConfigError if a search's run is evaluated on what the study's own is."""
-        share = config["data"]["hold_out"]
-        fits = share > own["data"]["hold_out"]
-        check("SEARCH: data.hold_out", share, fits, "the share of training images to choose by")
+        share, tested = config["data"]["hold_out"], own["data"]["hold_out"]
+        check("SEARCH: data.hold_out", share, share > 0, "above 0, the share to choose by")
+        # A larger share holds out the images of a smaller one, too.
+        allowed = "0 where rows are searched for, which is judged by such images"
+        check("data.hold_out", tested, tested == 0, allowed)
 
     def check_start(self, start: Tree, config: Tree, own: Tree) -> None:
         """Raise ConfigError if a run has been trained on the images to choose by."""
@@ -199,19 +224,6 @@ class Classification(Side):
 
 
 SIDES: dict[str, Side] = {"detection": Detection(), "classification": Classification()}
-
-
-def leaves(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield dotted keys and their values.
-
-    >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
-    {'a.b': 1, 'c': [2]}
-    """
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def plain(value: Any) -> Any:
@@ -236,7 +248,3 @@ def plain(value: Any) -> Any:
 
 def _tree(node: Mapping[str, Any]) -> Tree:
     return {key: _tree(value) if isinstance(value, dict) else value for key, value in node.items()}
-
-
-def _paths(metrics: Mapping[str, Any]) -> list[str]:
-    return [key.replace(".", "/") for key, _ in leaves(metrics)]

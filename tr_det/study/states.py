@@ -43,7 +43,7 @@ def expected(plan: Plan) -> list[Cell]:
         settings = study.base(labels)
         for search in study.searches:
             if search.takes(labels):
-                settings |= {key: values[0] for key, values in search.keys.items()}
+                settings |= search.first()
         settings = with_names(settings, lambda name: name)  # folders, which are not known yet
         for seed in [seed for seed, cell in own.items() if cell is None]:
             cells.append(Cell(ROW, labels, seed, study.side, study.config, settings))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tr_det.study.outcomes import DIVERGED, DONE, FAILED
+from tr_det.study.outcomes import DIVERGED, FAILED
 from tr_det.study.record import DifferenceEntry, Record, RowEntry, SearchEntry
 from tr_det.study.statistics import interval_text, mean_text, quantile
 
@@ -141,7 +141,7 @@ def _difference_note(record: Record) -> str:
 def _supports(record: Record) -> list[str]:
     lines = []
     for run in record["runs"]:
-        value = f"{run['value']:.2f}" if run["state"] == DONE else run["state"]
+        value = run["state"] if run["value"] is None else f"{run['value']:.2f}"
         lines.append(f"- {run['labels']['run']}, seed {run['seed']}: {record['metric']} {value}")
     return ["Runs that others start from or read:", "", *lines, ""] if lines else []
 
@@ -162,7 +162,8 @@ def _searched(search: SearchEntry) -> str:
     line = f"Searched for {rows}: {' x '.join(keys)}, seed {_listed(search['seeds'])}: "
     line += "; ".join(parts) + "."
     if search["at_edge"]:
-        line += f" **The best is the last value tried of {_listed(search['at_edge'])}.**"
+        ends = _listed(search["at_edge"])
+        line += f" **The best value is at an end of what was tried of {ends}.**"
     return line
 
 

@@ -145,7 +145,7 @@ def test_a_study_says_what_won_with_its_interval_and_what_is_missing(study):
 
 def test_jinja_is_asked_for_where_it_is_missing(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ValueError, match=r"needs Jinja2.*pip install"):
+    with pytest.raises(ValueError, match=r"needs jinja2.*pip install"):
         write_page(classifier)
 
 

@@ -16,7 +16,7 @@ from tr_det.core.errors import check
 from tr_det.detection.data.annotations import check_boxes, check_scoring
 from tr_det.detection.data.coco_file import AnnotationFileError, check_coco_file
 from tr_det.detection.data.images import check_files, check_readable
-from tr_det.detection.data.register import entries_from
+from tr_det.detection.data.register import check_registered, entries_from
 from tr_det.digits.dataset import CLASS_NAMES, SPLITS, build_digit_scenes
 
 FULL, MINI = "digit_scenes", "digit_scenes_mini"
@@ -68,9 +68,8 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
         check("DATASETS.TRAIN", cfg.DATASETS.TRAIN, any(cfg.DATASETS.TRAIN), "at least one name")
     listed = {entry.name for entry in entries_from(cfg.DATASETS.REGISTER)}
     for key in splits:
+        check_registered(f"DATASETS.{key}", cfg.DATASETS[key])
         for name in cfg.DATASETS[key]:
-            known = name in DatasetCatalog.list()
-            check(f"DATASETS.{key}", name, known, "a dataset that is registered with Detectron2")
             metadata = MetadataCatalog.get(name)
             for what in ("json_file", "image_root"):
                 path = metadata.get(what, None)

@@ -97,6 +97,20 @@ def register(lines: Sequence[str]) -> list[Entry]:
     return entries
 
 
+def check_registered(key: str, names: Iterable[str], lines: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a dataset that neither Detectron2 nor ``DATASETS.REGISTER`` knows.
+
+    Args:
+        key: of the config, for the error.
+        names: of datasets.
+        lines: of ``DATASETS.REGISTER``.
+    """
+    register(lines)
+    for name in names:
+        known = name in DatasetCatalog.list()
+        check(key, name, known, f"a dataset that is registered with Detectron2, or by {KEY}")
+
+
 def files_of(name: str, lines: Sequence[str]) -> Entry:
     """Return the files of a dataset that Detectron2 knows, or that ``DATASETS.REGISTER`` lists.
 

@@ -39,10 +39,12 @@ def weight_histograms(run: RecordedRun) -> tuple[list[Chart], str]:
         stored = [StoredWeights(path, run.weight_quantizer) for path in paths]
         layers = stored[-1].layers
         every = max(1, -(-len(layers) // MOST_LAYERS))
-        quantizer = run.weight_quantizer.build(1)
-        points = quantizer.transition_points().flatten().tolist()
         charts = [
-            _chart(layer, [(s.updates, s.normalized(layer)) for s in stored], points)
+            _chart(
+                layer,
+                [(s.updates, s.normalized(layer)) for s in stored],
+                stored[-1].transition_points(layer),
+            )
             for layer in layers[every // 2 :: every]
         ]
     except (ValueError, RuntimeError, KeyError, OSError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tr_det.core.nn.config import FULL_PRECISION
 from tr_det.core.optim.optimizers import OPTIMIZERS
-from tr_det.runtime.configs import parse
+from tr_det.runtime.configs import leaves, parse
 from tr_det.runtime.files import read_json
 from tr_det.runtime.metrics import METRICS, Record, read_records
 from tr_det.runtime.options import parse_pairs
@@ -105,7 +105,7 @@ class RecordedRun:
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers of the last evaluation, inner ones as ``bbox/AP``; {} before one."""
-        found = dict(leaves(self.results.get("metrics") or {}))
+        found = dict(leaves(self.results.get("metrics") or {}, "/"))
         if not found and self.demo:
             found = {f"bbox/{key}": value for key, value in self.demo["after_qat"].items()}
         if not found:
@@ -178,20 +178,6 @@ def bits_name(bits: tuple[int, int]) -> str:
     ('W2A4', 'FP')
     """
     return "FP" if bits == (FULL_PRECISION,) * 2 else f"W{bits[0]}A{bits[1]}"
-
-
-def leaves(tree: Mapping[str, Any], above: str = "", joint: str = "/") -> list[tuple[str, Any]]:
-    """Return the values of nested mappings under their joined keys.
-
-    >>> leaves({"bbox": {"AP": 1.0}, "n": 2})
-    [('bbox/AP', 1.0), ('n', 2)]
-    """
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        inner = isinstance(value, Mapping) and value
-        found += leaves(value, f"{name}{joint}", joint) if inner else [(name, value)]
-    return found
 
 
 def _is_metric(key: str) -> bool:

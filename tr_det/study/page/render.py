@@ -10,6 +10,7 @@ import base64
 import hashlib
 from pathlib import Path
 
+from tr_det.runtime.cli import require
 from tr_det.study.page.charts import pixel
 from tr_det.study.page.content import Page
 
@@ -22,13 +23,10 @@ def render(page: Page) -> str:
     Raises:
         ValueError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise ValueError(
-            "the page needs Jinja2, which is not installed; pip install -e '.[study]'"
-        ) from None
+    require("the page", "jinja2", extra="study")
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
     style, script = (
         (TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )

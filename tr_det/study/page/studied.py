@@ -83,7 +83,10 @@ class Studied:
         return [cell for cell in cells if cell["state"] == DONE]
 
     def run_of(self, row: RowEntry, seed: int | None = None) -> RecordedRun | None:
-        """Return the run of a row with a seed, or the first whose folder is here; None without."""
+        """Return the run of a row with a seed, or of the first seed whose folder is here.
+
+        None where there is no such folder.
+        """
         for cell in self.cells_of(row):
             if seed is not None and cell["seed"] != seed:
                 continue
@@ -92,6 +95,11 @@ class Studied:
             except (OSError, ValueError):
                 continue
         return None
+
+    def cell_of(self, run: RecordedRun) -> RunEntry:
+        """Return the entry of a run that `run_of` has returned."""
+        cells = self.record["cells"]
+        return next(cell for cell in cells if self.folder / cell["folder"] == run.folder)
 
 
 def read_studied(folder: Path) -> Studied | None:

@@ -118,7 +118,7 @@ def _curves(rows: Sequence[RowEntry], runs: Runs) -> Section:
         return Section(key, title, ["No folder of a run that has ended is here."])
     if not charts:
         return Section(key, title, ["The runs have fewer than two records each."])
-    text = "Runs of the first seed; means over layers."
+    text = "Of each row the run of the first seed whose folder is here; means over layers."
     if len(shown) > COLOURS:
         text += f" {COLOURS} of {len(shown)} rows: of each group the best and the baseline first."
     legend = max((chart.legend() for chart in charts), key=len)
@@ -185,11 +185,11 @@ def _searches(study: Studied) -> Section:
 def _runs(study: Studied, rows: Sequence[RowEntry], runs: Runs) -> Section:
     blocks: list[Block] = []
     for row in rows[:MOST_ROWS]:
-        key = key_of(row)
-        cells = study.cells_of(row)
-        if key in runs and cells:
-            value = f"{row['mean']:.2f} {study.metric}, seed {cells[0]['seed']} shown"
-            blocks.append(Folded(name_of(row), _run_blocks(runs[key], cells[0]), note=value))
+        run = runs.get(key_of(row))
+        if run is not None:
+            cell = study.cell_of(run)
+            value = f"{row['mean']:.2f} {study.metric}, seed {cell['seed']} shown"
+            blocks.append(Folded(name_of(row), _run_blocks(run, cell), note=value))
     if not blocks:
         return Section("runs", "Runs", ["No folder of a run that has ended is here."])
     more = len(rows) - len(blocks)

@@ -77,9 +77,7 @@ def _photos(
             check("id", number, counts[repr(number)] == 1, "unique")
             boxes[number] = []
             size = int(image["width"]), int(image["height"])
-            beside = file.parent / path
-            place = beside if beside.is_file() else images.find(path.stem, file, split)
-            found.append((number, place, size))
+            found.append((number, _place(file, path, split, images), size))
         except _BROKEN as error:
             name = image.get("file_name") if isinstance(image, dict) else image
             faults.add(file, f"image {name!r}: {_reason(error)}")
@@ -91,6 +89,16 @@ def _photos(
             name = note.get("id") if isinstance(note, dict) else note
             faults.add(file, f"annotation {name!r}: {_reason(error)}")
     return [Photo(place, tuple(boxes[number]), split, size) for number, place, size in found]
+
+
+def _place(file: Path, path: Path, split: str, images: ImageFiles) -> Path:
+    """Return the image of a ``file_name``: beside the COCO file, or below the source."""
+    beside = file.parent / path
+    if beside.is_file():
+        return beside
+    # An absolute path is another machine's.
+    folders = () if path.is_absolute() else path.parent.parts
+    return images.find(path.stem, file, split, tuple(part for part in folders if part != ".."))
 
 
 def _category_names(file: Path, categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:

@@ -115,20 +115,23 @@ class ImageFiles:
     def __len__(self) -> int:
         return sum(map(len, self._by_stem.values()))
 
-    def find(self, name: str, near: Path, split: str = "") -> Path:
+    def find(self, name: str, near: Path, split: str = "", folders: tuple[str, ...] = ()) -> Path:
         """Return the image of a name without suffix.
 
         Args:
             name: of the file, without suffix.
             near: the file that speaks of it, by which one of several is chosen.
             split: of that file, by which one of several as near is chosen.
+            folders: that it is in, innermost last, as far as they are known.
 
         Raises:
             ValueError: there is none, or several are as near.
         """
         found = self._by_stem.get(name, [])
+        if folders:
+            found = [path for path in found if path.parent.parts[-len(folders) :] == folders]
         if not found:
-            raise ValueError(f"there is no image {name}.jpg, .png or the like")
+            raise ValueError(f"there is no image {Path(*folders, name)}.jpg, .png or the like")
         shared = [_shared_parts(path, near) for path in found]
         best = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
         if len(best) > 1:
