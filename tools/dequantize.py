@@ -20,13 +20,14 @@ from detectron2.utils.logger import setup_logger
 from tr_det.core import dequantize_model
 from tr_det.detection import QuantCheckpointer, QuantTrainer
 from tr_det.detection.config.reading import load_config_for_cpu
-from tr_det.runtime.checkpoints import check_folder, save_weights
+from tr_det.runtime.checkpoints import save_weights
 from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.files import require_writable
 
 
 def dequantize(output: str, config_file: str, opts: list[str]) -> None:
     """Convert one checkpoint."""
-    check_folder("--output", output)
+    require_writable(output)
     cfg = load_config_for_cpu(config_file, opts)
     if not (cfg.MODEL.QUANT.ENABLED and cfg.MODEL.WEIGHTS):
         raise ValueError("MODEL.QUANT.ENABLED, MODEL.WEIGHTS: must be True and name a checkpoint")

@@ -25,9 +25,10 @@ from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.engine.calibration import update_norms
 from tr_det.detection.engine.processes import run_processes
 from tr_det.detection.engine.resume import make_way
+from tr_det.runtime.checkpoints import check_start
 from tr_det.runtime.cli import one_line_errors
 from tr_det.runtime.processes import from_first, only_writer, rank, restarted
-from tr_det.runtime.run_folder import evaluated_checkpoint
+from tr_det.runtime.run_folder import evaluated_checkpoint, last_checkpoint
 from tr_det.runtime.signals import held
 
 
@@ -36,6 +37,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = reading.load_config(args.config_file, args.opts)
     if args.eval_only:
         check_evaluated(cfg, args.resume)
+    resumes = (args.resume or restarted()) and last_checkpoint(cfg.OUTPUT_DIR)
+    check_start("MODEL.WEIGHTS", "" if resumes else cfg.MODEL.WEIGHTS)
     trains = not args.eval_only or cfg.TEST.PRECISE_BN.ENABLED
     check_datasets(cfg, ("TRAIN", "TEST") if trains else ("TEST",))
     cfg.freeze()

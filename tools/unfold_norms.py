@@ -18,13 +18,14 @@ from tr_det.detection import QuantCheckpointer, QuantTrainer
 from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.datasets import check_datasets
 from tr_det.detection.modeling.unfold import unfold_norms
-from tr_det.runtime.checkpoints import check_folder, save_weights
+from tr_det.runtime.checkpoints import save_weights
 from tr_det.runtime.cli import one_line_errors
+from tr_det.runtime.files import require_writable
 
 
 def unfold(output: str, config_file: str, batches: int, opts: list[str]) -> None:
     """Convert one checkpoint."""
-    check_folder("--output", output)
+    require_writable(output)
     own = ["MODEL.QUANT.ENABLED", False, "MODEL.RESNETS.NORM", "FrozenBN"]
     cfg = load_config(config_file, [*opts, *own])
     check_datasets(cfg, ("TRAIN",))

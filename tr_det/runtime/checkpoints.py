@@ -12,6 +12,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from tr_det.core.errors import check
 from tr_det.core.nn.signs import take_saved_signs
 from tr_det.runtime.checkpoint_keys import (
     LABEL,
@@ -27,11 +28,16 @@ from tr_det.runtime.processes import from_first, rank
 from tr_det.runtime.run_folder import LAST, last_checkpoint, numbered_checkpoints
 
 
-def check_folder(flag: str, path: str) -> None:
-    """Raise ValueError unless a file can be written at a path; to be called before the work."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise ValueError(f"{flag}={path}: the folder {folder} does not exist")
+def check_start(key: str, weights: str) -> None:
+    """Raise ConfigError, before anything is built, if what a run starts from is not there.
+
+    Args:
+        key: of the config.
+        weights: file, "" for random ones, or an address, which is not looked up.
+    """
+    there = not weights or "://" in weights or os.path.isfile(weights)
+    allowed = "a file that exists; train the config that writes it, or name another checkpoint"
+    check(key, weights, there, allowed)
 
 
 def save_weights(model: nn.Module, path: str, /, **more: Any) -> None:

@@ -20,6 +20,7 @@ def write(tmp_path):
     [
         (["solver.lrr", "1"], r"solver\.lrr: unknown key; did you mean solver\.lr"),
         (["zebra", "1"], r"zebra: unknown key; must be one of model, quant"),
+        (["MODEL.NAME", "x"], r"MODEL: unknown key; a detector's config is for tools/train_net"),
         (["solver.lr", "fast"], r"solver\.lr='fast': must be a number"),
         (["solver.lr", "-1"], r"solver\.lr=-1\.0: must be positive and finite"),
         (["solver.lr", "true"], r"solver\.lr=True: must be a number"),

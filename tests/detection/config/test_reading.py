@@ -78,8 +78,8 @@ def test_no_other_expression_is_evaluated(write, arguments):
     [
         ("SOLVER: 3", "^SOLVER=3: must be a mapping of keys$"),
         ("SOLVER: {TR: [1]}", r"^SOLVER\.TR=\[1\]: must be a mapping of keys$"),
-        ("MODEL: {QUANT: {RULES: null}}", r"^MODEL\.QUANT\.RULES=None: must be of the type list$"),
-        ("SOLVER: {BASE_LR: 'None'}", r"^SOLVER\.BASE_LR='None': must be of the type float$"),
+        ("MODEL: {QUANT: {RULES: null}}", r"^MODEL\.QUANT\.RULES=None: must be a list$"),
+        ("SOLVER: {BASE_LR: 'None'}", r"^SOLVER\.BASE_LR='None': must be a number, positive$"),
         ("MODEL: {LOAD_PROPOSALS: True}", r"^MODEL\.LOAD_PROPOSALS=True: must be False"),
         ("DATASETS: {TEST: [[val]]}", r"^DATASETS\.TEST=\(\['val'\],\): must be a list of names"),
         ("VERSION: 1", "^VERSION=1: must be 2$"),
@@ -96,8 +96,8 @@ def test_a_mistake_in_a_config_is_named(write, text, message):
     ("pair", "message"),
     [
         (("SOLVER", "3"), "^SOLVER='3': must be a mapping of keys$"),
-        (("SOLVER.BASE_LR", "None"), r"^SOLVER\.BASE_LR='None': must be of the type float$"),
-        (("SOLVER.BASE_LR.X", "1"), r"^SOLVER\.BASE_LR=\{'X': '1'\}: must be of the type float$"),
+        (("SOLVER.BASE_LR", "None"), r"^SOLVER\.BASE_LR='None': must be a number, positive$"),
+        (("SOLVER.BASE_LR.X", "1"), r"^SOLVER\.BASE_LR=\{'X': '1'\}: must be a number, positive$"),
         (("SOLVER.ZEBRA", "1"), r"^Non-existent key: SOLVER\.ZEBRA$"),
         (("SOLVER.BASE_LR",), r"^SOLVER\.BASE_LR: a key without a value"),
         (("_BASE_", "b.yaml"), "_BASE_"),

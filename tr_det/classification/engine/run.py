@@ -22,7 +22,7 @@ from tr_det.classification.models.build import build_loss, build_network
 from tr_det.core import is_calibrated
 from tr_det.core.nn.storage import storage_mb
 from tr_det.runtime.calibration import batch_size_named, calibrate
-from tr_det.runtime.checkpoints import StrictCheckpointer
+from tr_det.runtime.checkpoints import StrictCheckpointer, check_start
 from tr_det.runtime.configs import parse
 from tr_det.runtime.damage import is_whole, read_checkpoint
 from tr_det.runtime.files import write_text
@@ -84,7 +84,9 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
         if goes_on and not checkpoint:
             _log.warning("No checkpoint in %s to resume: starting from the beginning", folder)
         # All is built before the pretraining is trained, so that mistakes show before that.
-        first = pretraining_of(config)
+        first, weights = pretraining_of(config), config.model.weights
+        starts = not (checkpoint or first or weights == LIBRARY)
+        check_start("model.weights", weights if starts else "")
         data = load_data(config.data)
         model = build_network(config, data, published=not checkpoint)
         loss = build_loss(config, data, model)
@@ -93,7 +95,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
             trainer.resume(checkpoint)
         elif first:
             _train_once(first)
-        start = evaluated_checkpoint(first.run.output_dir) if first else config.model.weights
+        start = evaluated_checkpoint(first.run.output_dir) if first else weights
         if not checkpoint:
             if start not in ("", LIBRARY):
                 StrictCheckpointer(model).load(start, checkpointables=[])

@@ -184,10 +184,17 @@ def knobs(settings: type[TransitionSettings] = TransitionSettings) -> dict[str, 
 def config_defaults() -> dict[str, Any]:
     """Return the defaults of a config, whose keys have one type each."""
     found = {f.name: f.default for f in fields(TransitionSettings) if "knob" in f.metadata}
-    for name, knob in knobs().items():
-        if knob.stands_for is not None and found[name] == knob.stands_for[1]:
-            found[name] = knob.stands_for[0]
-    return found
+    return {name: config_value(name, value) for name, value in found.items()}
+
+
+def config_value(name: str, value: Any) -> Any:
+    """Return a setting as a config has it: the number that stands for ``'auto'`` or None.
+
+    >>> config_value("factor", "auto"), config_value("factor", 0.01)
+    (-1.0, 0.01)
+    """
+    stands_for = knobs()[name].stands_for if name in knobs() else None
+    return stands_for[0] if stands_for is not None and value == stands_for[1] else value
 
 
 def arguments_from(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,8 +63,11 @@ def check_config(cfg: CfgNode) -> None:
         check_resnet(cfg)
     if has_timm_backbone(cfg):
         check_timm(cfg)
-    if cfg.MODEL.QUANT.ENABLED:
-        quant_config_from(cfg)
+    elif any(name in cfg.MODEL.BACKBONE.NAME for name in ("resnet", "mobilenet")):
+        allowed = f"'' with MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}; a model of timm needs "
+        allowed += "build_retinanet_quant_timm_fpn_backbone"
+        check("MODEL.TIMM.NAME", cfg.MODEL.TIMM.NAME, not cfg.MODEL.TIMM.NAME, allowed)
+    quant_config_from(cfg)
 
 
 def check_evaluated(cfg: CfgNode, resume: bool) -> None:

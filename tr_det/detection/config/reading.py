@@ -12,16 +12,28 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-from tr_det.core.errors import check
+from tr_det.core.errors import ConfigError, check
+from tr_det.core.transition.settings import config_value
 from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
 from tr_det.detection.config.timm_input import follow_timm_weights
-from tr_det.detection.config.values import check_values
+from tr_det.detection.config.values import VALUES, check_values
 from tr_det.detection.data.register import follow_register
 from tr_det.runtime.configs import PlainLoader, config_files, overlaid
 
 OCTAVES = "[[x,x*2**(1.0/3),x*2**(2.0/3)]forxin[32,64,128,256,512]]"
 """The one expression in the configs of Detectron2's zoo: the anchors of its Base-RetinaNet.yaml."""
+
+
+_TR = "SOLVER.TR."
+_KINDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    (list, tuple): "a list",
+    object: "of the same type as its default",
+}
 
 
 class ZooLoader(PlainLoader):
@@ -45,8 +57,9 @@ def load_config(path: str | Path, pairs: Sequence[Any] = ()) -> CfgNode:
 
     The datasets that it lists are registered.
 
-    Pairs win over the file, later ones over earlier ones; an integer will do where a number is
-    wanted.
+    Pairs win over the file, later ones over earlier ones. An integer will do where a number is
+    wanted, one value for a list of it, and in ``SOLVER.TR`` ``auto`` and ``None`` for the numbers
+    that stand for them.
 
     Raises:
         ValueError: a LazyConfig, a file that is no mapping of keys with plain values or builds on
@@ -106,18 +119,20 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def _fitted(tree: dict[str, Any], cfg: CfgNode, above: str = "") -> dict[str, Any]:
-    """Return a tree for a config, with numbers where it has integers for them.
+    """Return a tree for a config, with its values of the config's types.
 
     Raises:
         ValueError: there is no such key.
-        ConfigError: a section has a single value, or a key a mapping or None. Of the first yacs
-            would print the whole section; the last it takes for any key.
+        ConfigError: a section has a single value, or a key a value of another type. Of the first
+            yacs would print the whole section; None it takes for any key.
     """
     fitted = {}
     for key, given in tree.items():
         if key not in cfg and not cfg.is_new_allowed():
             near = difflib.get_close_matches(str(key), cfg, 1)
             hint = f"; did you mean {above}{near[0]}" if near else ""
+            if not above and str(key).islower():
+                hint = "; a classifier's config is for tools/train_classifier.py"
             raise ValueError(f"Non-existent key: {above}{key}{hint}")
         own = cfg.get(key)
         value = CfgNode._decode_cfg_value(given) if isinstance(given, str) else given
@@ -125,12 +140,32 @@ def _fitted(tree: dict[str, Any], cfg: CfgNode, above: str = "") -> dict[str, An
             check(above + key, given, isinstance(value, dict), "a mapping of keys")
             given = _fitted(value, own, f"{above}{key}.")
         elif own is not None:
-            fits = not (value is None or isinstance(value, dict))
-            check(above + key, given, fits, f"of the type {type(own).__name__}")
-            if type(value) is int and isinstance(own, float):
-                given = float(value)
+            if above == _TR:
+                value = config_value(key.lower(), value)
+            given = _typed(above + key, given, value, own)
         fitted[key] = given
     return fitted
+
+
+def _typed(key: str, given: Any, value: Any, own: Any) -> Any:
+    """Return a value of the type that a key has, and yacs asks for."""
+    if isinstance(own, float) and type(value) is int:
+        return float(value)
+    if isinstance(own, str) and isinstance(given, str):
+        # A number may be a name. yacs reads the text once more.
+        return repr(value if isinstance(value, str) else given)
+    if isinstance(own, list | tuple):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            value = [value]
+        fits = isinstance(value, list | tuple)
+    else:
+        fits = type(value) is type(own)
+    if not fits:
+        kind = next(words for types, words in _KINDS.items() if isinstance(own, types))
+        known = VALUES[key].allowed if key in VALUES else kind
+        is_told = kind == known or isinstance(own, list | tuple)
+        raise ConfigError(key, given, known if is_told else f"{kind}, {known}")
+    return value
 
 
 @contextmanager
