@@ -233,6 +233,15 @@ def test_runs_with_other_options_have_other_folders(make_options):
     assert len(names) == 5
 
 
+def test_data_that_are_prepared_anew_make_another_run(make_options, tmp_path):
+    names = []
+    for text in ("{}", "{} "):
+        (tmp_path / "train.json").write_text(text)
+        options = make_options(data=f"mine {tmp_path}")
+        names += [options.run_name, options.fp_name]
+    assert len(set(names)) == 4
+
+
 def test_the_shipped_checkpoint_fits_the_shipped_config(tmp_path):
     weights = ROOT / "tr_det/digits/weights/retinanet_R18_half_fp.pth"
     options = DemoOptions(

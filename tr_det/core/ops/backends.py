@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -13,11 +14,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+SWITCH = "TR_DET_KERNELS"
+"""Variable of the environment; with 0 torch operations take the place of all kernels."""
+
+
+def kernels_are_off() -> bool:
+    """Return whether the user wants no kernels."""
+    return os.environ.get(SWITCH, "1") == "0"
+
 
 @cache
 def has_triton() -> bool:
-    """Return whether Triton is installed; it comes with torch on Linux."""
-    return importlib.util.find_spec("triton") is not None
+    """Return whether Triton is installed, as it is with torch on Linux, and may be used."""
+    return not kernels_are_off() and importlib.util.find_spec("triton") is not None
 
 
 def is_traced() -> bool:

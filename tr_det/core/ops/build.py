@@ -2,7 +2,7 @@
 
 It takes half a second and needs no wheel per platform; Triton builds its launchers in the same way.
 The compiler is ``$CC``, ``cc``, ``gcc`` or ``clang``; the result is cached in the user's folder.
-Without a compiler, or with ``TR_DET_COMPILE=0``, torch operations give the same numbers.
+Without a compiler, or with ``TR_DET_KERNELS=0``, torch operations give the same numbers.
 
 A library runs code when it is loaded. So the cache is used only if the user alone can write to it,
 and a library's name ends with the hash of its content: one that is not whole is built anew.
@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from tr_det.core.ops.backends import SWITCH, kernels_are_off
+
 SOURCE = Path(__file__).with_name("affine.c")
-SWITCH = "TR_DET_COMPILE"
 FLAGS = (
     "-O3",
     "-fPIC",
@@ -56,7 +57,7 @@ _log = logging.getLogger(__name__)
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the kernels, built now unless cached; None if that is not possible, which is said."""
-    if os.environ.get(SWITCH, "1") == "0":
+    if kernels_are_off():
         return None
     try:
         return build(_compiler(), cache_folder())

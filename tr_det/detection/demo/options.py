@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from tr_det.core.errors import check, check_among
 from tr_det.detection.config.reading import load_config
+from tr_det.detection.data.register import entries_from
 from tr_det.detection.demo.export import check_packages
 from tr_det.detection.solver.optimizers import OPTIMIZER_REGISTRY
 
@@ -85,8 +86,14 @@ class DemoOptions:
 
     @property
     def fp_name(self) -> str:
-        """The same of the full-precision run, which runs of other bits share."""
-        words = (str(self.data), self.fp_config_file.stem, *self.fp_overrides)
+        """The same of the full-precision run, which runs of other bits share.
+
+        Data that have been prepared anew make another run: this one may have seen test images.
+        """
+        entries = entries_from([str(self.data)])
+        files = [Path(entry.json_file) for entry in entries]
+        contents = [_digest(file) for file in files if file.is_file()]
+        words = (str(self.data), *contents, self.fp_config_file.stem, *self.fp_overrides)
         return f"fp_{self.fp_iterations or 'default'}{_mark(words)}"
 
     @property
@@ -94,6 +101,10 @@ class DemoOptions:
         """The overrides of full precision: those of the solver are of QAT."""
         pairs = zip(self.overrides[::2], self.overrides[1::2], strict=False)
         return tuple(word for pair in pairs if not pair[0].startswith("SOLVER.") for word in pair)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _mark(words: Iterable[str]) -> str:
