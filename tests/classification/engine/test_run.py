@@ -38,13 +38,16 @@ def qat(*overrides):
         (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it has no val/"),
         (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),
         (["solver.warmup", "8"], r"solver\.warmup=8: must be below the run's 8 updates"),
-        (["model.weights", "library"], r"model\.weights='library': must be .*nobody publishes"),
+        (
+            ["model.weights", "library"],
+            r"model\.weights='library': must be .*but for depths \[20, 32",
+        ),
         ([*SGDT, "tr.gain", "-1"], r"tr\.gain=-1\.0: must be"),
         (["solver.batch_size", "5000"], r"solver\.batch_size=5000: must be at most"),
         (["solver.no_decay", "[fd.*]"], r"solver\.no_decay='fd\.\*': must be a glob over names"),
         (
             ["solver.loss", "distributional", "solver.teacher", "resnet_cifar"],
-            r"solver\.teacher_weights='library': must be .*nobody publishes",
+            r"solver\.teacher_weights='library': must be .*but for depths",
         ),
     ],
 )

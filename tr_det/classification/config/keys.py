@@ -33,10 +33,11 @@ class ModelConfig:
     name: str = "resnet_cifar"
     # Arguments of its builder, e.g. {depth: 20, width: 16}.
     options: dict[str, Any] = field(default_factory=dict)
-    # First weights: a checkpoint, "library" for those that torchvision or timm publish, "" for
-    # random ones or those of `pretraining`.
+    # First weights: a checkpoint, "library" for published ones (torchvision's, timm's; for
+    # "resnet_cifar" see tr_det/classification/models/published.py), "" for random ones or those
+    # of `pretraining`.
     weights: str = ""
-    # Give the library's weights a new last layer, for data with other classes than ImageNet's.
+    # Give the library's weights a new last layer, for data with other classes than theirs.
     new_last_layer: bool = False
     # A config whose result this run starts from; it is trained first where there is none. Relative
     # to the folder of the file that names it.

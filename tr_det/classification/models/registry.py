@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from tr_det.classification.config.keys import LIBRARY
+from tr_det.classification.models.published import load_published
 from tr_det.classification.models.reactnet import ReActNet18
 from tr_det.classification.models.resnet_cifar import ResNetCIFAR
 from tr_det.core import ConfigError, QuantConfig, QuantReport, QuantRule, quantize_model
@@ -32,11 +33,13 @@ class Network:
         full_precision: layers that are not quantized: the first one, those that the network's
             authors keep, and as the last entry the last one.
         normed: layers followed by a batch norm that `quantize_model` cannot find.
+        classes: of the published weights.
     """
 
     build: Builder
     full_precision: tuple[str, ...]
     normed: tuple[str, ...] = ()
+    classes: int = IMAGENET_CLASSES
 
     def rules(self) -> tuple[QuantRule, ...]:
         """Return the rules for `quantize_model`."""
@@ -60,7 +63,7 @@ def build_model(
         name: one of `MODELS`.
         num_classes: classes, >= 2.
         in_channels: channels of the images.
-        pretrained: load the weights that torchvision or timm publish.
+        pretrained: load the weights that torchvision, timm or the network's authors publish.
         new_last_layer: replace the last layer by a random one for ``num_classes``.
         **options: the builder's own, e.g. ``depth=20``.
 
@@ -71,11 +74,14 @@ def build_model(
     replaced = pretrained and new_last_layer
     try:
         model = network.build(
-            num_classes=IMAGENET_CLASSES if replaced else num_classes,
+            num_classes=network.classes if replaced else num_classes,
             in_channels=in_channels,
             pretrained=pretrained,
             **options,
         )
+    except OSError as error:
+        allowed = f"a checkpoint, as the published ones cannot be fetched: {error}"
+        raise ConfigError("weights", LIBRARY, allowed) from None
     except (TypeError, ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         if not options:
             raise
@@ -102,13 +108,19 @@ def _network(name: str) -> Network:
     return MODELS[name]
 
 
-def _own(network: Builder) -> Builder:
-    def build(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
-        if pretrained:
-            raise ConfigError("weights", LIBRARY, "a checkpoint: nobody publishes this network's")
-        return network(num_classes=num_classes, in_channels=in_channels, **options)
+def _resnet_cifar(
+    num_classes: int, in_channels: int, pretrained: bool, **options: Any
+) -> nn.Module:
+    model = ResNetCIFAR(num_classes=num_classes, in_channels=in_channels, **options)
+    if pretrained:
+        load_published(model)
+    return model
 
-    return build
+
+def _reactnet18(num_classes: int, in_channels: int, pretrained: bool, **options: Any) -> nn.Module:
+    if pretrained:
+        raise ConfigError("weights", LIBRARY, "a checkpoint: nobody publishes this network's")
+    return ReActNet18(num_classes=num_classes, in_channels=in_channels, **options)
 
 
 def _torchvision(name: str) -> Builder:
@@ -146,19 +158,19 @@ def _check_classes(num_classes: int, pretrained: bool) -> None:
 
 
 _BLOCKS = tuple(f"layer{stage}.*" for stage in range(1, 5))
-_RESNET = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
-_MOBILENET_V2 = {"full_precision": ("features.0.0", "classifier.1")}
-_MOBILENET_V3_SMALL = {"full_precision": ("features.0.0", "classifier.3")}
-_EFFICIENTNET_LITE0 = {
+_RESNET: dict[str, Any] = {"full_precision": ("conv1", "fc"), "normed": _BLOCKS}
+_MOBILENET_V2: dict[str, Any] = {"full_precision": ("features.0.0", "classifier.1")}
+_MOBILENET_V3_SMALL: dict[str, Any] = {"full_precision": ("features.0.0", "classifier.3")}
+_EFFICIENTNET_LITE0: dict[str, Any] = {
     "full_precision": ("conv_stem", "classifier"),
     "normed": ("blocks.*", "conv_head"),
 }
-_DEIT = {"full_precision": ("patch_embed.proj", "head")}
+_DEIT: dict[str, Any] = {"full_precision": ("patch_embed.proj", "head")}
 
 MODELS: dict[str, Network] = {
-    "resnet_cifar": Network(_own(ResNetCIFAR), ("conv1", "fc"), normed=("blocks.*",)),
+    "resnet_cifar": Network(_resnet_cifar, ("conv1", "fc"), normed=("blocks.*",), classes=10),
     "reactnet18": Network(
-        _own(ReActNet18),
+        _reactnet18,
         ("conv1", "units.*.shortcut.1", "fc"),
         normed=("units.*.conv",),
     ),
