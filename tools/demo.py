@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "opts", nargs="*", default=[], metavar="KEY VALUE", help="e.g. SOLVER.BASE_LR 0.02"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
     warnings.filterwarnings("ignore", message="torch.meshgrid")

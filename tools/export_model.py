@@ -7,7 +7,7 @@
 RUN is a run's folder: of its config.yaml, and of what its last evaluation saw. Of a CONFIG,
 MODEL.WEIGHTS (model.weights of a classifier) or --checkpoint names the weights.
 
-    qcdq      ONNX, for every runtime; OpenVINO executes it in integers
+    qcdq      ONNX, for any runtime with opset 21; OpenVINO executes it in integers
     integer   ONNX, for ONNX Runtime in integers
     packed    safetensors with the codes at their bits; loads into the torch model again
     torch     torch.export of the simulation in floats

@@ -35,7 +35,7 @@ def qat(*overrides):
         (["data.name", "mnist"], r"data\.name='mnist': must be one of"),
         (["data.name", "cifar10"], r"data\.root='datasets': must be a folder with CIFAR10"),
         (["data.image_size", "16"], r"data\.image_size=16: must be 0 or 8 for digits"),
-        (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it has no val/"),
+        (["data.name", "imagenet"], r"data\.root='datasets': must be .*; it does not exist"),
         (["run.device", "tpu9"], r"run\.device='tpu9': must be one of .*what this machine has"),
         (["solver.warmup", "8"], r"solver\.warmup=8: must be below the run's 8 updates"),
         (

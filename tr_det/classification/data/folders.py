@@ -150,7 +150,8 @@ def _explained(root: str, part: str) -> Iterator[str]:
     folder = Path(root) / part
     allowed = _LAYOUT.format("test/" if part == "test" else "val/")
     if not folder.is_dir():
-        raise ConfigError("data.root", root, f"{allowed}; it has no {part}/")
+        what = f"it has no {part}/" if Path(root).is_dir() else "it does not exist"
+        raise ConfigError("data.root", root, f"{allowed}; {what}")
     try:
         yield str(folder)
     except FileNotFoundError as error:

@@ -27,7 +27,7 @@ def checked_group(group: Group, index: int, scales: str) -> Group:
         learned,
         not learned or scales != "frozen",
         "False under TR scheduling: with a trained scale weights transit without being updated "
-        f"({name}); or set tr_scales to tell the two apart",
+        f"({name}); or set tr_scales (SOLVER.TR.SCALES, tr.scales) to tell the two apart",
     )
     return {**group, "params": params, NAME: name}
 
