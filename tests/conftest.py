@@ -79,7 +79,11 @@ def check_results():
 
     def check(results):
         parts = {"config", "seed", "versions", "metrics", "updates", "tr", "cost", "seconds"}
-        assert results.keys() == parts | {"paths"}
+        assert results.keys() == parts | {"machine", "paths"}
+        machine = results["machine"]
+        assert machine.keys() == {"cpu", "gpu", "processes", "threads"}
+        assert machine["cpu"]
+        assert machine["processes"] > 0 < machine["threads"]
         assert {"tr_det", "torch", "python"} <= results["versions"].keys()
         assert isinstance(results["config"], dict)
         assert isinstance(results["seed"], int)

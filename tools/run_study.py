@@ -21,7 +21,6 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 from tr_det.runtime.cli import one_line_errors, require
 from tr_det.runtime.files import write_text
@@ -35,7 +34,7 @@ from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.progress import Progress, cells_table, searched_rows, summary
 from tr_det.study.record import write_record
-from tr_det.study.recording import environment, make_record
+from tr_det.study.recording import make_record
 from tr_det.study.run import Runner
 from tr_det.study.states import Clock, needed
 from tr_det.study.table import csv_text, markdown
@@ -113,15 +112,11 @@ def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
         place = Cluster(TOOLS, folder, args.slurm, share_of(args))
     words = sys.argv if sys.argv[0].endswith("run_study.py") else ["tools/run_study.py"]
     command = shlex.join(["python", "tools/run_study.py", *words[1:]])
-    made: dict[str, Any] = {
-        "command": command,
-        "environment": environment(args.threads),
-    }
     clock = Clock(study, folder)
     with Progress(clock, place.slots) as progress:
 
         def write(runner: Runner) -> None:
-            record = make_record(runner.plan, outcomes, running=runner.running, **made)
+            record = make_record(runner.plan, outcomes, command=command, running=runner.running)
             write_record(folder, record)
             write_text(folder / "table.md", markdown(record))
             write_text(folder / "table.csv", csv_text(record))
@@ -129,7 +124,7 @@ def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
 
         runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
         runner.run()
-    print(markdown(make_record(runner.plan, outcomes, **made)))
+    print(markdown(make_record(runner.plan, outcomes, command=command)))
     left = []
     for cell in needed(runner.plan, outcomes):
         outcome = outcomes(cell)

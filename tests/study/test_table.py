@@ -9,7 +9,7 @@ from tr_det.study.cells import CANDIDATE
 from tr_det.study.definition import read_study
 from tr_det.study.outcomes import DIVERGED, DONE, Outcome
 from tr_det.study.plan import Plan
-from tr_det.study.recording import environment, make_record
+from tr_det.study.recording import make_record
 from tr_det.study.table import csv_text, markdown
 
 STUDY = """
@@ -47,6 +47,9 @@ class Given:
         if diverged:
             return Outcome(DIVERGED, error="loss is NaN")
         results = {"seconds": 36.0, "tr": {}, "cost": {}, "metrics": {}}
+        if place in VALUES and cell.kind != CANDIDATE:
+            results["versions"] = {"torch": "2"}
+            results["machine"] = {"cpu": "a CPU", "gpu": "", "processes": 2, "threads": 3}
         if value is not None and value > 55:
             results["tr"] = {"mean_rate": value / 1000}
         return Outcome(DONE, value, results)
@@ -57,7 +60,7 @@ def record(tmp_path):
     (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
     (tmp_path / "study.yaml").write_text(STUDY)
     plan = Plan(read_study(tmp_path / "study.yaml"), outcomes := Given(tmp_path))
-    return make_record(plan, outcomes, command="command", environment=environment(1))
+    return make_record(plan, outcomes, command="command")
 
 
 def test_what_is_missing_in_a_row_is_told(record):
@@ -67,6 +70,13 @@ def test_what_is_missing_in_a_row_is_told(record):
     assert "| b\\|c | 56.00 ± 6.00 | +2.50 [-29.27, +34.27] (2 pairs) |" in lines
     (searched,) = [line for line in lines if line.startswith("Searched")]
     assert "**0.1: 60.00**; 0.2: diverged" in searched
+
+
+def test_hours_are_of_the_threads_that_each_run_had_where_it_was_made(record):
+    made = "5 runs on a CPU, 2 processes, 3 threads each; torch 2. "
+    assert made in (text := markdown(record))
+    assert "3 runs on a machine that is not recorded. 0.33 core hours" in text
+    assert record["hours"] == {"runs": pytest.approx(0.3), "search": 0.03, "supports": 0}
 
 
 def test_a_spreadsheet_tells_what_diverged_from_what_was_not_run(record):
@@ -80,7 +90,7 @@ def test_measures_are_columns_of_means_over_the_runs_that_have_them(tmp_path):
     text = STUDY[: STUDY.index("SEARCH")] + "MEASURES: [seconds, tr.mean_rate, tr.factor]\n"
     (tmp_path / "study.yaml").write_text(text)
     plan = Plan(read_study(tmp_path / "study.yaml"), outcomes := Given(tmp_path))
-    record = make_record(plan, outcomes, command="command", environment=environment(1))
+    record = make_record(plan, outcomes, command="command")
     first, second = [line for line in markdown(record).splitlines() if line[:3] in ("| a", "| b")]
     assert first.endswith("| 36 | - | - |")
     assert second.endswith("| 36 | 0.059 | - |")  # of 56 and 62; that with 50 has none

@@ -11,7 +11,7 @@ import torch
 
 TIMES = {"eta_seconds", "time", "data_time", "rank_data_time"}
 """Metrics that measure time."""
-UNLIKE = {"seconds", "total", "versions"}
+UNLIKE = {"seconds", "total", "versions", "machine"}
 """Keys of results.json and the like that may differ."""
 
 

@@ -3,6 +3,8 @@
     config     of the run, nested
     seed       that the run used, also where the config asked for any
     versions   of tr_det, torch, Python, and Detectron2 if it is used
+    machine    that ended the run: cpu; gpu, "" if the model was on none; processes, and the CPU
+               threads of each
     metrics    of the last evaluation
     updates    of the whole run
     tr         summary of the transition rates (`tr_summary`)
@@ -28,18 +30,22 @@ import torch
 from tr_det import __version__
 from tr_det.core.methods.telemetry import LAYERS
 from tr_det.runtime.files import read_json, write_json
+from tr_det.runtime.processes import processes
 
 RESULTS = "results.json"
 
 Results = dict[str, Any]
 
 
-def make_results(records: Iterable[Mapping[str, Any]], **parts: Any) -> Results:
-    """Return the results of a run.
+def make_results(
+    records: Iterable[Mapping[str, Any]], device: torch.device, **parts: Any
+) -> Results:
+    """Return the results of a run that ends in this process.
 
     Args:
         records: of metrics.json.
-        **parts: all but ``versions`` and ``tr``.
+        device: of the model.
+        **parts: all but ``versions``, ``machine`` and ``tr``.
     """
     versions = {
         "tr_det": __version__,
@@ -48,7 +54,13 @@ def make_results(records: Iterable[Mapping[str, Any]], **parts: Any) -> Results:
     }
     if "detectron2" in sys.modules:
         versions["detectron2"] = sys.modules["detectron2"].__version__
-    return {**parts, "versions": versions, "tr": tr_summary(records)}
+    machine = {
+        "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "processes": processes(),
+        "threads": torch.get_num_threads(),
+    }
+    return {**parts, "versions": versions, "machine": machine, "tr": tr_summary(records)}
 
 
 def tr_summary(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -88,6 +100,14 @@ def tr_summary(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         "mean_rate": [fmean(rate)] if rate else [],
     }
     return {key: value for key, values in summary.items() for value in values}
+
+
+def _cpu() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_results(results: Results) -> None:

@@ -1,10 +1,7 @@
 """Runs that another study has made, brought into a study's folder.
 
 Where that study's folders are on this machine they are linked to. Otherwise a run's folder gets
-results.json and origin.json, which says where it comes from:
-
-    study        path of the study.json
-    environment  that it was made in
+results.json and origin.json, whose ``study`` is the path of the study.json that it comes from.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from pathlib import Path
 from tr_det.core.errors import ConfigError
 from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
-from tr_det.study.record import STUDY, Record, RunEntry, candidates, read_record
+from tr_det.study.record import STUDY, RunEntry, candidates, read_record
 
 ORIGIN = "origin.json"
 
@@ -32,7 +29,7 @@ class Elsewhere:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._runs: dict[str, tuple[Path, Record, RunEntry]] = {}
+        self._runs: dict[str, tuple[Path, RunEntry]] = {}
         for path in paths:
             try:
                 record = read_record(path)
@@ -41,7 +38,7 @@ class Elsewhere:
                 raise ConfigError("--from", str(path), allowed) from None
             for run in [*record["cells"], *record["runs"], *candidates(record)]:
                 if run["state"] == "done":
-                    self._runs[run["identity"]] = (path, record, run)
+                    self._runs[run["identity"]] = (path, run)
 
     def look(self, identity: str) -> tuple[Results, bool] | None:
         """Return the results of a run, and whether its files are on this machine.
@@ -50,7 +47,7 @@ class Elsewhere:
         """
         if identity not in self._runs:
             return None
-        path, _, run = self._runs[identity]
+        path, run = self._runs[identity]
         return run["results"], _has_files(path.parent / run["folder"])
 
     def bring(self, identity: str, study: Path) -> bool:
@@ -61,7 +58,7 @@ class Elsewhere:
         """
         if identity not in self._runs:
             return False
-        path, record, run = self._runs.pop(identity)
+        path, run = self._runs.pop(identity)
         for own in study.glob(f"*_{identity}"):
             if own.exists():
                 return False
@@ -70,13 +67,8 @@ class Elsewhere:
         if _has_files(source):
             folder.symlink_to(source.resolve())
             return True
-        origin = run["origin"]
-        found = {
-            "study": origin or str(path),
-            "environment": record["others"][origin] if origin else record["environment"],
-        }
         folder.mkdir()
-        write_json(folder / ORIGIN, found)
+        write_json(folder / ORIGIN, {"study": run["origin"] or str(path)})
         write_json(folder / RESULTS, run["results"])
         return True
 

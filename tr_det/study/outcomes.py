@@ -11,7 +11,7 @@ from tr_det.runtime.files import write_json
 from tr_det.runtime.results import RESULTS, Results
 from tr_det.study.adopt import ORIGIN, Elsewhere
 from tr_det.study.cells import RUN, Cell
-from tr_det.study.record import STUDY, Environment
+from tr_det.study.record import STUDY
 from tr_det.study.sides import SIDES
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
@@ -30,7 +30,6 @@ class Outcome:
         results: what the run has written.
         error: last line of what a run that failed has said.
         origin: the study.json that it was taken from; "" if it was made here.
-        environment: that it was made in, if it was taken from elsewhere.
         has_files: whether others can start from it: not where its results alone were taken.
     """
 
@@ -39,7 +38,6 @@ class Outcome:
     results: Results = field(default_factory=dict)
     error: str = ""
     origin: str = ""
-    environment: Environment | None = None
     has_files: bool = True
 
 
@@ -105,7 +103,6 @@ class Outcomes:
             self._value(cell, results),
             results,
             origin=origin.get("study", ""),
-            environment=origin.get("environment"),
             has_files=folder.is_symlink() or not origin,
         )
 
@@ -128,8 +125,7 @@ def _origin(folder: Path) -> dict[str, Any]:
     if not folder.is_symlink():
         return _json(folder / ORIGIN)
     path, here = folder.resolve().parent / STUDY, Path.cwd()
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return {"study": str(shown), "environment": _json(path).get("environment")}
+    return {"study": str(path.relative_to(here) if path.is_relative_to(here) else path)}
 
 
 def _json(path: Path) -> dict[str, Any]:

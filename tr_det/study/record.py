@@ -22,15 +22,15 @@ Number = Any
 
 
 class Environment(TypedDict):
-    """What results depend on beside settings; threads are those of each run."""
+    """What results depend on beside settings: as results.json has it, {} where it has it not.
 
-    tr_det: str
-    torch: str
-    python: str
-    cpu: str
-    gpu: str
-    cores: int
-    threads: int
+    Attributes:
+        runs: how many are done there, those of searches and of ``RUNS`` included.
+    """
+
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    runs: int
 
 
 class RunEntry(TypedDict):
@@ -42,7 +42,7 @@ class RunEntry(TypedDict):
         value: of the study's metric.
         settings: as the study's file writes them.
         results: results.json without its config.
-        origin: the study.json that it was taken from, "" if it was run here.
+        origin: the study.json that it was taken from, "" if it was made for this study.
     """
 
     labels: Labels
@@ -139,10 +139,9 @@ class Record(TypedDict):
         baseline: labels of the row that others are compared with.
         measures: names of what the table shows beside the metric.
         command: that writes the file.
-        environment: of the runs that were made here.
-        others: environments of the studies that results were taken from, by the path of theirs.
-        hours: of training of the processes that ended the runs, times their threads: "runs",
-            "search" and "supports".
+        environments: where runs were made.
+        hours: of training of the processes that ended the runs, times their threads, or where
+            they had GPUs their number: "runs", "search" and "supports".
         cells: runs of the table.
         runs: supporting runs.
     """
@@ -156,8 +155,7 @@ class Record(TypedDict):
     seeds: list[int]
     measures: list[str]
     command: str
-    environment: Environment
-    others: dict[str, Environment]
+    environments: list[Environment]
     hours: dict[str, float]
     cells: list[RunEntry]
     runs: list[RunEntry]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from tr_det import __version__
+from tr_det.runtime.results import Results
 from tr_det.study.cells import RUN, Cell
 from tr_det.study.definition import Study
 from tr_det.study.measures import measures_of
@@ -31,29 +26,11 @@ from tr_det.study.states import SEARCHED, state_of
 from tr_det.study.statistics import paired, spread
 
 
-def environment(threads: int) -> Environment:
-    """Return what results depend on beside settings.
-
-    Args:
-        threads: of each run.
-    """
-    return {
-        "tr_det": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-    }
-
-
 def make_record(
     plan: Plan,
     outcomes: Outcomes,
     *,
     command: str,
-    environment: Environment,
     running: Iterable[str] = (),
 ) -> Record:
     """Return what study.json holds.
@@ -62,7 +39,6 @@ def make_record(
         plan: the runs.
         outcomes: how they have ended.
         command: that makes the study.
-        environment: of the runs that are made here.
         running: identities of the runs that go on.
     """
     study, running = plan.study, set(running)
@@ -78,8 +54,6 @@ def make_record(
     ]
     runs = [entry(cell) for cell in plan.cells() if cell.kind == RUN]
     searches = [_search(found, entry) for found in plan.searches]
-    threads = environment["threads"]
-    found = [outcome for cell in plan.cells() if (outcome := outcomes(cell)) is not None]
     made: Record = {
         "name": study.name,
         "side": study.side,
@@ -90,8 +64,7 @@ def make_record(
         "seeds": list(study.seeds),
         "measures": list(study.measures),
         "command": command,
-        "environment": environment,
-        "others": {o.origin: o.environment for o in found if o.environment},
+        "environments": [],
         "hours": {},
         "cells": cells,
         "runs": runs,
@@ -99,7 +72,8 @@ def make_record(
         "rows": _rows(study, cells, searches),
     }
     parts = {"runs": cells, "search": candidates(made), "supports": runs}
-    made["hours"] = {key: threads * _hours(part) for key, part in parts.items()}
+    made["hours"] = {key: _hours(part) for key, part in parts.items()}
+    made["environments"] = _environments([run for part in parts.values() for run in part])
     return made
 
 
@@ -201,14 +175,28 @@ def _means(parts: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.fmean(values) for key, values in numbers.items()}
 
 
-def _hours(cells: list[RunEntry]) -> float:
-    done = {cell["identity"]: cell["results"] for cell in cells if cell["state"] == DONE}
-    return sum(results["seconds"] for results in done.values()) / 3600
+def _done(runs: Iterable[RunEntry]) -> Iterable[Results]:
+    """Return the results of the runs that are done, each once."""
+    return {run["identity"]: run["results"] for run in runs if run["state"] == DONE}.values()
 
 
-def _cpu() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _hours(runs: Iterable[RunEntry]) -> float:
+    total = 0.0
+    for results in _done(runs):
+        machine = results.get("machine", {})
+        each = 1 if machine.get("gpu") else machine.get("threads", 1)
+        total += results["seconds"] * each * machine.get("processes", 1)
+    return total / 3600
+
+
+def _environments(runs: Iterable[RunEntry]) -> list[Environment]:
+    found: list[Environment] = []
+    for results in _done(runs):
+        versions, machine = results.get("versions", {}), results.get("machine", {})
+        for known in found:
+            if (known["versions"], known["machine"]) == (versions, machine):
+                known["runs"] += 1
+                break
+        else:
+            found.append({"versions": versions, "machine": machine, "runs": 1})
+    return found

@@ -9,7 +9,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from tr_det.study.outcomes import DIVERGED, FAILED
-from tr_det.study.record import DifferenceEntry, Record, RowEntry, SearchEntry
+from tr_det.study.record import (
+    DifferenceEntry,
+    Environment,
+    Record,
+    RowEntry,
+    SearchEntry,
+    candidates,
+)
 from tr_det.study.statistics import interval_text, mean_text, quantile
 
 NOT_RUN = "not run"
@@ -168,24 +175,43 @@ def _searched(search: SearchEntry) -> str:
 
 
 def _made(record: Record) -> list[str]:
-    environment, hours = record["environment"], record["hours"]
-    versions = f"tr_det {environment['tr_det']}, torch {environment['torch']}, "
-    versions += f"python {environment['python']}"
-    where = environment["gpu"] or environment["cpu"]
-    total = sum(hours.values())
+    hours = record["hours"]
     lines = [f"`{record['command']}`", ""]
-    made = f"{where}, {environment['threads']} thread(s) a run; {versions}; {total:.2f} core hours "
+    made = "".join(f"{environment_text(each)}. " for each in record["environments"])
+    made += f"{sum(hours.values()):.2f} {hours_name(record)} "
     made += f"of training ({', '.join(f'{key} {value:.2f}' for key, value in hours.items())}; "
     made += "of runs that were stopped, since they last went on)."
-    others = [f"{path}: {other['gpu'] or other['cpu']}" for path, other in record["others"].items()]
+    runs = [*record["cells"], *record["runs"], *candidates(record)]
+    others = dict.fromkeys(run["origin"] for run in runs if run["origin"])
     if others:
-        made += f" Some results were taken from {'; '.join(others)}."
+        made += f" Some results were taken from {', '.join(others)}."
     problems = [
         f"- {cell['folder']}: {cell['state']}: {cell['error']}"
         for cell in [*record["runs"], *record["cells"]]
         if cell["state"] in (DIVERGED, FAILED)
     ]
     return [*lines, made, *(["", *problems] if problems else [])]
+
+
+def environment_text(environment: Environment) -> str:
+    """Return where some of the runs were made."""
+    machine, runs = environment["machine"], environment["runs"]
+    where = machine.get("gpu") or machine.get("cpu") or "a machine that is not recorded"
+    text = f"{runs} run{'s' * (runs > 1)} on {where}"
+    if machine.get("processes", 1) > 1:
+        text += f", {machine['processes']} processes"
+    if machine and not machine["gpu"]:
+        text += f", {machine['threads']} thread{'s' * (machine['threads'] > 1)} each"
+    versions = ", ".join(f"{key} {value}" for key, value in environment["versions"].items())
+    return f"{text}; {versions}" if versions else text
+
+
+def hours_name(record: Record) -> str:
+    """Return what the study's hours are of."""
+    on_gpu = {bool(each["machine"].get("gpu")) for each in record["environments"]}
+    if len(on_gpu) > 1:
+        return "hours of cores and GPUs"
+    return "GPU hours" if True in on_gpu else "core hours"
 
 
 def _listed(values: Iterable[Any]) -> str:

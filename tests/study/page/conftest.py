@@ -227,8 +227,13 @@ def study(tmp_path):
         "seeds": [0, 1, 2],
         "measures": [],
         "command": "python tools/run_study.py study.yaml",
-        "environment": {"cpu": ATTACK, "threads": 1},
-        "others": {},
+        "environments": [
+            {
+                "versions": {"torch": "2.x"},
+                "machine": {"cpu": ATTACK, "gpu": "", "processes": 1, "threads": 1},
+                "runs": 12,
+            }
+        ],
         "hours": {"runs": 1.5},
         "cells": cells,
         "runs": [],

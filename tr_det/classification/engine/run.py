@@ -183,8 +183,9 @@ def _results(
     cost = {"storage_mb": own, "storage_mb_at_32_bits": full}
     paths = {"folder": folder, "checkpoint": evaluated_checkpoint(folder), "start": start}
     records = read_records(Path(folder) / METRICS) if measured["updates"] else []
+    device = next(model.parameters()).device
     return make_results(
-        records, config=to_tree(config), seed=seed, cost=cost, paths=paths, **measured
+        records, device, config=to_tree(config), seed=seed, cost=cost, paths=paths, **measured
     )
 
 

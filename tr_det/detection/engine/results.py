@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 import yaml
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -46,6 +47,7 @@ class ResultsWriter(HookBase):
         checkpoint = evaluated_checkpoint(folder)
         results = make_results(
             read_records(Path(folder) / METRICS),
+            torch.device(cfg.MODEL.DEVICE),
             config=yaml.safe_load(cfg.dump()),
             seed=trainer.run_state.seed,
             metrics=getattr(trainer, "_last_eval_results", {}),

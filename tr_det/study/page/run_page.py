@@ -178,15 +178,15 @@ def _detections(run: RecordedRun, other: RecordedRun | None) -> Section:
 
 
 def _config(run: RecordedRun) -> Section:
-    versions = run.results.get("versions") or {}
-    rows = [Row([Cell(str(key)), Cell(str(value))]) for key, value in versions.items()]
     more = {
+        **(run.results.get("versions") or {}),
+        **(run.results.get("machine") or {}),
         "device": run.value("MODEL.DEVICE", "run.device", ""),
         "seed": run.results.get("seed", run.value("SEED", "run.seed", "")),
         "started from": run.results.get("paths", {}).get("start") or "random weights",
         "evaluated checkpoint": run.results.get("paths", {}).get("checkpoint", ""),
     }
-    rows += [Row([Cell(key), Cell(str(value))]) for key, value in more.items() if value != ""]
+    rows = [Row([Cell(key), Cell(str(value))]) for key, value in more.items() if value != ""]
     columns = [Column("what", numeric=False), Column("value", numeric=False)]
     blocks: list[Block] = [
         Code("The same run again", command_of(run)),

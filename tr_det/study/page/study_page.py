@@ -36,6 +36,7 @@ from tr_det.study.page.study_charts import (
 )
 from tr_det.study.page.study_table import main_table, sentence
 from tr_det.study.record import RowEntry, RunEntry
+from tr_det.study.table import environment_text, hours_name
 
 MOST_SENTENCES, MOST_ROWS = 4, 20
 """Groups that the head of the page speaks of; rows whose runs are shown one by one."""
@@ -105,7 +106,7 @@ def _tiles(study: Studied) -> list[Tile]:
         Tile(
             "training",
             f"{hours:.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min",
-            "of one core, searches included",
+            f"{hours_name(record)}, searches included",
         ),
     ]
 
@@ -224,13 +225,11 @@ def _capital(text: str) -> str:
 
 def _made(study: Studied) -> Section:
     record = study.record
-    items = {**record["environment"], "seeds": ", ".join(map(str, record["seeds"]))}
-    items |= {f"core hours, {key}": f"{value:.2f}" for key, value in record["hours"].items()}
-    for path, other in record["others"].items():
-        items[f"results taken from {path}"] = ", ".join(
-            f"{k} {v}" for k, v in other.items() if v != ""
-        )
-    rows = [Row([Cell(str(key)), Cell(str(value))]) for key, value in items.items() if value != ""]
+    items = [("made", environment_text(each)) for each in record["environments"]]
+    items += [("seeds", ", ".join(map(str, record["seeds"])))]
+    name = hours_name(record)
+    items += [(f"{name}, {key}", f"{value:.2f}") for key, value in record["hours"].items()]
+    rows = [Row([Cell(key), Cell(value)]) for key, value in items]
     columns = [Column("what", numeric=False), Column("value", numeric=False)]
     blocks: list[Block] = [
         Code("The same study again", str(record["command"])),
