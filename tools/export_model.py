@@ -4,7 +4,7 @@
     tools/export_model.py RUN --verify
     tools/export_model.py CONFIG.yaml --checkpoint FILE.pth --output model.onnx [KEY VALUE ...]
 
-RUN is a run's folder: of its config.yaml, and of what its last evaluation saw. Of a CONFIG,
+RUN is the folder of a run, or the demo's: of config.yaml, and of what the last evaluation saw. Of a CONFIG,
 MODEL.WEIGHTS (model.weights of a classifier) or --checkpoint names the weights.
 
     qcdq      ONNX, for any runtime with opset 21; OpenVINO executes it in integers
@@ -81,7 +81,8 @@ def export(args: argparse.Namespace) -> bool:
     if args.images < 1:
         raise ValueError(f"--images={args.images}: must be at least 1")
     config, checkpoint = find_run(args.source, args.checkpoint)
-    output = args.output or default_output(args.source, args.format, subjects.SUFFIXES)
+    folder = config.parent if args.source.is_dir() else args.source
+    output = args.output or default_output(folder, args.format, subjects.SUFFIXES)
     subjects.check_output(args.format, output)
     if not args.verify and (args.runtime or args.all_layers):
         raise ValueError(f"{'--runtime' if args.runtime else '--all-layers'}: needs --verify")

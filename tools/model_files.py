@@ -190,13 +190,17 @@ def config_of(given: Path | None, metadata: Metadata) -> Iterator[Path]:
 
 
 def find_run(source: Path, checkpoint: str = "") -> tuple[Path, str]:
-    """Return the config and the checkpoint ("": the config names it) of a run or a config."""
-    from tr_det.runtime.run_folder import evaluated_checkpoint
+    """Return the config and the checkpoint ("": the config names it) of a run or a config.
+
+    The demo's folder stands for its last run's.
+    """
+    from tr_det.runtime.run_folder import evaluated_checkpoint, trained_folder
 
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     if not source.is_dir():
         return source, checkpoint
+    source = trained_folder(source)
     config = source / CONFIG
     if not config.is_file():
         raise ValueError(f"{source}: not the folder of a run, it has no {CONFIG}")

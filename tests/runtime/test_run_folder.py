@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tr_det.runtime.checkpoints import StrictCheckpointer
-from tr_det.runtime.run_folder import last_checkpoint, set_aside
+from tr_det.runtime.files import write_json, write_text
+from tr_det.runtime.run_folder import last_checkpoint, set_aside, trained_folder
 
 
 def network():
@@ -101,3 +102,16 @@ def test_a_new_run_that_is_killed_at_its_beginning_is_not_resumed_from_an_earlie
     assert last_checkpoint(run_folder) == ""
     set_aside(run_folder)
     assert {path.name for path in run_folder.iterdir()} == {"earlier_1", "earlier_2"}
+
+
+def test_the_demo_s_folder_stands_for_the_run_whose_results_it_has(tmp_path):
+    for name, ap in (("a", 1.0), ("b", 2.0)):
+        results = {"before_qat": {"AP": ap}}
+        write_json(tmp_path / "runs" / name / "demo.json", results)
+        write_text(tmp_path / "runs" / name / "config.yaml", "MODEL: {}")
+    write_json(tmp_path / "results.json", {"before_qat": {"AP": 1.0}})
+    run = tmp_path / "runs/a"
+    assert trained_folder(tmp_path) == run
+    write_text(run / "results.json", "damaged")
+    assert trained_folder(run) == run
+    assert trained_folder(tmp_path / "nowhere") == tmp_path / "nowhere"

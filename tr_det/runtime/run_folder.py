@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from tr_det.runtime.damage import is_whole
-from tr_det.runtime.files import write_text
+from tr_det.runtime.files import read_json, write_text
+from tr_det.runtime.results import read_results
 
 FINAL = "model_final"
 """Checkpoint of a run's end, as Detectron2 names it."""
@@ -16,10 +17,25 @@ FINAL = "model_final"
 AVERAGED = "model_averaged"
 """Checkpoint of the evaluated weights, where a method (an average) changes them for evaluation."""
 
+CONFIG = "config.yaml"
+
+DEMO = "demo.json"
+"""The demo's results, in the folder of its run."""
+
 LAST = "last_checkpoint"  # the name that fvcore reads
 NONE = "none"  # noted there while a new run takes the place of an earlier one
 EARLIER = "earlier_"  # and a number: the folder of what an earlier run has left
 _OWN_NAME = re.compile(r"model_\w+\.pth")
+
+
+def trained_folder(folder: Path) -> Path:
+    """Return the folder of a run: of the demo's, that of the run whose results it has."""
+    results = {} if (folder / CONFIG).is_file() else read_results(folder)
+    if "before_qat" not in results:
+        return folder
+    runs = sorted(folder.glob(f"runs/*/{DEMO}"), key=lambda path: path.stat().st_mtime_ns)
+    own = (path.parent for path in reversed(runs) if read_json(path) == results)
+    return next(own, folder)
 
 
 def last_checkpoint(folder: str | Path) -> str:

@@ -37,10 +37,16 @@ from tr_det.runtime.processes import (
 )
 from tr_det.runtime.results import RESULTS, Results, make_results, read_results, write_results
 from tr_det.runtime.rng import seed_step
-from tr_det.runtime.run_folder import FINAL, LAST, evaluated_checkpoint, last_checkpoint, set_aside
+from tr_det.runtime.run_folder import (
+    CONFIG,
+    FINAL,
+    LAST,
+    evaluated_checkpoint,
+    last_checkpoint,
+    set_aside,
+)
 from tr_det.runtime.signals import held
 
-CONFIG = "config.yaml"
 CALIBRATION_BATCHES = 16
 FREE = (
     "data.root",

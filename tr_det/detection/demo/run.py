@@ -40,7 +40,7 @@ from tr_det.export.images import opened
 from tr_det.runtime.files import read_json, write_json, write_text
 from tr_det.runtime.metrics import read_records
 from tr_det.runtime.processes import only_writer
-from tr_det.runtime.run_folder import set_aside
+from tr_det.runtime.run_folder import CONFIG, DEMO, set_aside
 from tr_det.runtime.signals import held
 
 PICTURE_IMAGES = 4
@@ -101,7 +101,7 @@ class _Run:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.state_file = self.folder / "state.json"
         self.done, self.phases = 0, 6 if options.export else 5
-        self.complete = self.folder / "demo.json"  # written last, a copy of results.json
+        self.complete = self.folder / DEMO  # written last, a copy of results.json
         self.state: dict[str, Any] = {"seconds": {}}
         if self.state_file.exists():
             self.state = read_json(self.state_file)
@@ -115,7 +115,7 @@ class _Run:
             self.state = {"seconds": {}}
         self.folder.mkdir(parents=True, exist_ok=True)
         log_to_file(self.folder)
-        write_text(self.folder / "config.yaml", cfg.dump())  # what tools read of a run
+        write_text(self.folder / CONFIG, cfg.dump())  # what tools read of a run
 
     def phase(self, name: str, title: str, work: Callable[[], Any]) -> None:
         """Do a phase unless it has been done, and save its result and seconds."""
@@ -151,7 +151,7 @@ class _Run:
         if self.weights.exists():
             self.say(f"      {self.weights} is there")
         else:
-            write_text(self.weights.with_name("config.yaml"), self.fp.dump())
+            write_text(self.weights.with_name(CONFIG), self.fp.dump())
             self._train(self.fp)
         return int(self.fp.SOLVER.MAX_ITER)
 

@@ -14,11 +14,9 @@ from tr_det.runtime.files import read_json
 from tr_det.runtime.metrics import METRICS, Record, read_records
 from tr_det.runtime.options import parse_pairs
 from tr_det.runtime.results import RESULTS, Results, read_results
+from tr_det.runtime.run_folder import CONFIG, DEMO, trained_folder
 from tr_det.study.latents import WeightQuantizer
 
-CONFIG = "config.yaml"
-DEMO = "demo.json"
-"""The demo's results, in the folder of its run."""
 DETECTION, CLASSIFICATION = "detection", "classification"
 
 Config = Mapping[str, Any]
@@ -134,7 +132,7 @@ def read_run(folder: Path) -> RecordedRun:
         FileNotFoundError: it is the folder of no run.
         ValueError: its config cannot be read.
     """
-    folder = _run_of_demo(folder) or folder
+    folder = trained_folder(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
@@ -182,15 +180,6 @@ def bits_name(bits: tuple[int, int]) -> str:
 
 def _is_metric(key: str) -> bool:
     return key.startswith(("test/", "bbox/", "segm/"))
-
-
-def _run_of_demo(folder: Path) -> Path | None:
-    """Return the folder of the run whose results the demo's folder has."""
-    results = _json(folder / RESULTS)
-    if "before_qat" not in results or (folder / CONFIG).is_file():
-        return None
-    runs = sorted(folder.glob(f"runs/*/{DEMO}"), key=lambda path: path.stat().st_mtime_ns)
-    return next((path.parent for path in reversed(runs) if _json(path) == results), None)
 
 
 def _json(path: Path) -> dict[str, Any]:
