@@ -4,8 +4,8 @@
     tools/export_model.py RUN --verify
     tools/export_model.py CONFIG.yaml --checkpoint FILE.pth --output model.onnx [KEY VALUE ...]
 
-RUN is the folder of a run, or the demo's: of config.yaml, and of what the last evaluation saw. Of a CONFIG,
-MODEL.WEIGHTS (model.weights of a classifier) or --checkpoint names the weights.
+RUN is the folder of a run, or the demo's: of its config.yaml, and of what its last evaluation saw.
+Of a CONFIG, MODEL.WEIGHTS (model.weights of a classifier) or --checkpoint names the weights.
 
     qcdq      ONNX, for any runtime with opset 21; OpenVINO executes it in integers
     integer   ONNX, for ONNX Runtime in integers

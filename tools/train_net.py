@@ -37,7 +37,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = reading.load_config(args.config_file, args.opts)
     if args.eval_only:
         check_evaluated(cfg, args.resume)
-    resumes = (args.resume or restarted()) and last_checkpoint(cfg.OUTPUT_DIR)
+    resumes = (restarted() or args.resume) and last_checkpoint(cfg.OUTPUT_DIR)
     check_start("MODEL.WEIGHTS", "" if resumes else cfg.MODEL.WEIGHTS)
     trains = not args.eval_only or cfg.TEST.PRECISE_BN.ENABLED
     check_datasets(cfg, ("TRAIN", "TEST") if trains else ("TEST",))
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> Any:
         with only_writer(own.OUTPUT_DIR, "OUTPUT_DIR"):
             set_up(own, args)
             return evaluate(cfg, args.resume)
-    resume = args.resume or restarted()
+    resume = restarted() or args.resume
     with only_writer(cfg.OUTPUT_DIR, "OUTPUT_DIR"):
         make_way(cfg, resume)
         set_up(cfg, args)

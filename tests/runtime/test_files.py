@@ -120,6 +120,8 @@ def test_a_folder_that_cannot_be_is_named_before_the_work(tmp_path):
     write_json(tmp_path / "file", 1)
     files.require_writable(tmp_path / "new" / "a.json")
     assert not list((tmp_path / "new").iterdir())
-    with pytest.raises(OSError, match="file") as error:
+    with pytest.raises(NotADirectoryError) as error:
         files.require_writable(tmp_path / "file" / "a.json")
     assert error.value.filename == str(tmp_path / "file")
+    with pytest.raises(IsADirectoryError):
+        files.require_writable(tmp_path / "new")

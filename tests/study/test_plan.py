@@ -160,7 +160,7 @@ def test_a_search_does_not_start_from_a_run_of_a_row(write):
 def test_a_search_in_which_all_diverge_goes_down_and_gives_no_rows(write):
     look = outcome_by(lambda c: "diverged" if c.kind == CANDIDATE else None)
     plan = Plan(write(), look)
-    assert plan.searches[0].chosen is None
+    assert (plan.searches[0].chosen, plan.searches[0].edges) == (None, [])
     assert min(plan.searches[0].points) == (0.0125,)
     assert max(plan.searches[0].points) == (0.4,)
     assert [cell.labels["way"] for cell in plan.own_cells() if cell.kind == ROW] == ["plain"] * 2
@@ -243,6 +243,18 @@ def test_what_changes_a_number_makes_another_cell(write):
 def test_a_mistake_is_one_line_that_names_it(write, old, new, message):
     with pytest.raises(ValueError, match=message):
         check_study(write(old, new))
+
+
+def test_rows_that_start_from_different_rows_are_different(write):
+    axes = "AXES:\n  decay:\n    a: {solver.weight_decay: 0.1}\n    b: {solver.weight_decay: 0.2}\n"
+    plain = "plain: {solver.optimizer: SGD"
+    study = write(
+        *("AXES:\n", axes, "EXTEND: 2", "EXTEND: 0"),
+        *(plain, f'{plain}, solver.weight_decay: 0.3, data.root: "{{recorded}}"'),
+    )
+    check_study(study)
+    rows = Plan(study, outcome_by(lambda cell: 1.0)).rows
+    assert len({row[0].identity for labels, row in rows if labels["way"] == "plain"}) == 2
 
 
 def test_settings_of_a_search_may_name_labels(write):

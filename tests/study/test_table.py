@@ -34,6 +34,8 @@ VALUES = {("a", 0): 50.0, ("a", 1): 51.0, ("b|c", 0): 50.0, ("b|c", 1): 56.0, ("
 class Given:
     """How runs have ended: one of the baseline's has diverged, and a candidate at 0.2."""
 
+    gpu = ""
+
     def __init__(self, folder):
         self.folder = folder
 
@@ -49,7 +51,7 @@ class Given:
         results = {"seconds": 36.0, "tr": {}, "cost": {}, "metrics": {}}
         if place in VALUES and cell.kind != CANDIDATE:
             results["versions"] = {"torch": "2"}
-            results["machine"] = {"cpu": "a CPU", "gpu": "", "processes": 2, "threads": 3}
+            results["machine"] = {"cpu": "a CPU", "gpu": self.gpu, "processes": 2, "threads": 3}
         if value is not None and value > 55:
             results["tr"] = {"mean_rate": value / 1000}
         return Outcome(DONE, value, results)
@@ -77,6 +79,15 @@ def test_hours_are_of_the_threads_that_each_run_had_where_it_was_made(record):
     assert made in (text := markdown(record))
     assert "3 runs on a machine that is not recorded. 0.33 core hours" in text
     assert record["hours"] == {"runs": pytest.approx(0.3), "search": 0.03, "supports": 0}
+
+
+def test_hours_on_gpus_are_of_gpus(tmp_path):
+    (tmp_path / "base.yaml").write_text("solver: {iterations: 4}")
+    (tmp_path / "study.yaml").write_text(STUDY[: STUDY.index("SEARCH")])
+    outcomes = Given(tmp_path)
+    outcomes.gpu = "a GPU"
+    record = make_record(Plan(read_study(tmp_path / "study.yaml"), outcomes), outcomes, command="")
+    assert "5 runs on a GPU, 2 processes; torch 2. 0.10 GPU hours of training" in markdown(record)
 
 
 def test_a_spreadsheet_tells_what_diverged_from_what_was_not_run(record):

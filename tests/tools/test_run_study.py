@@ -197,12 +197,14 @@ def test_clusters_are_reached_by_submitit(shared, tmp_path, monkeypatch):
         "import json, sys; from pathlib import Path; folder = Path(sys.argv[1]);"
         "threads = float(__import__('os').environ['OMP_NUM_THREADS']);"
         "results = dict(metrics=dict(accuracy=threads), seconds=1, updates=2, tr={}, cost={});"
-        "(folder / 'results.json').write_text(json.dumps(results))"
+        "(folder / 'results.json').write_text(json.dumps(results));"
+        "(folder / 'model_0000001.pth').write_text('')"
     )
     words = lambda cell, study, tools, gpus: [str(program), str(cell.folder(study))]  # noqa: E731
     monkeypatch.setattr("tr_det.study.cluster.command", words)
     keys = yaml.safe_load((shared.files / studies.STUDY).read_text())
     del keys["RUNS"], keys["SEARCH"], keys["BASELINE"], keys["AXES"]["method"]["SGDT"]
+    keys["AXES"]["method"]["keeps"] = {"solver.lr": 1.0, "run.keep_checkpoints": 1}
     keys |= {"SETTINGS": {}, "SEEDS": [0]}
     path = shared.files / "submitted.yaml"
     path.write_text(yaml.safe_dump(keys))
@@ -211,6 +213,8 @@ def test_clusters_are_reached_by_submitit(shared, tmp_path, monkeypatch):
         call(path, "--output", study, "--threads", "3", "--slurm", "cluster=local", "timeout_min=5")
         == 0
     )
-    (cell,) = record_of(study)["cells"]
-    assert (cell["state"], cell["value"]) == ("done", 3.0)
+    for cell in record_of(study)["cells"]:
+        assert (cell["state"], cell["value"]) == ("done", 3.0)
+        left = (study / cell["folder"] / "model_0000001.pth").exists()
+        assert left == (cell["labels"]["method"] == "keeps")
     assert list((study / "jobs").glob("*_result.pkl"))

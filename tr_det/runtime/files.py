@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -53,9 +54,13 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         path: a file to write or replace later. Its folder is made when missing.
 
     Raises:
-        OSError: files cannot be made in that folder, which it names.
+        OSError: files cannot be made in that folder, which it names, or the path is a folder.
     """
     folder = Path(path).parent
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -62,7 +62,7 @@ def join(local_rank: int, **options: Any) -> None:
 def restarted() -> bool:
     """Return whether torchrun has started the processes again, because one was lost.
 
-    A process that takes the place of a lost one may not know.
+    A process that takes the place of a lost one may not know: all ask each other, so all must call.
     """
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     return bool(asked_for_largest(count)() if processes() > 1 else count)

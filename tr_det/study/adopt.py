@@ -34,7 +34,7 @@ class Elsewhere:
             try:
                 record = read_record(path)
             except ValueError:
-                allowed = f"a {STUDY} that tools/run_study.py has written"
+                allowed = f"a {STUDY} that this version of tools/run_study.py has written"
                 raise ConfigError("--from", str(path), allowed) from None
             for run in [*record["cells"], *record["runs"], *candidates(record)]:
                 if run["state"] == "done":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tr_det.core.errors import check
 from tr_det.study.cells import ROW, Cell
-from tr_det.study.definition import Search, Study, Support
+from tr_det.study.definition import Reference, Search, Study, Support
 from tr_det.study.reading import names_in, with_names
 from tr_det.study.sides import SIDES, Side, Tree
 
@@ -67,10 +68,16 @@ def _check_values(study: Study, side: Side, search: Search) -> None:
 
 
 def _check_rows_differ(study: Study) -> None:
-    """Raise ConfigError for two rows that would be one run, and show its number twice."""
+    """Raise ConfigError for two rows that would be one run: the table would show it twice."""
+
+    def told(labels: Mapping[str, str], name: str) -> str:
+        run = study.runs[name]
+        row = {**labels, **run.row} if isinstance(run, Reference) else {}
+        return f"{name} {[*row.values()]}"
+
     seen: dict[tuple[Any, ...], Mapping[str, str]] = {}
     for labels in study.rows():
-        settings = with_names(study.base(labels), lambda name: name)
+        settings = with_names(study.base(labels), partial(told, labels))
         cell = Cell(ROW, labels, study.seeds[0], study.side, study.config, settings)
         searched = [search.takes(labels) for search in study.searches]
         other = seen.setdefault((cell.identity, *searched), labels)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tr_det.core import Quantizer, build_quantizer
+from tr_det.core import ConfigError, Quantizer, build_quantizer
 from tr_det.core.methods.attach import KEY as STATE
 from tr_det.runtime.damage import read_checkpoint
 from tr_det.runtime.run_folder import FINAL, numbered_checkpoints
@@ -80,7 +80,10 @@ class StoredWeights:
         state, usual = self._state(layer), self._quantizer
         for bits in (usual.bits, *range(1, 9)):
             found = usual._replace(bits=bits)
-            quantizer = found.build(1)
+            try:
+                quantizer = found.build(1)
+            except ConfigError:  # not all take one bit
+                continue
             if quantizer.saved_identity(state, "") == quantizer.identity():
                 return found
         return usual  # whose loading says what is wrong

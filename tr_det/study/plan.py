@@ -157,7 +157,10 @@ class Plan:
             made.edges = _edges(search, made.points, best)
             beyond = _beyond(search, made.points, best) if search.extend else []
             waiting = [p for p in beyond if self._can_be(self._settings_at(made, p, settings))]
-        made.best = best if made.values[best] > -math.inf else None
+        if made.values[best] > -math.inf:
+            made.best = best
+        else:
+            made.edges = []
         return made
 
     def _can_be(self, settings: Mapping[str, Any]) -> bool:
@@ -228,9 +231,9 @@ class Plan:
 
 
 def _best(search: Search, values: Mapping[Point, float]) -> Point:
-    """Return the first point with the largest value; where all diverged the smallest one."""
-    if max(values.values()) == -math.inf and all(map(_is_number, itertools.chain(*values))):
-        return min(values)
+    """Return the first point with the largest value; where all diverged that of least numbers."""
+    if max(values.values()) == -math.inf:
+        return min(values, key=lambda point: [value for value in point if _is_number(value)])
     return max(values, key=values.__getitem__)
 
 

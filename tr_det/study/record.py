@@ -79,7 +79,7 @@ class SearchEntry(TypedDict):
         rows: those that adopt what is found.
         keys: values that were asked for.
         chosen: null until all have ended.
-        at_edge: keys of which the best value is the last one tried.
+        at_edge: keys of which the best value is at an end of what was tried.
     """
 
     labels: Labels
@@ -182,7 +182,8 @@ def read_record(path: Path) -> Record:
         _check(tree["searches"], SearchEntry)
         _check(tree["rows"], RowEntry)
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not written by tools/run_study.py, or damaged") from None
+        allowed = "not written by this version of tools/run_study.py, or damaged"
+        raise ValueError(f"{path}: {allowed}") from None
     return tree  # type: ignore[no-any-return]
 
 

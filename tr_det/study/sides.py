@@ -48,7 +48,7 @@ class Side(ABC):
 
         Args:
             config: of the run.
-            is_compared: also if it has not the one test set that the metric is of.
+            is_compared: also raise unless it has one test set, which the metric is of.
         """
 
     @abstractmethod
@@ -171,8 +171,8 @@ class Classification(Side):
         """Keys that change no number."""
         from tr_det.classification.engine.run import FREE
 
-        # A run goes on where its images have moved; rows may differ by their images. How often a
-        # run is logged decides what can be read of it.
+        # The trainer lets data.root differ when it resumes; rows may differ by it. How often a run
+        # is logged decides what can be read of it.
         return tuple(key for key in FREE if key not in ("data.root", "run.log_period"))
 
     def written(self, path: Path) -> Tree:

@@ -54,10 +54,11 @@ def test_networks_without_published_weights_are_refused(options):
         build_model("resnet_cifar", 10, pretrained=True, **options)
 
 
-def test_without_a_network_a_checkpoint_is_asked_for(monkeypatch):
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("no route: invalid hash")])
+def test_where_nothing_can_be_fetched_a_checkpoint_is_asked_for(monkeypatch, error):
     def fetch(*_, **__):
-        raise URLError("no route")
+        raise error
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
     with pytest.raises(ValueError, match=r"weights='library': must be a checkpoint, as .*no route"):
-        build_model("resnet_cifar", 10, pretrained=True)
+        build_model("resnet_cifar", 10, pretrained=True, depth=20)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tr_det.core.ops import backends
 from tr_det.core.ops import build as module
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -231,5 +232,7 @@ def test_without_kernels_torch_operations_serve(
     else:
         monkeypatch.setenv(module.SWITCH, "0")
     assert module.library() is None
+    if fault == "switched off":  # then Triton's are, too
+        assert not backends.has_triton.__wrapped__()
     assert len(caplog.records) == (0 if fault == "switched off" else 1)
     assert not cache.exists() or not list(cache.iterdir())

@@ -14,7 +14,8 @@ from tr_det.detection.config.values import value_of
     [
         (BASE, ["MODEL.QUANT.BITZ", 4], r"Non-existent key: MODEL\.QUANT\.BITZ"),
         (BASE, ["SEED", "3", "MODEL.QUANT.WEIGHT_BITS"], "without a value"),
-        (BASE, ["model.name", "x"], "Non-existent key: model; a classifier's config is for"),
+        (BASE, ["model.name", "x"], "key: model; did you mean MODEL; a classifier's config is for"),
+        (BASE, ["seed", "3"], "Non-existent key: seed; did you mean SEED$"),
         (BASE, ["SOLVER.TR.MOMENTUM", "True"], "SOLVER.TR.MOMENTUM='True': must be a number"),
         (BASE, ["MODEL.QUANT.WEIGHT_BITS", "4.0"], "WEIGHT_BITS='4.0': must be an integer"),
         (BASE, ["SEED", "three"], "SEED='three': must be an integer, below"),

@@ -34,8 +34,8 @@ class ModelConfig:
     # Arguments of its builder, e.g. {depth: 20, width: 16}.
     options: dict[str, Any] = field(default_factory=dict)
     # First weights: a checkpoint, "library" for published ones (torchvision's, timm's; for
-    # "resnet_cifar" see tr_det/classification/models/published.py), "" for random ones or those
-    # of `pretraining`.
+    # "resnet_cifar" akamaster's, which expect ImageNet's mean and deviation: give data.mean and
+    # data.std for "cifar10"), "" for random ones or those of `pretraining`.
     weights: str = ""
     # Give the library's weights a new last layer, for data with other classes than theirs.
     new_last_layer: bool = False

@@ -91,7 +91,7 @@ def from_tree(section: type, tree: Any) -> Any:
         near = difflib.get_close_matches(key, known, 1) or known
         hint = "did you mean" if len(near) == 1 else "must be one of"
         names = ", ".join(f"{parent}.{name}".lstrip(".") for name in near)
-        if key.isupper() and not parent:
+        if key in ("MODEL", "SOLVER", "DATASETS") and not parent:
             hint, names = "a detector's config is", "for tools/train_net.py"
         raise ValueError(f"{error.full_key}: unknown key; {hint} {names}") from None
     except OmegaConfBaseException as error:

@@ -81,7 +81,7 @@ def run(config: ClassifierConfig, resume: bool = False, wait: bool = False) -> R
     folder = config.run.output_dir
     with only_writer(folder, "run.output_dir", wait=wait):
         _check_same_run(config)
-        goes_on = resume or restarted()
+        goes_on = restarted() or resume
         found = (_finished(folder), last_checkpoint(folder)) if goes_on else ({}, "")
         results, checkpoint = from_first(found)
         if results:

@@ -39,11 +39,15 @@ def load_published(model: ResNetCIFAR) -> None:
     depth = 2 * len(model.blocks) + 2
     size = (model.conv1.weight.shape[:2], model.fc.out_features)
     fits = depth in FILES and size == ((16, 3), 10)
-    allowed = f"a checkpoint, but for depths {[*FILES]} of width 16, colour images and 10 classes"
+    allowed = f"a checkpoint, but for depths {[*FILES]} of width 16, colour images and 10 classes "
+    allowed += "(for others model.new_last_layer true)"
     check("weights", LIBRARY, fits, allowed)
-    stored = torch.hub.load_state_dict_from_url(
-        URL + FILES[depth], map_location="cpu", check_hash=True, weights_only=True
-    )
+    try:
+        stored = torch.hub.load_state_dict_from_url(
+            URL + FILES[depth], map_location="cpu", check_hash=True, weights_only=True
+        )
+    except RuntimeError as error:  # another hash
+        raise OSError(str(error)) from None
     model.load_state_dict({**model.state_dict(), **_renamed(stored["state_dict"], depth)})
 
 

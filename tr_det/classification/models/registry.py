@@ -80,6 +80,8 @@ def build_model(
             **options,
         )
     except OSError as error:
+        if not pretrained:
+            raise
         allowed = f"a checkpoint, as the published ones cannot be fetched: {error}"
         raise ConfigError("weights", LIBRARY, allowed) from None
     except (TypeError, ArithmeticError, AssertionError, LookupError, RuntimeError) as error:

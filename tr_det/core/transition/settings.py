@@ -44,7 +44,7 @@ class Knob:
         if self.stands_for is None:
             return self.allowed
         number, value = self.stands_for
-        return f"{self.allowed}; a config says {number} for {value!r}"
+        return f"{self.allowed}; {number} in a config means {value!r}"
 
 
 def _knob(

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from tr_det.core.errors import ConfigError, check
-from tr_det.core.transition.settings import config_value
+from tr_det.core.transition.settings import config_value, knobs
 from tr_det.detection.config.checks import check_config
 from tr_det.detection.config.keys import add_tr_det_config
 from tr_det.detection.config.timm_input import follow_timm_weights
@@ -129,10 +129,10 @@ def _fitted(tree: dict[str, Any], cfg: CfgNode, above: str = "") -> dict[str, An
     fitted = {}
     for key, given in tree.items():
         if key not in cfg and not cfg.is_new_allowed():
-            near = difflib.get_close_matches(str(key), cfg, 1)
+            near = difflib.get_close_matches(str(key).upper(), cfg, 1)
             hint = f"; did you mean {above}{near[0]}" if near else ""
-            if not above and str(key).islower():
-                hint = "; a classifier's config is for tools/train_classifier.py"
+            if not above and key in ("model", "quant", "data", "solver", "tr", "run"):
+                hint += "; a classifier's config is for tools/train_classifier.py"
             raise ValueError(f"Non-existent key: {above}{key}{hint}")
         own = cfg.get(key)
         value = CfgNode._decode_cfg_value(given) if isinstance(given, str) else given
@@ -163,6 +163,8 @@ def _typed(key: str, given: Any, value: Any, own: Any) -> Any:
     if not fits:
         kind = next(words for types, words in _KINDS.items() if isinstance(own, types))
         known = VALUES[key].allowed if key in VALUES else kind
+        if key.startswith(_TR) and key[len(_TR) :].lower() in knobs():
+            known = knobs()[key[len(_TR) :].lower()].rule()
         is_told = kind == known or isinstance(own, list | tuple)
         raise ConfigError(key, given, known if is_told else f"{kind}, {known}")
     return value

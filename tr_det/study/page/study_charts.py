@@ -126,7 +126,7 @@ def search_chart(search: SearchEntry, metric: str) -> Chart | None:
         x_label=key,
         y_label=f"{metric}, on part of the training set",
         log=all(point.x > 0 for point in made),
-        note="The best value is the last one tried." if search["at_edge"] else "",
+        note="The best value is at an end of what was tried." if search["at_edge"] else "",
     )
 
 

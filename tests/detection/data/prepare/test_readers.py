@@ -190,12 +190,13 @@ def test_a_broken_file_is_named_or_left_out(paint, case):
 def test_the_folder_of_a_coco_file_s_image_tells_it_from_others_of_its_name(paint, tmp_path):
     for name in ("cam1/1.png", "cam2/1.png", "cam2/2.png"):
         paint(name)
-    names = ["cam1/1.png", "cam2/1.png", "cam1/2.png", "/elsewhere/cam3/2.png"]
+    paint("photos/3.png")
+    names = ["cam1/1.png", "cam2/1.png", "cam1/2.png", "/elsewhere/cam3/2.png", "images/3.png"]
     coco(tmp_path / "source", "annotations/all.json", ["a"], names)
     faults = Faults(skip=True)
     photos = read_coco(tmp_path / "source", faults).photos
     found = [str(photo.path.relative_to(tmp_path / "source")) for photo in photos]
-    assert found == ["cam1/1.png", "cam2/1.png", "cam2/2.png"]
+    assert found == ["cam1/1.png", "cam2/1.png", "cam2/2.png", "photos/3.png"]
     assert "there is no image cam1/2.jpg" in faults.settle()
 
 

@@ -17,6 +17,7 @@ from tr_det.detection.data.prepare.source import (
     ImageFiles,
     Photo,
     Source,
+    is_in,
     merged,
     split_of,
 )
@@ -68,7 +69,9 @@ def _photos(
     file: Path, table: Mapping[str, Any], split: str, images: ImageFiles, faults: Faults
 ) -> list[Photo]:
     names = _category_names(file, table["categories"])
-    counts = Counter(repr(entry.get("id")) for entry in table["images"] if isinstance(entry, dict))
+    entries = [entry for entry in table["images"] if isinstance(entry, dict)]
+    counts = Counter(repr(entry.get("id")) for entry in entries)
+    stems = Counter(Path(str(entry.get("file_name"))).stem for entry in entries)
     boxes: dict[Any, list[Box]] = {}  # id of an image -> its boxes
     found = []
     for image in table["images"]:
@@ -77,7 +80,8 @@ def _photos(
             check("id", number, counts[repr(number)] == 1, "unique")
             boxes[number] = []
             size = int(image["width"]), int(image["height"])
-            found.append((number, _place(file, path, split, images), size))
+            place = _place(file, path, split, images, stems[path.stem] == 1)
+            found.append((number, place, size))
         except _BROKEN as error:
             name = image.get("file_name") if isinstance(image, dict) else image
             faults.add(file, f"image {name!r}: {_reason(error)}")
@@ -91,14 +95,26 @@ def _photos(
     return [Photo(place, tuple(boxes[number]), split, size) for number, place, size in found]
 
 
-def _place(file: Path, path: Path, split: str, images: ImageFiles) -> Path:
-    """Return the image of a ``file_name``: beside the COCO file, or below the source."""
+def _place(file: Path, path: Path, split: str, images: ImageFiles, is_alone: bool) -> Path:
+    """Return the image of a ``file_name``: beside the COCO file, or below the source.
+
+    Args:
+        file: the COCO file.
+        path: the ``file_name``.
+        split: of the file.
+        images: below the source.
+        is_alone: whether no other entry has this name: then it may be in another folder.
+    """
     beside = file.parent / path
     if beside.is_file():
         return beside
     # An absolute path is another machine's.
-    folders = () if path.is_absolute() else path.parent.parts
-    return images.find(path.stem, file, split, tuple(part for part in folders if part != ".."))
+    parts = () if path.is_absolute() else path.parent.parts
+    folders = tuple(part for part in parts if part != "..")
+    found = images.find(path.stem, file, split, folders)
+    if not (is_alone or is_in(found, folders)):
+        raise ValueError(f"there is no image {path.with_suffix('')}.jpg, .png or the like")
+    return found
 
 
 def _category_names(file: Path, categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:

@@ -122,16 +122,16 @@ class ImageFiles:
             name: of the file, without suffix.
             near: the file that speaks of it, by which one of several is chosen.
             split: of that file, by which one of several as near is chosen.
-            folders: that it is in, innermost last, as far as they are known.
+            folders: that it should be in, innermost last; an image of the name that is in others
+                is found, too.
 
         Raises:
             ValueError: there is none, or several are as near.
         """
         found = self._by_stem.get(name, [])
-        if folders:
-            found = [path for path in found if path.parent.parts[-len(folders) :] == folders]
         if not found:
-            raise ValueError(f"there is no image {Path(*folders, name)}.jpg, .png or the like")
+            raise ValueError(f"there is no image {name}.jpg, .png or the like")
+        found = [path for path in found if is_in(path, folders)] or found
         shared = [_shared_parts(path, near) for path in found]
         best = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
         if len(best) > 1:
@@ -139,6 +139,15 @@ class ImageFiles:
         if len(best) > 1:
             raise ValueError(f"it may be of {best[0]} or of {best[1]}")
         return best[0]
+
+
+def is_in(path: Path, folders: tuple[str, ...]) -> bool:
+    """Return whether the innermost folders of a path are the given ones.
+
+    >>> is_in(Path("a/b/1.jpg"), ("b",)), is_in(Path("a/b/1.jpg"), ("a",)), is_in(Path("1.jpg"), ())
+    (True, False, True)
+    """
+    return path.parent.parts[len(path.parent.parts) - len(folders) :] == folders
 
 
 def split_of(path: Path, root: Path) -> str:
