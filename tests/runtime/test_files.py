@@ -118,10 +118,10 @@ def test_written_files_have_ordinary_permissions(tmp_path):
 
 def test_a_folder_that_cannot_be_is_named_before_the_work(tmp_path):
     write_json(tmp_path / "file", 1)
-    files.require_writable(tmp_path / "new" / "a.json")
-    assert not list((tmp_path / "new").iterdir())
+    files.require_writable(tmp_path / "new" / "folder" / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(NotADirectoryError) as error:
         files.require_writable(tmp_path / "file" / "a.json")
     assert error.value.filename == str(tmp_path / "file")
     with pytest.raises(IsADirectoryError):
-        files.require_writable(tmp_path / "new")
+        files.require_writable(tmp_path)

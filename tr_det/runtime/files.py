@@ -51,18 +51,16 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     """Find out before long work whether its result can be written.
 
     Args:
-        path: a file to write or replace later. Its folder is made when missing.
+        path: a file to write or replace later.
 
     Raises:
-        OSError: files cannot be made in that folder, which it names, or the path is a folder.
+        OSError: files cannot be made in its folder or, where that is missing, in the nearest one
+            above; or the path is a folder.
     """
-    folder = Path(path).parent
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(folder))
+    folder = next(above for above in Path(path).absolute().parents if above.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -41,7 +41,7 @@ def test_an_integer_will_do_for_a_number(text):
     ("key", "text", "value"),
     [
         ("SOLVER.METHODS", "dampening", ["dampening"]),
-        ("DATASETS.REGISTER", "mine 'my photos'", ["mine 'my photos'"]),
+        ("DATASETS.REGISTER", "lone 'my photos'", ["lone 'my photos'"]),
         ("INPUT.MIN_SIZE_TRAIN", "320", (320,)),
         ("SOLVER.TR.FACTOR", "auto", -1.0),
         ("SOLVER.TR.MOMENTUM", "None", -1.0),

@@ -155,7 +155,7 @@ def test_jinja_is_asked_for_where_it_is_missing(classifier, monkeypatch):
         ("config.yaml", None, "classifier: has no config.yaml; must be the folder of a run"),
         ("config.yaml", "a: [1", r"config\.yaml: line 1"),
         ("config.yaml", "a: 1", r"config\.yaml: not the config of a run"),
-        ("study.json", "[]", r"study\.json: not written by tools/run_study\.py"),
+        ("study.json", "[]", r"study\.json: not written by this version of tools/run_study\.py"),
     ],
 )
 def test_folders_of_something_else_are_refused(classifier, name, text, message):
