@@ -32,11 +32,11 @@ from tr_det.study.definition import Study, read_study
 from tr_det.study.jobs import Place, Processes, Share, cluster_share, share
 from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
-from tr_det.study.progress import Progress, cells_table, searched_rows, summary
+from tr_det.study.progress import Progress, cells_table, summary
 from tr_det.study.record import write_record
 from tr_det.study.recording import make_record
 from tr_det.study.run import Runner
-from tr_det.study.states import Clock, needed
+from tr_det.study.states import Clock, needed, searched_rows
 from tr_det.study.table import csv_text, markdown
 
 TOOLS = Path(__file__).resolve().parent

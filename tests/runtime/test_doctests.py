@@ -3,10 +3,10 @@ import doctest
 import pytest
 
 from tr_det.classification.config import keys as config
-from tr_det.runtime import options, results
+from tr_det.runtime import configs, options, results
 
 
-@pytest.mark.parametrize("module", [config, options, results])
+@pytest.mark.parametrize("module", [config, configs, options, results])
 def test_examples_in_docstrings_give_what_they_show(module):
     result = doctest.testmod(module)
     assert result.attempted

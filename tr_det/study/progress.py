@@ -12,7 +12,15 @@ from tqdm import tqdm
 from tr_det.study.outcomes import DIVERGED, DONE, FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.run import Runner
-from tr_det.study.states import SEARCHED, Clock, expected, in_words, needed, state_of
+from tr_det.study.states import (
+    SEARCHED,
+    Clock,
+    expected,
+    in_words,
+    needed,
+    searched_rows,
+    state_of,
+)
 
 
 class Progress:
@@ -86,13 +94,3 @@ def cells_table(plan: Plan, outcomes: Outcomes, running: Iterable[str], missing_
         lines.append(f"{state:<9}{value}  {cell.name}{error}")
     lines += [f"{SEARCHED:<17}  {name}" for name in searched_rows(plan)]
     return "\n".join(lines)
-
-
-def searched_rows(plan: Plan) -> list[str]:
-    """Return the labels and the seeds of the rows whose settings a search has not found yet."""
-    names = []
-    for labels, cells in plan.rows:
-        unknown = [str(seed) for seed, cell in cells.items() if cell is None]
-        if unknown:
-            names.append(f"{', '.join(labels.values())}, seed {', '.join(unknown)}")
-    return names

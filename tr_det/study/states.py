@@ -50,6 +50,16 @@ def expected(plan: Plan) -> list[Cell]:
     return cells
 
 
+def searched_rows(plan: Plan) -> list[str]:
+    """Return the labels and the seeds of the rows whose settings a search has not found yet."""
+    names = []
+    for labels, cells in plan.rows:
+        unknown = [str(seed) for seed, cell in cells.items() if cell is None]
+        if unknown:
+            names.append(f"{', '.join(labels.values())}, seed {', '.join(unknown)}")
+    return names
+
+
 class Clock:
     """Says how long runs take.
 

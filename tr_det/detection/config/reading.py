@@ -163,8 +163,8 @@ def _typed(key: str, given: Any, value: Any, own: Any) -> Any:
     if not fits:
         kind = next(words for types, words in _KINDS.items() if isinstance(own, types))
         known = VALUES[key].allowed if key in VALUES else kind
-        if key.startswith(_TR) and key[len(_TR) :].lower() in knobs():
-            known = knobs()[key[len(_TR) :].lower()].rule()
+        knob = knobs().get(key.removeprefix(_TR).lower()) if key.startswith(_TR) else None
+        known = known if knob is None else knob.rule()
         is_told = kind == known or isinstance(own, list | tuple)
         raise ConfigError(key, given, known if is_told else f"{kind}, {known}")
     return value

@@ -1,9 +1,12 @@
 """VOC, YOLO and COCO: what is read of each, and what is wrong with a file of each."""
 
+import doctest
 import json
 
 import pytest
 
+from tr_det.detection.data import register
+from tr_det.detection.data.prepare import source as source_module
 from tr_det.detection.data.prepare.coco import read_coco
 from tr_det.detection.data.prepare.source import Box, Faults
 from tr_det.detection.data.prepare.voc import read_voc
@@ -319,3 +322,10 @@ def test_a_folder_without_labels_is_refused(paint, form):
     root = paint("a.png").parent
     with pytest.raises(ValueError, match="must hold"):
         READERS[form](root, Faults())
+
+
+@pytest.mark.parametrize("module", [register, source_module])
+def test_examples_in_docstrings_give_what_they_show(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert result.failed == 0
