@@ -144,3 +144,32 @@ def test_an_update_that_the_float16_scaler_skips_moves_no_schedule(folder):
     groups = [group for group in trainer.optimizer.param_groups if "talr" in group]
     assert {group["tr_step"] for group in groups} == {trainer.scheduler.last_epoch} == {2}
     assert (trainer.iteration, trainer.attached.step) == (3, 2)
+
+
+def moved(*overrides):
+    """Return the change of all parameters in one update, and its loss on given logits."""
+    keys = ["solver.momentum", "0", "solver.weight_decay", "0"]
+    config = load_config("fp.yaml", [*keys, *overrides])
+    data = load_data(config.data)
+    torch.manual_seed(0)
+    trainer = ClassifierTrainer(config, build_network(config, data, published=False), data)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer._step(train_batches(data.train, 32, seed=0), logged=False)
+    after = trainer.model.parameters()
+    change = torch.cat([(p - old).detach().flatten() for p, old in zip(after, before, strict=True)])
+    return change, trainer.loss
+
+
+def test_gradients_are_clipped_to_their_common_norm(folder):
+    plain, clipped = moved()[0], moved("solver.clip_norm", "0.01")[0]
+    assert plain.norm() > 10 * clipped.norm()
+    torch.testing.assert_close(clipped.norm().item(), 0.05 * 0.01, rtol=1e-3, atol=0)
+    assert torch.cosine_similarity(clipped, plain, dim=0) > 0.999
+
+
+def test_labels_are_smoothed_towards_all_classes(folder):
+    loss = moved("solver.label_smoothing", "0.1")[1]
+    log_p = torch.randn(5, 10).log_softmax(1)
+    labels = torch.arange(5)
+    expected = -0.9 * log_p[labels, labels].mean() - 0.1 * log_p.mean()
+    torch.testing.assert_close(loss(log_p, torch.empty(0), labels), expected)
