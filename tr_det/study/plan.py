@@ -33,6 +33,7 @@ class Found:
     Attributes:
         labels: of the first row that it is for, whose settings its runs have.
         rows: the labels of those that adopt what it finds.
+        earlier: what the searches before it found for them.
         points: what is tried, in order, and its runs.
         values: mean metric of each point; -inf where a run diverged. Not there while one is
             missing.
@@ -43,6 +44,7 @@ class Found:
     search: Search
     labels: Labels
     rows: list[Labels]
+    earlier: dict[str, Any]
     points: dict[Point, list[Cell]]
     values: dict[Point, float]
     best: Point | None
@@ -138,25 +140,25 @@ class Plan:
 
     def _searched(self, number: int, rows: list[dict[str, str]]) -> Found | None:
         search, first = self.study.searches[number], rows[0]
-        settings: dict[str, Any] = {}  # what earlier searches found
-        for earlier in range(number):
-            if self.study.searches[earlier].takes(first):
-                found = self._search(earlier, first)
+        earlier: dict[str, Any] = {}
+        for before in range(number):
+            if self.study.searches[before].takes(first):
+                found = self._search(before, first)
                 if found is None or found.chosen is None:
                     return None
-                settings |= found.chosen
-        made = Found(search, first, [*rows], {}, {}, None, [])
+                earlier |= found.chosen
+        made = Found(search, first, [*rows], earlier, {}, {}, None, [])
         self.searches.append(made)
         waiting = list(itertools.product(*search.keys.values()))
         while waiting:
             for point in waiting:
-                self._try(made, point, settings)
+                self._try(made, point)
             if len(made.values) < len(made.points):
                 return made  # some have not ended
             best = _best(search, made.values)
             made.edges = _edges(search, made.points, best)
             beyond = _beyond(search, made.points, best) if search.extend else []
-            waiting = [p for p in beyond if self._can_be(self._settings_at(made, p, settings))]
+            waiting = [p for p in beyond if self._can_be(self._settings_at(made, p))]
         if made.values[best] > -math.inf:
             made.best = best
         else:
@@ -168,15 +170,13 @@ class Plan:
         side = SIDES[self.study.side]
         return _loads(side, self.study.config, tuple(side.pairs(settings)))
 
-    def _settings_at(
-        self, found: Found, point: Point, settings: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        values = {**settings, **_at(found.search, point)}
+    def _settings_at(self, found: Found, point: Point) -> dict[str, Any]:
+        values = {**found.earlier, **_at(found.search, point)}
         return self.study.candidate(found.search, found.labels, values)
 
-    def _try(self, found: Found, point: Point, settings: Mapping[str, Any]) -> None:
+    def _try(self, found: Found, point: Point) -> None:
         search, labels = found.search, found.labels
-        own = self._settings_at(found, point, settings)
+        own = self._settings_at(found, point)
         shown = {
             key: f"{key.rpartition('.')[2]}{_short(value)}"
             for key, value in zip(search.keys, point, strict=True)
