@@ -42,6 +42,7 @@ def test_boxes_are_cut_or_left_out_and_the_counts_are_said(paint, tmp_path):
         Box("a", 9, 3, 3, 9),  # reversed
         Box("a", -0.5, 0, 40.5, 30),  # rounding
         Box("a", 1, 1, 9, 9, crowd=True),
+        Box("a", -5, 2, 10, 12),  # the first again
     )
     photos = [Photo(paint(f"{name}.png"), boxes, size=(80, 60)) for name in "abc"]
     made = prepare_folder(Source(photos, ("a", "b"), []), tmp_path / "t", Options(), Faults())
@@ -51,7 +52,8 @@ def test_boxes_are_cut_or_left_out_and_the_counts_are_said(paint, tmp_path):
     assert made.notes == [
         "3 images have another size than their annotation says; boxes are taken as they are",
         "9 boxes without area in their image are left out",
-        "3 boxes reached beyond their image by more than a pixel and are cut",
+        "3 boxes are in the labels of their image once more, and are left out",
+        "6 boxes reached beyond their image by more than a pixel and are cut",
         "3 boxes are marked as difficult or crowd: neither trained on nor scored",
         "classes without a box are left out: b",
     ]

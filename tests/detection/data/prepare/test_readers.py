@@ -36,6 +36,33 @@ def test_voc_takes_the_lists_of_splits(voc):
     assert by_name(source)["a3"].boxes == (Box("cat", 5, 5, 18, 20), Box("ant", 1, 2, 11, 12))
 
 
+def test_voc_takes_the_lists_of_folders_inside_and_says_what_is_in_two(paint, annotate):
+    for place in ("VOC2007", "VOC2012"):
+        for name in "ab":
+            root = paint(f"{place}/JPEGImages/{name}.jpg").parents[2]
+            annotate(f"{place}/Annotations/{name}.xml", [("cat", 1, 2, 3, 4)])
+        (root / place / "ImageSets/Main").mkdir(parents=True)
+    for place, part, text in (
+        ("2007", "train", "a\n"),
+        ("2007", "test", "b\na\n"),
+        ("2012", "test", "a"),
+    ):
+        (root / f"VOC{place}/ImageSets/Main/{part}.txt").write_text(text)
+    source = read_voc(root, Faults())
+    found = [(photo.path.parts[-3], photo.path.stem, photo.split) for photo in source.photos]
+    assert found == [("VOC2007", "a", "train"), ("VOC2007", "b", "test"), ("VOC2012", "a", "test")]
+    assert "1 images of " in source.notes[0]
+    assert source.notes[0].endswith(
+        "VOC2007/ImageSets/Main/test.txt are in a list to train on, too"
+    )
+    assert source.notes[1] == "1 images are in no list of ImageSets/Main"
+    faults = Faults()
+    (root / "VOC2012/ImageSets/Main/val.txt").write_text("c")
+    read_voc(root, faults)
+    (fault,) = faults.found
+    assert "VOC2012/ImageSets/Main: lists 'c'" in fault
+
+
 def test_voc_files_may_lie_beside_their_images_and_difficult_ones_are_marked(paint, annotate):
     path = paint("one/x.1.jpg")
     paint("valid/x.1.jpg")
@@ -152,6 +179,12 @@ def test_a_coco_file_finds_images_in_coco_s_own_layout(paint, tmp_path):
 BROKEN = {
     "cut off": ("voc", "a.xml", "<annotation><object>", "a.xml: no element found"),
     "no annotation": ("voc", "a.xml", "<html></html>", "is <html>; must be <annotation>"),
+    "no such encoding": (
+        "voc",
+        "a.xml",
+        "<?xml version='1.0' encoding='nope'?><annotation/>",
+        "unknown encoding: nope",
+    ),
     "no image": ("voc", "b.xml", "<annotation></annotation>", "there is no image b"),
     "no name": ("voc", "a.xml", "<annotation><object/></annotation>", "<object> has no <name>"),
     "no number": (
@@ -213,6 +246,9 @@ def test_a_broken_coco_file_is_named(paint, tmp_path):
     (root / "a.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"a\.json: no JSON"):
         read_coco(root, Faults())
+    (root / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"a\.json: no JSON"):
+        read_coco(root, Faults())
 
 
 def box_of(image, **changes):
@@ -234,6 +270,7 @@ def image(number, name):
         ("annotations", box_of(0, bbox=[1, 2, float("inf"), 3]), "bbox=[1, 2, inf, 3]: must be fo"),
         ("annotations", box_of(0, iscrowd="0"), "annotation 1: iscrowd='0': must be 0 or 1"),
         ("annotations", box_of(0, bbox=[1, 2, 3]), "bbox=[1, 2, 3]: must be four finite numbers"),
+        ("annotations", box_of(0, bbox="1234"), "bbox='1234': must be four finite numbers"),
         ("images", {"file_name": "a.png"}, "image 'a.png': has no 'id'"),
         ("images", image(5, "a") | {"width": float("inf")}, "image 'a.png': cannot convert"),
     ],
@@ -290,12 +327,24 @@ def test_categories_of_one_id_are_refused_and_of_one_name_are_one_class(paint, t
     [
         ("data.yaml", "{train: a, names: {1: ant, 2: cat}}", "must be numbered from 0 on"),
         ("data.yaml", "{train: a, names: {x: ant, y: cat}}", "must be numbered from 0 on"),
+        ("data.yaml", "{train: a, names: [ant, no]}", "names=.*in quotes if need be"),
+        ("data.yaml", "{train: a, names: [ant], names: [cat]}", "the key names comes 2 times"),
         ("classes.txt", "ant\n\ncat\n", r"classes\.txt: line 2 must be the name of a class"),
     ],
 )
 def test_yolo_names_that_others_could_be_taken_for_are_refused(paint, file, text, message):
     with pytest.raises(ValueError, match=message):
         read_yolo(yolo(paint, file, text, ["a"]), Faults())
+
+
+def test_yolo_texts_of_another_encoding_are_named_and_images_of_two_parts_counted(paint):
+    root = yolo(paint, "data.yaml", "{train: a, val: b, test: a, names: [ant, cat]}", ["a", "b"])
+    source = read_yolo(root, Faults())
+    assert [photo.split for photo in source.photos] == ["train", "val"]
+    assert source.notes == ["1 images are in several parts: taken for the first one"]
+    (root / "data.yaml").write_bytes("names: [fourmi à feu]".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data\.yaml: must be a text in UTF-8"):
+        read_yolo(root, Faults())
 
 
 def test_yolo_lists_of_other_names_are_refused_and_equal_names_are_one_class(paint):

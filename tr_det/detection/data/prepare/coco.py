@@ -57,7 +57,7 @@ def _read(file: Path, needed: bool) -> dict[str, Any] | None:
     """Return a COCO file's content; None of another JSON file, unless it is needed."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: no JSON ({error})") from None
     fits = isinstance(table, dict) and all(isinstance(table.get(part), list) for part in PARTS)
     if needed and not fits:
@@ -130,12 +130,14 @@ def _box(note: Mapping[str, Any], names: Mapping[int, str]) -> Box:
     number, crowd = note["category_id"], note.get("iscrowd") or 0
     check("category_id", number, number in names, "the id of a category")
     check("iscrowd", crowd, crowd in (0, 1), "0 or 1")
-    edges = [float(value) for value in note["bbox"]]
-    whole = len(edges) == 4 and all(map(math.isfinite, edges))
-    check("bbox", note["bbox"], whole, "four finite numbers")
-    x, y, w, h = edges
+    box = note["bbox"]
+    whole = type(box) is list and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
+    check("bbox", box, whole and all(map(math.isfinite, box)), "four finite numbers")
+    x, y, w, h = map(float, box)
     return Box(names[number], x, y, x + w, y + h, bool(crowd))
 
 
 def _reason(error: Exception) -> str:
-    return f"has no {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, KeyError):
+        return f"has no {error}"
+    return f"is no entry of COCO's form ({error})" if isinstance(error, TypeError) else str(error)

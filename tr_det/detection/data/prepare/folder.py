@@ -158,11 +158,14 @@ def _place_all(
                 continue
             counts["cut"] += any(abs(a - b) > 1 for a, b in zip(cut, edges, strict=True))
             boxes.append((box.label, cut, box.crowd))
-        images.append(_Image(name, size.written, boxes, name in tested))
+        different = list(dict.fromkeys(boxes))
+        counts["twice"] += len(boxes) - len(different)
+        images.append(_Image(name, size.written, different, name in tested))
     said = {
         "resized": f"images are smaller now, their longer side {options.size} pixels",
         "odd": "images have another size than their annotation says; boxes are taken as they are",
         "empty": "boxes without area in their image are left out",
+        "twice": "boxes are in the labels of their image once more, and are left out",
         "cut": "boxes reached beyond their image by more than a pixel and are cut",
         "crowd": "boxes are marked as difficult or crowd: neither trained on nor scored",
     }

@@ -102,6 +102,18 @@ class Faults:
         return f"{count} broken files or entries are left out, e.g. {self.found[0]}"
 
 
+def read_text(file: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: it is not UTF-8; names the file.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: must be a text in UTF-8") from None
+
+
 class ImageFiles:
     """The images below a folder, by the name without suffix."""
 

@@ -7,7 +7,7 @@ challenge itself counted pixels from 1, which is a shift of one pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,19 +19,21 @@ from tr_det.detection.data.prepare.source import (
     Photo,
     Source,
     in_order,
+    read_text,
     split_of,
 )
 
 LISTS = ("train", "val", "trainval", "test")
+PLACE = "ImageSets/Main"
 
 
 def read_voc(root: Path, faults: Faults) -> Source:
     """Read all XML files below a folder.
 
     Args:
-        root: with ``Annotations/``, ``JPEGImages/`` and maybe ``ImageSets/Main/``; other layouts
-            will do in which each XML file has the name of its image; ``train``, ``valid`` and
-            ``test`` among the folders' names tell the splits.
+        root: with ``Annotations/``, ``JPEGImages/`` and maybe ``ImageSets/Main/``, or folders with
+            these; other layouts will do in which each XML file has the name of its image;
+            ``train``, ``valid`` and ``test`` among the folders' names tell the splits.
         faults: takes the files that cannot be used.
 
     Raises:
@@ -40,37 +42,57 @@ def read_voc(root: Path, faults: Faults) -> Source:
     files = sorted((root / "Annotations").rglob("*.xml")) or sorted(root.rglob("*.xml"))
     if not files:
         raise ValueError(f"{root}: must hold .xml files, one for each image, in Pascal VOC's form")
-    images, splits, notes = ImageFiles(root), _read_lists(root), []
-    if splits:
-        there = {path.stem for path in files}
-        for name in sorted(splits.keys() - there):
-            faults.add(root / "ImageSets/Main", f"lists {name!r}, of which there is no .xml file")
-        listed = [path for path in files if path.stem in splits]
-        if len(listed) < len(files):
-            notes.append(f"{len(files) - len(listed)} images are in no list of ImageSets/Main")
-        files = listed
+    images, notes = ImageFiles(root), list[str]()
+    listed = _listed(root, files, faults, notes)
     photos = []
-    for file in files:
+    for file in files if listed is None else listed:
         try:
-            split = splits[file.stem] if splits else split_of(file, root)
+            split = split_of(file, root) if listed is None else listed[file]
             photos.append(_read_file(file, images, split))
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, LookupError, ValueError) as error:
             faults.add(file, error)
     unlabelled = len(images) - len(photos) - len(faults.found)
-    if unlabelled > 0 and not splits:
+    if unlabelled > 0 and listed is None:
         notes.append(f"{unlabelled} images have no .xml file")
     return Source(photos, in_order(box.label for photo in photos for box in photo.boxes), notes)
 
 
-def _read_lists(root: Path) -> Mapping[str, str]:
+def _listed(
+    root: Path, files: Sequence[Path], faults: Faults, notes: list[str]
+) -> dict[Path, str] | None:
+    """Return XML file -> split, of those that lists name; None without lists.
+
+    Lists speak of the files below the folder that holds ``ImageSets``.
+    """
+    lists = {place.parents[1]: _read_lists(place, notes) for place in sorted(root.rglob(PLACE))}
+    lists = {folder: names for folder, names in lists.items() if names}
+    if not lists:
+        return None
+    splits, there = {}, {(folder, name) for folder, names in lists.items() for name in names}
+    for file in files:
+        folder = next((above for above in file.parents if above in lists), None)
+        if folder is not None and file.stem in lists[folder]:
+            splits[file] = lists[folder][file.stem]
+            there.discard((folder, file.stem))
+    for folder, name in sorted(there):
+        faults.add(folder / PLACE, f"lists {name!r}, of which there is no .xml file")
+    if len(splits) < len(files):
+        notes.append(f"{len(files) - len(splits)} images are in no list of {PLACE}")
+    return splits
+
+
+def _read_lists(place: Path, notes: list[str]) -> dict[str, str]:
     """Return name of image -> split."""
-    splits: dict[str, str] = {}
+    splits, twice = dict[str, str](), set[str]()
     for name in LISTS:
-        file = root / "ImageSets/Main" / f"{name}.txt"
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8-sig").splitlines():
-                if line.strip():
-                    splits.setdefault(line.split()[0], SPLIT_NAMES[name])
+        file = place / f"{name}.txt"
+        for line in read_text(file).splitlines() if file.is_file() else ():
+            for image in line.split()[:1]:
+                if name == "test" and image in splits:
+                    twice.add(image)
+                splits.setdefault(image, SPLIT_NAMES[name])
+    if twice:
+        notes.append(f"{len(twice)} images of {place / 'test.txt'} are in a list to train on, too")
     return splits
 
 

@@ -20,9 +20,11 @@ from tr_det.detection.data.prepare.source import (
     Photo,
     Source,
     merged,
+    read_text,
     split_of,
 )
 from tr_det.export.images import IMAGE_SUFFIXES
+from tr_det.runtime.configs import PlainLoader
 
 NAME_FILES = ("classes.txt", "obj.names")
 
@@ -42,9 +44,9 @@ def read_yolo(source: Path, faults: Faults) -> Source:
     if file is not None:
         table = _read_yaml(file)
         classes = _names(table.get("names"), file)
-        images = list(_listed_images(table, file))
+        images, notes = _listed_images(table, file)
     else:
-        classes = _names_file(root)
+        classes, notes = _names_file(root), []
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         images = [(path, split_of(path, root)) for path in paths]
     photos, without, taken = [], 0, set[Path]()
@@ -60,7 +62,7 @@ def read_yolo(source: Path, faults: Faults) -> Source:
         photos.append(Photo(path, boxes, split, relative=True))
     if without == len(images):
         raise ValueError(f"{source}: has {len(images)} images, and no .txt file of labels for them")
-    notes = merged(classes)
+    notes += merged(classes)
     if without:
         notes.append(f"{without} images have no file of labels: taken as images without objects")
     if left := _left_over(taken):
@@ -76,7 +78,7 @@ def _yaml_in(root: Path) -> Path | None:
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     try:
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+        table = yaml.load(read_text(file), PlainLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(table, dict):
@@ -90,15 +92,17 @@ def _names(given: Any, file: Path) -> tuple[str, ...]:
         if numbers.keys() != {str(number) for number in range(len(given))}:
             raise ValueError(f"{file}: names={given!r}: must be numbered from 0 on")
         given = [numbers[str(number)] for number in range(len(given))]
-    if not (isinstance(given, list) and given):
-        raise ValueError(f"{file}: names={given!r}: must be a list of the names of the classes")
+    fits = isinstance(given, list) and given and all(type(n) in (str, int, float) for n in given)
+    if not fits:  # YAML takes yes, no and on for truth values, null and ~ for nothing
+        allowed = "a list of the names of the classes, each a text: in quotes if need be"
+        raise ValueError(f"{file}: names={given!r}: must be {allowed}")
     return tuple(str(name).strip() for name in given)
 
 
 def _names_file(root: Path) -> tuple[str, ...]:
     found: dict[tuple[str, ...], Path] = {}
     for file in (path for name in NAME_FILES for path in sorted(root.rglob(name))):
-        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_text(file).rstrip().splitlines()
         names = tuple(line.strip() for line in lines)
         if not all(names):
             raise ValueError(f"{file}: line {names.index('') + 1} must be the name of a class")
@@ -112,20 +116,24 @@ def _names_file(root: Path) -> tuple[str, ...]:
     raise ValueError(f"{root}: must hold data.yaml, or the names of the classes in classes.txt")
 
 
-def _listed_images(table: Mapping[str, Any], file: Path) -> Iterator[tuple[Path, str]]:
+def _listed_images(
+    table: Mapping[str, Any], file: Path
+) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Return images with their splits, and notes."""
     base = file.parent / str(table.get("path") or "")
     if not base.is_dir():  # that of another machine
         base = file.parent
-    seen = set()
+    splits, twice = dict[Path, str](), set[Path]()
     for split in ("train", "val", "valid", "test"):
         given = table.get(split) or []
         for place in given if isinstance(given, list) else [given]:
             for path in _images_at(base, str(place), file):
-                if path not in seen:
-                    seen.add(path)
-                    yield path, SPLIT_NAMES[split]
-    if not seen:
+                if splits.setdefault(path, SPLIT_NAMES[split]) != SPLIT_NAMES[split]:
+                    twice.add(path)
+    if not splits:
         raise ValueError(f"{file}: must name folders of images by 'train', 'val' or 'test'")
+    notes = [f"{len(twice)} images are in several parts: taken for the first one"] if twice else []
+    return [*splits.items()], notes
 
 
 def _images_at(base: Path, place: str, file: Path) -> list[Path]:
@@ -135,7 +143,7 @@ def _images_at(base: Path, place: str, file: Path) -> list[Path]:
         if folder.is_dir():
             return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if folder.is_file():
-            lines = folder.read_text(encoding="utf-8-sig").split("\n")
+            lines = read_text(folder).split("\n")
             return [folder.parent / line.strip() for line in lines if line.strip()]
     raise ValueError(f"{file}: names {place!r}, which does not exist")
 
