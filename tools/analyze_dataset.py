@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
 CONFIG = ROOT / "configs/BCCD/retinanet_R18_half_fp.yaml"
 
 
@@ -46,11 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def analyze(args: argparse.Namespace) -> None:
     """Do what the command line asks for."""
+    from tr_det.core.errors import check
     from tr_det.detection.config.reading import load_config
     from tr_det.detection.data.anchors import anchors_from, boxes_at_input, pairs, propose
     from tr_det.detection.data.boxes_picture import draw_boxes_and_anchors
     from tr_det.detection.data.coco_file import check_coco_file
 
+    output = args.output or Path("output/analysis") / f"{Path(args.data).stem}.png"
+    check("--output", str(output), output.suffix in PICTURES, f"a file ending in {PICTURES}")
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     file = json_file(args.data)
@@ -67,7 +71,6 @@ def analyze(args: argparse.Namespace) -> None:
     print(f"aspect ratio, h / w       {quantiles(height / width)}")
     print(f"\n{'anchors':26}IoU >= 0.5  IoU >= 0.4  median IoU")
     print(coverage_line(f"of {args.config_file.name}"[:25], boxes, current))
-    output = args.output or Path("output/analysis") / f"{Path(args.data).stem}.png"
     if proposal == current:
         print("no others of as many were found to fit better")
         draw_boxes_and_anchors(output, boxes, {"now": current})

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh. Makes .venv at the root of the repository and keeps it current:
+# Sourced by the other scripts. Makes .venv at the root of the repository and keeps it current:
 #
 #   bootstrap runtime    what the demo and training need
 #   bootstrap export     the same, and what exporting needs

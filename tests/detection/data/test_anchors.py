@@ -1,11 +1,14 @@
 """Anchors by Detectron2's own generator and IoU are the oracle."""
 
+import ast
+import socket
+
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
 
-from tests.tiny import BASE
+from tests.tiny import BASE, ROOT
 from tr_det.detection.config.reading import load_config
 from tr_det.detection.data.anchors import (
     Anchors,
@@ -79,6 +82,22 @@ def test_a_config_s_anchors_and_the_keys_of_others(make_config):
     assert now.ratios == ((0.8, 1.4, 2.4),) * 5
     again = anchors_from(load_config(BASE, pairs(now)))
     assert again == now
+
+
+@pytest.mark.parametrize("value", ["[[8], [16]]", "[]", "[[]]", "[[8, 0]]", "'a'"])
+def test_anchors_that_no_detector_could_have_are_refused(make_config, value):
+    cfg = make_config()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = ast.literal_eval(value)
+    with pytest.raises(ValueError, match=r"SIZES=.*: must be a list of numbers above 0, for all 5"):
+        anchors_from(cfg)
+
+
+def test_the_strides_of_a_timm_backbone_need_no_weights(monkeypatch):
+    config = "configs/BCCD/retinanet_efficientnet_lite0_fp.yaml"
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a download"))
+    cfg = load_config(ROOT / config, ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.TIMM.WEIGHTS == "library"
+    assert anchors_from(cfg).strides == (8, 16, 32, 64, 128)
 
 
 def test_boxes_are_those_of_the_test_size(make_config):

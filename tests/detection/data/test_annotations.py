@@ -63,6 +63,7 @@ BOTH = [
     (with_first_image("id", "1"), r"\.json: image with id '1' has id='1'; must be an integer"),
     (with_first_image("file_name", "http://a/b.png"), r"image .* file_name='http://a/b\.png'"),
     (with_first_image("width", None), "image .* width=None; must be a positive integer"),
+    (with_first_image("height", 10**400), "image .* height=10{75} ...; must be a positive integer"),
     (doubled("images"), "image with id .*, and unique"),
     (doubled("annotations"), "annotation with id .* unique"),
     (doubled("categories"), "category with id .* unique"),

@@ -18,7 +18,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_backbone
 from torch import Tensor
 
-from tr_det.core.errors import check
+from tr_det.core.errors import check, is_number
 
 Levels = tuple[tuple[float, ...], ...]
 
@@ -64,22 +64,30 @@ def anchors_from(cfg: CfgNode) -> Anchors:
     node = cfg.MODEL.ANCHOR_GENERATOR
     fits = node.NAME == "DefaultAnchorGenerator"
     check("MODEL.ANCHOR_GENERATOR.NAME", node.NAME, fits, "'DefaultAnchorGenerator'")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.WEIGHTS = ""  # strides need none, and "library" is a download
     with torch.device("meta"):
         shapes = build_backbone(cfg).output_shape()
     features = cfg.MODEL.RETINANET.IN_FEATURES
     strides = tuple(shapes[feature].stride for feature in features)
     return Anchors(
-        sizes=_for_each(node.SIZES, len(strides)),
-        ratios=_for_each(node.ASPECT_RATIOS, len(strides)),
+        sizes=_for_each("SIZES", node.SIZES, len(strides)),
+        ratios=_for_each("ASPECT_RATIOS", node.ASPECT_RATIOS, len(strides)),
         strides=strides,
         offset=node.OFFSET,
     )
 
 
-def _for_each(values: Sequence[Any], levels: int) -> Levels:
+def _for_each(key: str, given: Sequence[Any], levels: int) -> Levels:
     """Return a list for each level, of which Detectron2 takes one for all."""
-    if not isinstance(values[0], Sequence):
-        values = [values]
+    values = given if given and isinstance(given[0], Sequence) else [given]
+    fits = len(values) in (1, levels) and all(
+        isinstance(one, Sequence) and one and all(is_number(value) and value > 0 for value in one)
+        for one in values
+    )
+    allowed = f"a list of numbers above 0, for all {levels} levels or for each"
+    check(f"MODEL.ANCHOR_GENERATOR.{key}", given, fits, allowed)
     lists = tuple(tuple(map(float, one)) for one in values)
     return lists * levels if len(lists) == 1 else lists
 

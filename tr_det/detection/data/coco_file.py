@@ -178,8 +178,8 @@ def _image_fault(image: Mapping[str, Any], others: Mapping[int, Any]) -> tuple[s
     if not isinstance(name, str) or not name or "://" in name:
         return "file_name", "the path of a file in the dataset's folder"
     for key in ("width", "height"):
-        if type(image.get(key)) is not int or image[key] < 1:
-            return key, "a positive integer"
+        if type(image.get(key)) is not int or not 0 < image[key] < 2**31:
+            return key, "a positive integer of 31 bits at most"
     return "", ""
 
 
