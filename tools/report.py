@@ -12,6 +12,7 @@ from disk, attached, or put on any server. A run may still be going on.
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from tr_det.runtime.cli import one_line_errors
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (FOLDER/report.html)")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="what a run is compared with")
     args = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # Detectron2's
     with one_line_errors():
         path = write_page(args.folder, args.output, args.baseline)
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

@@ -33,7 +33,7 @@ from tr_det.study.jobs import Place, Processes, Share, cluster_share, share
 from tr_det.study.outcomes import FAILED, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.progress import Progress, cells_table, summary
-from tr_det.study.record import write_record
+from tr_det.study.record import without_value, write_record
 from tr_det.study.recording import make_record
 from tr_det.study.run import Runner
 from tr_det.study.states import Clock, needed, searched_rows
@@ -85,16 +85,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tell(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> None:
     """Print the runs and their states, or only those that are missing."""
+    workers = share_of(args, is_told=True).workers
     plan, folder = Plan(study, outcomes), outcomes.folder
     going = [cell.identity for cell in plan.cells() if is_written(cell.folder(folder))]
     print(cells_table(plan, outcomes, going, missing_only=args.dry_run))
-    print(summary(plan, outcomes, Clock(study, folder), share_of(args).workers, going))
+    print(summary(plan, outcomes, Clock(study, folder), workers, going))
 
 
-def share_of(args: argparse.Namespace) -> Share:
+def share_of(args: argparse.Namespace, is_told: bool = False) -> Share:
     """Return what each run gets."""
-    found = share if args.slurm is None else cluster_share
-    return found(args.workers, args.threads, args.gpus)
+    if args.slurm is not None:
+        return cluster_share(args.workers, args.threads, args.gpus)
+    return share(args.workers, args.threads, args.gpus, is_told=is_told)
 
 
 def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
@@ -124,7 +126,10 @@ def run(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> bool:
 
         runner = Runner(study, folder, outcomes, place, clock, write, progress.say)
         runner.run()
-    print(markdown(make_record(runner.plan, outcomes, command=command)))
+    record = make_record(runner.plan, outcomes, command=command)
+    print(markdown(record))
+    for name in without_value(record):
+        print(f"MEASURES: no run has {name}", file=sys.stderr)
     left = []
     for cell in needed(runner.plan, outcomes):
         outcome = outcomes(cell)

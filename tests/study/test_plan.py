@@ -232,6 +232,19 @@ def test_what_changes_a_number_makes_another_cell(write):
             "SETTINGS: {data.hold_out: 0.1, model",
             "data.hold_out=0.1: must be 0",
         ),
+        (
+            "BASELINE",
+            "ESTIMATE: {SECONDS: .inf, HARDWARE: x}\nBASELINE",
+            "SECONDS=inf: must be abov",
+        ),
+        ("BASELINE", "NAME: ../x\nBASELINE", "NAME='../x': must be the name of a folder"),
+        (
+            "SETTINGS: {model",
+            "SETTINGS: {run.seed: 1, model",
+            "run.seed=1: must be left to the stu",
+        ),
+        ("0.2}, SEEDS", "0.2, run.output_dir: a}, SEEDS", "run.output_dir='a': must be left to"),
+        ("0.2, 0.4]", "{a: 1}]", r"SEARCH\[0\]: KEYS.solver.lr=.*must be a list of the values"),
         ("KEYS: {solver.lr: [0.1, 0.2, 0.4]}", "KEYS: {}", r"SEARCH\[0\]: KEYS={}: must be a"),
         (
             "AXES:\n",
@@ -243,6 +256,21 @@ def test_what_changes_a_number_makes_another_cell(write):
 def test_a_mistake_is_one_line_that_names_it(write, old, new, message):
     with pytest.raises(ValueError, match=message):
         check_study(write(old, new))
+
+
+def test_lists_can_be_searched(write):
+    keys = "KEYS: {solver.methods: [[dampening], [tracker, freezing]]}"
+    study = write("KEYS: {solver.lr: [0.1, 0.2, 0.4]}", keys)
+    check_study(study)
+    better = ["tracker", "freezing"]
+
+    def value(cell):
+        return float(cell.kind == CANDIDATE and cell.settings["solver.methods"] == better)
+
+    plan = Plan(study, outcome_by(value))
+    assert plan.rows[1][1][0].settings["solver.methods"] == better
+    assert '["tracker", "freezing"]' in plan.rows[1][1][0].pairs(study.path.parent)
+    assert len({cell.identity for cell in plan.cells() if cell.kind == CANDIDATE}) == 2
 
 
 def test_rows_that_start_from_different_rows_are_different(write):
@@ -260,12 +288,12 @@ def test_rows_that_start_from_different_rows_are_different(write):
 def test_settings_of_a_search_may_name_labels(write):
     study = write(
         "data.hold_out: 0.2, model.weights",
-        'run.output_dir: "{way}", data.hold_out: 0.2, model.weights',
+        'data.root: "{way}", data.hold_out: 0.2, model.weights',
     )
     check_study(study)
     (search,) = Plan(study, outcome_by(lambda cell: None)).searches
     (cell, *_) = search.points[(0.1,)]
-    assert cell.settings["run.output_dir"] == "TR"
+    assert cell.settings["data.root"] == "TR"
 
 
 def test_a_label_that_yaml_reads_as_a_number_is_excluded(write):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import run_study
@@ -116,7 +117,11 @@ def test_a_run_of_another_study_is_read_where_it_is(shared, tmp_path):
 
 def test_what_would_be_run_is_told(shared, tmp_path, capsys):
     arguments = [str(shared.files / studies.STUDY), "--output", str(tmp_path), "--dry-run"]
-    run_study.main(arguments)
+    with pytest.raises(SystemExit):
+        run_study.main([*arguments, "--workers", "0"])
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    run_study.main([*arguments, "--gpus", "800"])  # it is another machine that will have them
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("missing") for line in lines) == 5  # fp, two candidates, SGDT
     assert lines[-2] == "searched           SGD, seed 0, 1"
@@ -151,11 +156,13 @@ def test_runs_that_fail_or_diverge_do_not_stop_the_others(shared, tmp_path, monk
         "diverges": {"solver.optimizer": "SGD", "solver.lr": 1e30, "solver.iterations": 9},
         "fails": {"model.weights": "nowhere.pth"},
     }
+    keys["MEASURES"] = ["seconds", "tr.mean_ratee"]
     path = shared.files / "failing.yaml"
     path.write_text(yaml.safe_dump(keys, sort_keys=False))
     ended = in_child(studies.start(path), tmp_path / "study", studies.LIMIT)
     assert ended.status == 1
     assert "is searched, seed 0: not run, as its search has found no value\n" in ended.output
+    assert re.findall("MEASURES: no run has (.*)", ended.output) == ["tr.mean_ratee"]
     cells = {c["labels"]["method"]: c for c in record_of(tmp_path / "study/study")["cells"]}
     states = {name: cell["state"] for name, cell in cells.items()}
     assert states == {

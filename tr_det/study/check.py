@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tr_det.core.errors import check
+from tr_det.core.errors import ConfigError, check
 from tr_det.study.cells import ROW, Cell
 from tr_det.study.definition import Reference, Search, Study, Support
-from tr_det.study.reading import names_in, with_names
+from tr_det.study.reading import listed, names_in, with_names
 from tr_det.study.sides import SIDES, Side, Tree
 
 
@@ -22,7 +23,7 @@ def check_study(study: Study) -> None:
     """
     side = SIDES[study.side]
     supports = {
-        name: side.load(run.config, side.pairs(run.settings))
+        name: _load(side, run.config, run.settings)
         for name, run in study.runs.items()
         if isinstance(run, Support)
     }
@@ -63,7 +64,7 @@ def _check_values(study: Study, side: Side, search: Search) -> None:
     check("SEARCH: SETTINGS", lost, not lost, "other keys than KEYS")
     for key, values in search.keys.items():
         for value in values[1:]:
-            tried = {**search.first(), key: value}
+            tried = {**search.first(), key: listed(value)}
             _loaded(study, side, study.candidate(search, rows[0], tried))
 
 
@@ -89,6 +90,13 @@ def _loaded(study: Study, side: Side, settings: Mapping[str, Any]) -> Tree:
     for name in names_in(settings):
         known = [f"{{{run}}}" for run in study.runs]
         check("RUNS", f"{{{name}}}", name in study.runs, f"one of {known}, which settings name")
-    config = side.load(study.config, side.pairs(settings))
+    config = _load(side, study.config, settings)
     side.check_data(config, is_compared=True)
     return config
+
+
+def _load(side: Side, config: Path, settings: Mapping[str, Any]) -> Tree:
+    for key, instead in ((side.seed, "SEEDS"), (side.folder, "--output")):
+        if key in settings:
+            raise ConfigError(key, settings[key], f"left to the study, which has {instead}")
+    return side.load(config, side.pairs(settings))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tr_det.core.errors import check, check_among
+from tr_det.core.errors import check, check_among, is_number, is_whole
 from tr_det.runtime.configs import config_files, overlaid
 from tr_det.study import measures
 from tr_det.study.reading import (
     Section,
+    hashable,
     label_lists,
     labels_of,
+    listed,
     names_in,
     settings_of,
     text_of,
@@ -59,7 +61,7 @@ class Search:
     """Settings that are chosen by runs on a part of the training set."""
 
     where: Mapping[str, tuple[str, ...]]  # rows that adopt what is found
-    keys: Mapping[str, tuple[Any, ...]]  # every combination is tried
+    keys: Mapping[str, tuple[Any, ...]]  # every combination is tried; lists are tuples here
     settings: Settings  # of the candidates, on top of the row's: must name other test data
     seeds: tuple[int, ...]
     per: tuple[str, ...]  # axes whose labels are searched separately
@@ -69,9 +71,13 @@ class Search:
         """Return whether a row adopts what this search finds."""
         return all(labels[axis] in allowed for axis, allowed in self.where.items())
 
+    def at(self, point: Iterable[Any]) -> dict[str, Any]:
+        """Return settings: a value for each key."""
+        return {key: listed(value) for key, value in zip(self.keys, point, strict=True)}
+
     def first(self) -> dict[str, Any]:
         """Return the first value of each key."""
-        return {key: values[0] for key, values in self.keys.items()}
+        return self.at(values[0] for values in self.keys.values())
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Estimate:
 
     seconds: float  # of an update, or of an epoch where the config counts epochs
     hardware: str
+    gpus: int  # of it, that a run uses; 0: none
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def _study(path: Path, section: Section) -> Study:
     chosen = section.take("MEASURES", _texts, ())
     for name in chosen:
         measures.check_name(name)
-    columns = section.take("COLUMNS", text_of, "" if chosen else last)
+    columns = section.take("COLUMNS", lambda _, given: given, "" if chosen else last)
     check_among("COLUMNS", columns, ["", *axes])
     check("COLUMNS", columns, not (chosen and columns), "'' with MEASURES, which are columns")
     parts = section.take("EXCLUDE", lambda key, value: _list_of(key, value, _labels), ())
@@ -201,7 +208,7 @@ def _study(path: Path, section: Section) -> Study:
     estimate = section.take("ESTIMATE", _estimate, None)
     study = Study(
         path=path,
-        name=section.take("NAME", text_of, path.stem),
+        name=section.take("NAME", _name, path.stem),
         side=side,
         config=config,
         settings=settings,
@@ -218,6 +225,12 @@ def _study(path: Path, section: Section) -> Study:
     )
     check("EXCLUDE", list(parts), bool(study.rows()), "such that rows are left")
     return study
+
+
+def _name(key: str, value: Any) -> str:
+    name = text_of(key, value)
+    check(key, name, name not in (".", "..") and Path(name).name == name, "the name of a folder")
+    return name
 
 
 def _axes(key: str, value: Any) -> dict[str, dict[str, Settings]]:
@@ -294,6 +307,7 @@ def _searches(key: str, value: Any, axes: Mapping[str, Any]) -> tuple[Search, ..
             check("KEYS", keys, bool(keys), "a mapping: dotted config key -> values to try")
             for name, values in keys.items():
                 fits = isinstance(values, list) and len(values) > 0
+                fits = fits and not any(isinstance(value, dict) for value in values)
                 check(f"KEYS.{name}", values, fits, "a list of the values to try")
             per = section.take("PER", _texts, tuple(axes))
             for axis in per:
@@ -304,7 +318,7 @@ def _searches(key: str, value: Any, axes: Mapping[str, Any]) -> tuple[Search, ..
             searches.append(
                 Search(
                     where=label_lists(section.take("WHERE", _labels, {}), axes, "WHERE"),
-                    keys={name: tuple(values) for name, values in keys.items()},
+                    keys={name: hashable(values) for name, values in keys.items()},
                     settings=section.take("SETTINGS", settings_of),
                     seeds=section.take("SEEDS", _seeds, (100,)),
                     per=per,
@@ -317,5 +331,7 @@ def _searches(key: str, value: Any, axes: Mapping[str, Any]) -> tuple[Search, ..
 def _estimate(key: str, value: Any) -> Estimate:
     with Section(key, value) as section:
         seconds = section.take("SECONDS", lambda _, given: given)
-        check("SECONDS", seconds, type(seconds) in (int, float) and seconds > 0, "above 0")
-        return Estimate(float(seconds), section.take("HARDWARE", text_of))
+        check("SECONDS", seconds, is_number(seconds) and seconds > 0, "above 0")
+        gpus = section.take("GPUS", lambda _, given: given, 0)
+        check("GPUS", gpus, is_whole(gpus) and gpus >= 0, "a number of GPUs")
+        return Estimate(float(seconds), section.take("HARDWARE", text_of), gpus)

@@ -62,26 +62,31 @@ class Share:
     gpus: int
 
 
-def share(workers: int | None, threads: int, gpus: int | None) -> Share:
+def share(workers: int | None, threads: int, gpus: int | None, *, is_told: bool = False) -> Share:
     """Return what each run gets on this machine.
 
     Args:
         workers: runs at once; None: as many as cores, or GPUs, are there for.
         threads: of each.
         gpus: of each; None: one where there are any.
+        is_told: nothing is run; another machine, which may have more, will.
 
     Raises:
         ConfigError: more than there are.
     """
     cores, there = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    check("--threads", threads, 1 <= threads <= cores, f"from 1 to {cores}, this machine's cores")
+
+    def check_least(key: str, value: int, least: int, most: int, what: str) -> None:
+        fits = least <= value and (is_told or value <= most)
+        check(key, value, fits, f"from {least} to {most}{what}")
+
+    check_least("--threads", threads, 1, cores, ", this machine's cores")
     gpus = min(1, there) if gpus is None else gpus
-    check("--gpus", gpus, 0 <= gpus <= there, f"from 0 to {there}, this machine's GPUs")
-    most = there // gpus if gpus else cores // threads
+    check_least("--gpus", gpus, 0, there, ", this machine's GPUs")
+    most = max(1, there // gpus if gpus else cores // threads)
     workers = most if workers is None else workers
     what = f"{there} GPUs; --gpus 0 uses its cores" if gpus else f"{cores} cores"
-    allowed = f"from 1 to {most}: this machine has {what}"
-    check("--workers", workers, 1 <= workers <= most, allowed)
+    check_least("--workers", workers, 1, most, f": this machine has {what}")
     return Share(workers, threads, gpus)
 
 

@@ -20,7 +20,7 @@ from tr_det.study.sides import SIDES, Side
 Look = Callable[[Cell], Outcome | None]
 """Returns how a run has ended, None if it has not."""
 Point = tuple[Any, ...]
-"""A value for each key of a search."""
+"""A value for each key of a search, with tuples for lists."""
 
 MOST_EXTENSIONS = 3
 """Steps beyond a grid, for each of its keys and in each direction."""
@@ -53,7 +53,7 @@ class Found:
     @property
     def chosen(self) -> dict[str, Any] | None:
         """Settings that the rows adopt."""
-        return None if self.best is None else _at(self.search, self.best)
+        return None if self.best is None else self.search.at(self.best)
 
 
 class Plan:
@@ -171,7 +171,7 @@ class Plan:
         return _loads(side, self.study.config, tuple(side.pairs(settings)))
 
     def _settings_at(self, found: Found, point: Point) -> dict[str, Any]:
-        values = {**found.earlier, **_at(found.search, point)}
+        values = {**found.earlier, **found.search.at(point)}
         return self.study.candidate(found.search, found.labels, values)
 
     def _try(self, found: Found, point: Point) -> None:
@@ -250,11 +250,6 @@ def _edges(search: Search, points: Mapping[Point, Any], best: Point) -> list[str
         if numbers and best[place] in (min(tried), max(tried)):
             edges.append(key)
     return edges
-
-
-def _at(search: Search, point: Point) -> dict[str, Any]:
-    """Return the settings of a point."""
-    return dict(zip(search.keys, point, strict=True))
 
 
 @cache

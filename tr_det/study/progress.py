@@ -70,13 +70,18 @@ def summary(
     failed = states.count(FAILED)
     text = f"{plan.study.name}: {done}/{done + len(left) + len(unknown)} runs done, {going} running"
     text += f", {failed} failed" if failed else ""
-    seconds = clock.seconds([*left, *unknown], plan, outcomes)
-    if left or unknown:
-        text += f", {in_words(seconds)} of runs left"
-        if seconds is not None:
-            rest = seconds / slots
-            end = time.strftime("%a %H:%M", time.localtime(time.time() + rest))
-            text += f", {in_words(rest)} with {slots} at once (until {end})"
+    if not (left or unknown):
+        return text
+    rest = clock.rest([*left, *unknown], plan, outcomes)
+    if rest is None:
+        return f"{text}, unknown hours of runs left"
+    total = sum(rest.seconds)
+    wall = max(total / slots, *rest.seconds)
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + wall))
+    text += f", {in_words(total)} of runs left, {in_words(wall)} with {slots} at once (until {end})"
+    if rest.estimated is not None and plan.study.estimate is not None:
+        text += f"; by the estimate for {plan.study.estimate.hardware}"
+        text += f": {rest.estimated:,.0f} GPU hours" if rest.estimated else ""
     return text
 
 

@@ -96,6 +96,16 @@ def label_lists(
     return lists
 
 
+def hashable(values: Any) -> Any:
+    """Return a value with tuples in place of lists."""
+    return tuple(map(hashable, values)) if isinstance(values, list) else values
+
+
+def listed(value: Any) -> Any:
+    """Return a value with lists in place of tuples."""
+    return [*map(listed, value)] if isinstance(value, tuple) else value
+
+
 def with_names(settings: Mapping[str, Any], text_for: Callable[[str], str]) -> dict[str, Any]:
     """Return settings with other texts for the names in braces.
 

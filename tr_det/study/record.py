@@ -192,6 +192,14 @@ def candidates(record: Record) -> list[RunEntry]:
     return [run for search in record["searches"] for run in search["candidates"]]
 
 
+def without_value(record: Record) -> list[str]:
+    """Return the measures that no run has, once a run is done; their columns stay empty."""
+    rows = [row for row in record["rows"] if row["n"]]
+    return [
+        name for name in record["measures"] if rows and all(name not in r["measures"] for r in rows)
+    ]
+
+
 def _check(trees: Iterable[Mapping[str, Any]], kind: Any) -> None:
     for tree in trees:
         if not kind.__required_keys__ <= set(tree):

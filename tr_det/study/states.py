@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from tr_det.study.cells import ROW, Cell
 from tr_det.study.definition import Study
@@ -12,6 +13,9 @@ from tr_det.study.outcomes import DIVERGED, DONE, Outcome, Outcomes
 from tr_det.study.plan import Plan
 from tr_det.study.reading import with_names
 from tr_det.study.sides import SIDES
+
+BESIDE = 10.0
+"""Seconds of a run beside its training: imports, an evaluation; until some have ended here."""
 
 MISSING, RUNNING, SEARCHED = "missing", "running", "searched"
 """States of runs that have not ended; the settings of the last are still being searched."""
@@ -60,6 +64,18 @@ def searched_rows(plan: Plan) -> list[str]:
     return names
 
 
+class Rest(NamedTuple):
+    """How long runs take.
+
+    Attributes:
+        seconds: of each.
+        estimated: GPU hours of those of which only the study's author says so; None without any.
+    """
+
+    seconds: list[float]
+    estimated: float | None
+
+
 class Clock:
     """Says how long runs take.
 
@@ -77,8 +93,8 @@ class Clock:
         """Note how long a run took that began and ended here: it also starts and evaluates."""
         self._beside.append(max(0.0, seconds - float(outcome.results["seconds"])))
 
-    def seconds(self, cells: Iterable[Cell], plan: Plan, outcomes: Outcomes) -> float | None:
-        """Return how long runs take one after the other; None where nothing is known."""
+    def rest(self, cells: Iterable[Cell], plan: Plan, outcomes: Outcomes) -> Rest | None:
+        """Return how long runs take; None where nothing is known."""
         measured: dict[tuple[str, ...], list[float]] = {}
         for cell in plan.cells():
             outcome = outcomes(cell)
@@ -87,18 +103,19 @@ class Clock:
                 pace = float(outcome.results["seconds"]) / length
                 for key in self._alike(cell, unit):
                     measured.setdefault(key, []).append(pace)
-        total, beside = 0.0, statistics.median(self._beside) if self._beside else 0.0
+        beside = statistics.median(self._beside) if self._beside else BESIDE
+        estimate, lengths, estimated = self.study.estimate, [], []
         for cell in cells:
-            total += beside
             length, unit = self._length(cell)
             paces = next((measured[key] for key in self._alike(cell, unit) if key in measured), [])
             if paces:
-                total += length * statistics.median(paces)
-            elif self.study.estimate is not None:
-                total += length * self.study.estimate.seconds
+                lengths.append(length * statistics.median(paces) + beside)
+            elif estimate is not None:
+                lengths.append(length * estimate.seconds + beside)
+                estimated.append(length * estimate.seconds * estimate.gpus / 3600)
             else:
                 return None
-        return total
+        return Rest(lengths, sum(estimated) if estimated else None)
 
     def _alike(self, cell: Cell, unit: str) -> list[tuple[str, ...]]:
         """Return what runs of the same pace share, the nearest first."""

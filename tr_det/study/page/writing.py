@@ -20,7 +20,7 @@ def write_page(source: Path, output: Path | None = None, baseline: Path | None =
 
     Args:
         source: folder of the run, of the demo or of the study.
-        output: the file to write; by default ``report.html`` in that folder.
+        output: the file to write, no folder; by default ``report.html`` in that folder.
         baseline: folder of the run that a run is compared with.
 
     Returns:
@@ -32,6 +32,9 @@ def write_page(source: Path, output: Path | None = None, baseline: Path | None =
     """
     if not source.is_dir():
         raise FileNotFoundError(f"{os.fspath(source)}: no such folder")
+    path = output or source / PAGE
+    if path.is_dir():
+        raise IsADirectoryError(f"--output={os.fspath(path)!r}: must be a file, not a folder")
     study = read_studied(source)
     if study is not None and baseline is not None:
         raise ValueError("--baseline: a study has its own")
@@ -39,6 +42,5 @@ def write_page(source: Path, output: Path | None = None, baseline: Path | None =
         page = study_page(study)
     else:
         page = run_page(read_run(source), read_run(baseline) if baseline else None)
-    path = output or source / PAGE
     write_text(path, render(page))
     return path
