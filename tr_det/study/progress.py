@@ -77,7 +77,7 @@ def summary(
         return f"{text}, unknown hours of runs left"
     total = sum(rest.seconds)
     wall = max(total / slots, *rest.seconds)
-    end = time.strftime("%a %H:%M", time.localtime(time.time() + wall))
+    end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + wall))
     text += f", {in_words(total)} of runs left, {in_words(wall)} with {slots} at once (until {end})"
     if rest.estimated is not None and plan.study.estimate is not None:
         text += f"; by the estimate for {plan.study.estimate.hardware}"
