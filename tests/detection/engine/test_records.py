@@ -14,7 +14,7 @@ from tr_det.detection import QuantTrainer
 from tr_det.detection.engine import results
 from tr_det.detection.engine.records import own_writers
 
-CLOCK = {"time", "data_time"}
+CLOCK = {"time", "data_time", "rank_data_time"}
 
 
 def run(cfg):
