@@ -76,17 +76,17 @@ def share(workers: int | None, threads: int, gpus: int | None, *, is_told: bool 
     """
     cores, there = len(os.sched_getaffinity(0)), torch.cuda.device_count()
 
-    def check_least(key: str, value: int, least: int, most: int, what: str) -> None:
+    def check_between(key: str, value: int, least: int, most: int, what: str) -> None:
         fits = least <= value and (is_told or value <= most)
         check(key, value, fits, f"from {least} to {most}{what}")
 
-    check_least("--threads", threads, 1, cores, ", this machine's cores")
+    check_between("--threads", threads, 1, cores, ", this machine's cores")
     gpus = min(1, there) if gpus is None else gpus
-    check_least("--gpus", gpus, 0, there, ", this machine's GPUs")
+    check_between("--gpus", gpus, 0, there, ", this machine's GPUs")
     most = max(1, there // gpus if gpus else cores // threads)
     workers = most if workers is None else workers
     what = f"{there} GPUs; --gpus 0 uses its cores" if gpus else f"{cores} cores"
-    check_least("--workers", workers, 1, most, f": this machine has {what}")
+    check_between("--workers", workers, 1, most, f": this machine has {what}")
     return Share(workers, threads, gpus)
 
 

@@ -130,14 +130,12 @@ class Clock:
         return self._lengths[cell.identity]
 
 
-def in_words(seconds: float | None) -> str:
+def in_words(seconds: float) -> str:
     """Return a time for people.
 
-    >>> in_words(45), in_words(4000), in_words(None)
-    ('45 s', '1 h 07 min', 'unknown')
+    >>> in_words(45), in_words(4000)
+    ('45 s', '1 h 07 min')
     """
-    if seconds is None:
-        return "unknown"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
