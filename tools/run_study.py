@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tell(study: Study, outcomes: Outcomes, args: argparse.Namespace) -> None:
     """Print the runs and their states, or only those that are missing."""
-    workers = share_of(args, is_told=True).workers
+    workers = share_of(args, is_told=True).workers  # a mistake is told before the list
     plan, folder = Plan(study, outcomes), outcomes.folder
     going = [cell.identity for cell in plan.cells() if is_written(cell.folder(folder))]
     print(cells_table(plan, outcomes, going, missing_only=args.dry_run))

@@ -69,7 +69,7 @@ def share(workers: int | None, threads: int, gpus: int | None, *, is_told: bool 
         workers: runs at once; None: as many as cores, or GPUs, are there for.
         threads: of each.
         gpus: of each; None: one where there are any.
-        is_told: nothing is run; another machine, which may have more, will.
+        is_told: nothing is run here, so there may be more than this machine has.
 
     Raises:
         ConfigError: more than there are.

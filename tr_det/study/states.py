@@ -15,7 +15,7 @@ from tr_det.study.reading import with_names
 from tr_det.study.sides import SIDES
 
 BESIDE = 10.0
-"""Seconds of a run beside its training: imports, an evaluation; until some have ended here."""
+"""Seconds that a run takes beside its training (imports, evaluation), until one was measured."""
 
 MISSING, RUNNING, SEARCHED = "missing", "running", "searched"
 """States of runs that have not ended; the settings of the last are still being searched."""
@@ -69,7 +69,7 @@ class Rest(NamedTuple):
 
     Attributes:
         seconds: of each.
-        estimated: GPU hours of those of which only the study's author says so; None without any.
+        estimated: GPU hours of the runs that only the study's ESTIMATE tells; None without any.
     """
 
     seconds: list[float]

@@ -179,7 +179,7 @@ def _image_fault(image: Mapping[str, Any], others: Mapping[int, Any]) -> tuple[s
         return "file_name", "the path of a file in the dataset's folder"
     for key in ("width", "height"):
         if type(image.get(key)) is not int or not 0 < image[key] < 2**31:
-            return key, "a positive integer of 31 bits at most"
+            return key, "a positive integer below 2**31"
     return "", ""
 
 

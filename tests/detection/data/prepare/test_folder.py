@@ -52,7 +52,7 @@ def test_boxes_are_cut_or_left_out_and_the_counts_are_said(paint, tmp_path):
     assert made.notes == [
         "3 images have another size than their annotation says; boxes are taken as they are",
         "9 boxes without area in their image are left out",
-        "3 boxes are in the labels of their image once more, and are left out",
+        "3 boxes repeat another one of their image and are left out",
         "6 boxes reached beyond their image by more than a pixel and are cut",
         "3 boxes are marked as difficult or crowd: neither trained on nor scored",
         "classes without a box are left out: b",

@@ -165,7 +165,7 @@ def _place_all(
         "resized": f"images are smaller now, their longer side {options.size} pixels",
         "odd": "images have another size than their annotation says; boxes are taken as they are",
         "empty": "boxes without area in their image are left out",
-        "twice": "boxes are in the labels of their image once more, and are left out",
+        "twice": "boxes repeat another one of their image and are left out",
         "cut": "boxes reached beyond their image by more than a pixel and are cut",
         "crowd": "boxes are marked as difficult or crowd: neither trained on nor scored",
     }

@@ -24,7 +24,7 @@ from tr_det.detection.data.prepare.source import (
 )
 
 LISTS = ("train", "val", "trainval", "test")
-PLACE = "ImageSets/Main"
+LIST_FOLDER = "ImageSets/Main"
 
 
 def read_voc(root: Path, faults: Faults) -> Source:
@@ -64,7 +64,9 @@ def _listed(
 
     Lists speak of the files below the folder that holds ``ImageSets``.
     """
-    lists = {place.parents[1]: _read_lists(place, notes) for place in sorted(root.rglob(PLACE))}
+    lists = {
+        place.parents[1]: _read_lists(place, notes) for place in sorted(root.rglob(LIST_FOLDER))
+    }
     lists = {folder: names for folder, names in lists.items() if names}
     if not lists:
         return None
@@ -75,9 +77,9 @@ def _listed(
             splits[file] = lists[folder][file.stem]
             there.discard((folder, file.stem))
     for folder, name in sorted(there):
-        faults.add(folder / PLACE, f"lists {name!r}, of which there is no .xml file")
+        faults.add(folder / LIST_FOLDER, f"lists {name!r}, of which there is no .xml file")
     if len(splits) < len(files):
-        notes.append(f"{len(files) - len(splits)} images are in no list of {PLACE}")
+        notes.append(f"{len(files) - len(splits)} images are in no list of {LIST_FOLDER}")
     return splits
 
 
